@@ -1,0 +1,10 @@
+"""The inference side, q(z | x): one family a file."""
+
+from .constant_variance import ConstantVariance
+from .full_rank import FullRank
+from .guide import Guide
+from .mean_field import MeanField
+from .networks import encoder
+from .point_mass import PointMass
+
+__all__ = ["ConstantVariance", "FullRank", "Guide", "MeanField", "PointMass", "encoder"]

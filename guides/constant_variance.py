@@ -1,0 +1,45 @@
+"""q(z | x) with one spread for all data."""
+
+import math
+from collections.abc import Iterable
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from .guide import Guide
+
+__all__ = ["ConstantVariance"]
+
+
+class ConstantVariance(Guide):
+    """``z ~ Normal(loc(x), scale)``, one scale for all data: the step between a VAE and RAE.
+
+    Against a standard normal the KL is ``(|loc|**2 + d (scale**2 - 1 - 2 log scale)) / 2``: a legitimate bound.
+
+    Args:
+        encoder, x_shape, z_dim, heads: As in ``Guide``.
+        scale: Standard deviation of each code coordinate, fixed.
+
+    References:
+        Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 3 (CV-VAE).
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        x_shape: Iterable[int],
+        z_dim: int,
+        heads: Iterable[nn.Module] | None = None,
+        scale: float = 0.5,
+    ) -> None:
+        super().__init__(encoder, x_shape, z_dim, heads)
+        if not 0.0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def distribution(self, loc: Tensor) -> TorchDistributionMixin:
+        return dist.Normal(loc, self.scale).to_event(1)

@@ -1,0 +1,59 @@
+"""What every guide shares: encoder, heads, plate, site. A family is one method."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from ..models.half import Half
+from .networks import width_of
+
+__all__ = ["Guide"]
+
+
+class Guide(Half):
+    """``z ~ q(z | x)``, q from an encoder and a linear head for each parameter of the family.
+
+    A family says how many parameters a code coordinate has (``outputs``) and makes a distribution of them:
+
+        class LaplaceGuide(Guide):
+            outputs = 2
+
+            def distribution(self, loc, log_scale):
+                return dist.Laplace(loc, log_scale.exp()).to_event(1)
+
+    Args:
+        encoder: Module from [rows, *x_shape] to [rows, width].
+        x_shape: Shape of one datum.
+        z_dim: Size of a code.
+        heads: Modules from [rows, width] to the parameters, the first to ``loc`` [rows, z_dim]; linear unless given.
+    """
+
+    outputs = 1
+    distribution: Callable[..., TorchDistributionMixin]  # from the heads' outputs, [batch, size] each, to q
+
+    def __init__(
+        self, encoder: nn.Module, x_shape: Iterable[int], z_dim: int, heads: Iterable[nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.x_shape, self.z_dim = encoder, tuple(x_shape), z_dim
+        if heads is None:
+            width = width_of(encoder, self.x_shape)
+            heads = [nn.Linear(width, size) for size in self.head_sizes()]
+        self.heads = nn.ModuleList(heads)
+
+    def head_sizes(self) -> list[int]:
+        """Numbers that each head makes a datum; the first makes ``loc``."""
+        return [self.z_dim] * self.outputs
+
+    def posterior(self, x: Tensor) -> TorchDistributionMixin:
+        """q(z | x) for x [batch, *x_shape] in the model's units."""
+        h = self.encoder(x).flatten(1)
+        return self.distribution(*(head(h) for head in self.heads))
+
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        """Draw ``z`` [..., batch, z_dim] from q(z | x); ``size`` as in the model."""
+        with pyro.plate("data", len(x) if size is None else size, subsample=x), self.weighted():
+            return pyro.sample("z", self.posterior(x))

@@ -1,0 +1,15 @@
+"""q(z | x) without noise."""
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from .guide import Guide
+
+__all__ = ["PointMass"]
+
+
+class PointMass(Guide):
+    """``z = loc(x)``: an autoencoder. The loss is ``-log p(x, z)``, a MAP objective; there is no bound."""
+
+    def distribution(self, loc: Tensor) -> dist.Delta:
+        return dist.Delta(loc, event_dim=1)

@@ -1,0 +1,53 @@
+"""The generative side, p(x, z): the model and its parts."""
+
+from .half import Half
+from .latent_variable import LatentVariableModel
+from .likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedNormal,
+    Gaussian,
+    Heteroscedastic,
+    Laplace,
+    LearnedSigma,
+    OptimalSigma,
+    StudentT,
+)
+from .linear_gaussian import LinearGaussian
+from .networks import decoder
+from .penalties import MMD, JacobianNorm, WeightPrior, spectrally_normalised
+from .priors import Mixture, StandardNormal
+from .scale import Scale
+from .schedules import KLWeight, Masked, Schedule, constant, cyclical, linear, switch
+
+__all__ = [
+    "MMD",
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedNormal",
+    "Gaussian",
+    "Half",
+    "Heteroscedastic",
+    "JacobianNorm",
+    "KLWeight",
+    "Laplace",
+    "LatentVariableModel",
+    "LearnedSigma",
+    "LinearGaussian",
+    "Masked",
+    "Mixture",
+    "OptimalSigma",
+    "Scale",
+    "Schedule",
+    "StandardNormal",
+    "StudentT",
+    "WeightPrior",
+    "constant",
+    "cyclical",
+    "decoder",
+    "linear",
+    "spectrally_normalised",
+    "switch",
+]

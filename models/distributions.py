@@ -1,0 +1,176 @@
+"""Densities and masses that torch lacks, or has with traps: continuous Bernoulli by logits, discretised families."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid, softplus
+
+__all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "DiscretizedNormal", "grid", "log1mexp", "log_normalizer"]
+
+
+SCALAR = torch.Size()
+
+
+def log1mexp(a: Tensor) -> Tensor:
+    """``log(1 - exp(-a))`` for a > 0, exact at both ends (Maechler, 2012)."""
+    small = a < math.log(2)
+    near, far = torch.where(small, a, 1.0), torch.where(small, 1.0, a)
+    return torch.where(small, torch.log(-torch.expm1(-near)), torch.log1p(-torch.exp(-far)))
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """``log C = log(t / tanh(t / 2))`` of the continuous Bernoulli, t its logits (Loaiza-Ganem and Cunningham, eq. 2).
+
+    A series below |t| = 0.3: the direct form loses its gradient there, and torch's class saturates above |t| = 16.
+    """
+    t, t2 = logits.abs(), logits.square()
+    small = t < 0.3
+    far = torch.where(small, 1.0, t)
+    series = math.log(2) + t2 * (1 / 12 - t2 * (7 / 1440 - t2 * 31 / 90720))
+    return torch.where(small, series, far.log() - torch.tanh(far / 2).log())
+
+
+class ContinuousBernoulli(TorchDistribution):
+    """A density on [0, 1]: ``log p(x) = x t - softplus(t) + log C(t)``, t the logits.
+
+    The mean is not ``sigmoid(t)`` but ``1 / (1 - exp(-t)) - 1 / t``.
+
+    References:
+        Loaiza-Ganem and Cunningham, The continuous Bernoulli, 2019. https://arxiv.org/abs/1907.06845
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.real}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousBernoulli":
+        return ContinuousBernoulli(self.logits.expand(batch_shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - softplus(self.logits) + log_normalizer(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        t = self.logits
+        small = t.abs() < 0.3
+        far, t2 = torch.where(small, 1.0, t), t.square()
+        series = 0.5 + t * (1 / 12 - t2 * (1 / 720 - t2 / 30240))
+        return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
+
+    def rsample(self, sample_shape: Any = SCALAR) -> Tensor:
+        """By the inverse distribution function, ``log1p(u expm1(t)) / t``, in the tail where it is stable."""
+        shape = self._extended_shape(sample_shape)
+        u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        t = self.logits.expand(shape)
+        small = t.abs() < 1e-3
+        far = torch.where(small, 1.0, -t.abs())  # draw for -|t|, mirror: x -> 1 - x turns t into -t
+        x = torch.where(small, u, torch.log1p(u * torch.expm1(far)) / far).clamp(0, 1)
+        return torch.where(t > 0, 1 - x, x)
+
+
+class grid(constraints.Constraint):
+    """The numbers ``0, 1/(levels-1), ..., 1``: what grey values of ``levels`` steps become on the unit scale."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        k = value * (self.levels - 1)
+        return (value >= 0) & (value <= 1) & ((k - k.round()).abs() < 1e-3)
+
+    def __repr__(self) -> str:
+        return f"multiples of 1/{self.levels - 1} from 0 to 1"
+
+
+class _Discretized(TorchDistribution):
+    """Mass of the cell around each grid point; the two tails belong to the outermost cells.
+
+    ``P(x) = F((x + w/2 - loc) / scale) - F((x - w/2 - loc) / scale)``, ``w = 1 / (levels - 1)``.
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+
+    def __init__(self, loc: Tensor, scale: Tensor, levels: int = 256, *, validate_args: bool | None = None) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, torch.as_tensor(scale, dtype=loc.dtype, device=loc.device))
+        self.levels = levels
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> grid:
+        return grid(self.levels)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Discretized":
+        return type(self)(
+            self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels, validate_args=False
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """``loc`` held inside [0, 1]: the mean of the mass up to a fraction of a cell."""
+        return self.loc.clamp(0, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        half = 0.5 / (self.levels - 1)
+        upper, lower = (value + half - self.loc) / self.scale, (value - half - self.loc) / self.scale
+        inner = self._log_difference(upper, lower)
+        ends = torch.where(value < half, self._log_cdf(upper), inner)
+        return torch.where(value > 1 - half, self._log_cdf(-lower), ends)
+
+    def sample(self, sample_shape: Any = SCALAR) -> Tensor:
+        with torch.no_grad():
+            y = self.loc + self.scale * self._standard(self._extended_shape(sample_shape))
+            return (y.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
+
+    def _standard(self, shape: torch.Size) -> Tensor:
+        raise NotImplementedError
+
+    def _log_cdf(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DiscretizedNormal(_Discretized):
+    """A normal distribution, its mass gathered on ``levels`` grid points of [0, 1]."""
+
+    def _standard(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def _log_cdf(self, y: Tensor) -> Tensor:
+        return torch.special.log_ndtr(y)
+
+    def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
+        flip = upper + lower > 0  # work in the left tail, where log_ndtr keeps its digits
+        a, b = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+        log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+        return log_a + log1mexp((log_a - log_b).clamp_min(1e-30))
+
+
+class DiscretizedLogistic(_Discretized):
+    """A logistic distribution, its mass gathered on ``levels`` grid points of [0, 1] (Salimans et al., 2017, eq. 2)."""
+
+    def _standard(self, shape: torch.Size) -> Tensor:
+        u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return torch.logit(u, eps=1e-7)
+
+    def _log_cdf(self, y: Tensor) -> Tensor:
+        return logsigmoid(y)
+
+    def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
+        return logsigmoid(upper) + logsigmoid(-lower) + log1mexp(upper - lower)

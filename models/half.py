@@ -1,0 +1,57 @@
+"""What a model and a guide have in common: how Pyro finds their parameters, and how training moves their schedules."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import nn
+
+from .schedules import Schedule
+
+__all__ = ["Half"]
+
+
+class Half(nn.Module):
+    """A model p(x, z) or a guide q(z | x): a plain module that stock Pyro can train.
+
+    ``pyro.infer.SVI`` collects parameters in a trace with ``param_only=True``. Only then are they declared to Pyro's
+    global store, and a name that already belongs to another tensor is an error instead of a pair that never trains.
+
+    Attributes:
+        kl_weight: Acts on the site ``z`` in training mode; the builder hands one object to both halves.
+    """
+
+    kl_weight: nn.Module | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
+            self._declare()
+        return super().__call__(*args, **kwargs)
+
+    def _declare(self) -> None:
+        for name, parameter in self.named_parameters():
+            stored = f"{type(self).__name__}.{name}"
+            if parameter.requires_grad and pyro.param(stored, parameter) is not parameter:
+                raise ValueError(
+                    f"Pyro's parameter store already holds another {stored!r}, of another pair or of this one before "
+                    "it was moved: train each pair inside `with pyro.get_param_store().scope():`"
+                )
+
+    def weighted(self) -> AbstractContextManager[Any]:
+        """The context in which to sample ``z``: the KL weight in training mode, nothing in eval mode."""
+        weight: AbstractContextManager[Any] = nullcontext()
+        if self.training and self.kl_weight is not None:
+            weight = self.kl_weight()
+        return weight
+
+    def advance(self, step: int, total: int) -> None:
+        """Set every schedule inside to where training stands: call it once a step, as a learning-rate scheduler.
+
+        Args:
+            step: Steps already taken, from 0.
+            total: Steps of the whole run.
+        """
+        for module in self.modules():
+            if isinstance(module, Schedule):
+                module.advance(step, total)

@@ -1,0 +1,92 @@
+"""The one model: z ~ prior, x ~ likelihood(decoder(z)), one code a datum."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from .half import Half
+from .scale import Scale
+
+__all__ = ["LatentVariableModel"]
+
+
+class LatentVariableModel(Half):
+    """``z ~ prior`` [batch, z_dim], then ``x ~ likelihood(decoder(z))`` [batch, *x_shape].
+
+    In training mode the pair with a guide is the objective: penalties and the KL weight act, and closed-form
+    statistics move. In eval mode the same model is the density p(x, z) and nothing else.
+
+    Args:
+        prior: Module without inputs that returns p(z), of event shape [z_dim].
+        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row, outputs first.
+        likelihood: Module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape].
+        x_shape: Shape of one datum.
+        penalties: Modules called in training as ``penalty(model, x, z)``; see ``models.penalties``.
+    """
+
+    recipe: dict[str, Any] | None = None  # how the catalogue built it
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        x_shape: Iterable[int],
+        penalties: Iterable[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        self.prior, self.decoder, self.likelihood = prior, decoder, likelihood
+        self.x_shape = tuple(x_shape)
+        self.penalties = nn.ModuleList(penalties)
+        self.scale = Scale(self.x_shape)
+
+    def outputs(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the likelihood is given: z [..., z_dim] to ``likelihood.outputs`` tensors [..., *x_shape]."""
+        rows = z.reshape(-1, z.shape[-1])
+        decoded = self.decoder(rows)
+        outputs: int = self.likelihood.outputs  # type: ignore[assignment]
+        wanted = (len(rows), outputs, *self.x_shape)
+        if decoded.numel() != math.prod(wanted):
+            raise ValueError(
+                f"the decoder turned z {list(rows.shape)} into {list(decoded.shape)}; "
+                f"{type(self.likelihood).__name__} wants {list(wanted)}, or as many numbers in that order"
+            )
+        return decoded.reshape(*z.shape[:-1], *wanted[1:]).unbind(-1 - len(self.x_shape))
+
+    def x_given_z(self, z: Tensor) -> TorchDistributionMixin:
+        """p(x | z) for z [..., z_dim]: batch shape [...], event shape ``x_shape``."""
+        return self.likelihood(*self.outputs(z)).to_event(len(self.x_shape))
+
+    def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
+        """Run the generative process, observing ``x`` [batch, *x_shape]; ``None`` draws ``size`` data instead.
+
+        Args:
+            x: The batch, in the model's units.
+            size: Data in the whole set; each datum counts ``size / batch`` times. The batch itself unless given.
+
+        Returns:
+            The mean of p(x | z), [..., batch, *x_shape].
+        """
+        once: list[tuple[str, nn.Module]] = []
+        per_datum: list[tuple[str, nn.Module]] = []
+        for index, penalty in enumerate(self.penalties if self.training else ()):
+            (per_datum if penalty.per_datum else once).append((f"penalty_{index}", penalty))
+
+        with pyro.plate("data", len(x) if size is None and x is not None else size, subsample=x):
+            with self.weighted():
+                z = pyro.sample("z", self.prior())
+            outputs = self.outputs(z)
+            x_given_z: dist.TorchDistribution = self.likelihood(*outputs).to_event(len(self.x_shape))
+            pyro.sample("x", x_given_z, obs=x)
+            for name, penalty in per_datum:
+                pyro.factor(name, penalty(self, x, z))
+        for name, penalty in once:  # outside the plate: counted once a data set, whatever the batch
+            pyro.factor(name, penalty(self, x, z))
+        if self.training and x is not None and hasattr(self.likelihood, "observe"):
+            self.likelihood.observe(x, *outputs)
+        return x_given_z.mean

@@ -1,0 +1,244 @@
+"""p(x | z), a small module each: ``outputs`` decoder outputs a coordinate in, one distribution out."""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from . import distributions
+from .schedules import Schedule, switch
+
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedNormal",
+    "Gaussian",
+    "Heteroscedastic",
+    "Laplace",
+    "LearnedSigma",
+    "OptimalSigma",
+    "StudentT",
+]
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return value
+
+
+class Bernoulli(nn.Module):
+    """Binary observations: ``log p(x | z) = sum(x t - softplus(t))``, t = logits(z), x in {0, 1}."""
+
+    outputs = 1
+
+    def forward(self, logits: Tensor) -> dist.Bernoulli:
+        return dist.Bernoulli(logits=logits)
+
+
+class ContinuousBernoulli(nn.Module):
+    """Observations in [0, 1]: a Bernoulli formula made a density by ``log C``; see ``models.distributions``."""
+
+    outputs = 1
+
+    def forward(self, logits: Tensor) -> distributions.ContinuousBernoulli:
+        return distributions.ContinuousBernoulli(logits)
+
+
+class Gaussian(nn.Module):
+    """Real observations with one standard deviation that is stated, not learned.
+
+    In nats a datum of D coordinates, ``-log p(x | z) = |x - loc|**2 / (2 scale**2) + D log(scale) + D/2 log(2 pi)``.
+
+    Args:
+        scale: Standard deviation, in the model's units.
+
+    Raises:
+        ValueError: If ``scale`` is not a positive, finite number.
+
+    Example:
+        >>> x_given_z = Gaussian(scale=0.5)(torch.zeros(4, 3))
+        >>> x_given_z.log_prob(torch.zeros(4, 3)).shape
+        torch.Size([4, 3])
+    """
+
+    outputs = 1
+    scale: Tensor
+
+    def __init__(self, scale: float = 0.1) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(_positive("scale", scale)))
+
+    def forward(self, loc: Tensor) -> dist.Normal:
+        return dist.Normal(loc, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"scale={float(self.scale):.4g}"
+
+
+class _LearnedScale(nn.Module):
+    """One learned scale, softly bounded from below.
+
+    ``log scale = floor + softplus(raw - floor)``: the slope in raw never vanishes near the data's noise, and a scale
+    that heads for zero meets a floor instead of an overflow.
+
+    Args:
+        scale: Initial value, exact.
+        floor: The bound, on the log scale.
+
+    Raises:
+        ValueError: If ``scale`` is not finite or not above ``exp(floor)``.
+    """
+
+    outputs = 1
+
+    def __init__(self, scale: float = 1.0, floor: float = -6.0) -> None:
+        super().__init__()
+        if not floor < math.log(_positive("scale", scale)):
+            raise ValueError(f"scale must lie above its floor exp({floor}) = {math.exp(floor):.4g}, got {scale!r}")
+        self.floor = floor
+        self.raw = nn.Parameter(torch.tensor(floor + math.log(math.expm1(math.log(scale) - floor))))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """The logarithm of the scale, shape []."""
+        return self.floor + softplus(self.raw - self.floor)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, shape [], in the model's units."""
+        return self.log_scale.exp()
+
+    def extra_repr(self) -> str:
+        return f"scale={float(self.scale):.4g}, floor={math.exp(self.floor):.4g}"
+
+
+class LearnedSigma(_LearnedScale):
+    """Gaussian observations, one standard deviation for all, learned by gradient.
+
+    ``-log p(x | z)`` is that of ``Gaussian``; its derivative in ``log scale`` is ``D - |x - loc|**2 / scale**2``, so
+    that the optimum is the root mean squared error under q: the weight between reconstruction and KL is not chosen.
+
+    References:
+        Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021, section 3.
+        https://arxiv.org/abs/2006.13202
+    """
+
+    def forward(self, loc: Tensor) -> dist.Normal:
+        return dist.Normal(loc, self.scale)
+
+
+class Laplace(_LearnedScale):
+    """``x | z ~ Laplace(loc(z), scale)``, the scale learned: ``-log p = |x - loc|_1 / scale + D log(2 scale)``."""
+
+    def forward(self, loc: Tensor) -> dist.Laplace:
+        return dist.Laplace(loc, self.scale)
+
+
+class StudentT(_LearnedScale):
+    """``x | z ~ StudentT(df, loc(z), scale)``, the scale learned: outliers are paid by a logarithm, not by a square.
+
+    Args:
+        df: Degrees of freedom, above 1 so that the mean, the reconstruction, exists.
+        scale: Initial scale.
+        floor: Soft bound of the log scale.
+    """
+
+    def __init__(self, df: float = 4.0, scale: float = 1.0, floor: float = -6.0) -> None:
+        super().__init__(scale, floor)
+        if not 1.0 < df < math.inf:
+            raise ValueError(f"df must be finite and above 1, for else there is no mean, got {df!r}")
+        self.df = df
+
+    def forward(self, loc: Tensor) -> dist.StudentT:
+        return dist.StudentT(self.df, loc, self.scale)
+
+
+class OptimalSigma(Gaussian):
+    """Gaussian observations with the scale that maximises the bound, in closed form.
+
+    ``scale**2 = E_x E_q |x - loc(z)|**2 / D``, z a draw from the guide, never its mean. It moves in alternation with
+    the weights: a batch is scored with the scale so far, then joins the running average. As the statistics of a batch
+    norm, it moves in training mode alone, so that no held-out datum has a say in its own likelihood.
+
+    Args:
+        scale: The value before the first batch has been seen.
+        momentum: Share of a new batch in the running average of the variance; the first batches count alike.
+
+    References:
+        Rybkin, Daniilidis and Levine, 2021, eq. 6. Lin et al., Balancing Reconstruction Quality and Regularisation in
+        the ELBO for VAEs, 2019. https://arxiv.org/abs/1909.03765
+    """
+
+    batches: Tensor
+
+    def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
+        super().__init__(scale)
+        self.momentum = momentum
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, loc: Tensor) -> None:
+        """Let a training batch move the scale: x [batch, *x_shape], loc [..., batch, *x_shape]."""
+        self.batches += 1
+        share = (1 / self.batches).clamp_min(self.momentum)
+        variance = self.scale.square().lerp((x - loc).square().mean(), share)
+        self.scale.copy_(variance.sqrt().clamp_min(1e-6))
+
+
+class Heteroscedastic(_LearnedScale):
+    """``x | z ~ Normal(loc(z), scale * exp(head(z)))``: a standard deviation for each coordinate and each code.
+
+    Trained in two stages: one global scale first, with the head shut, then the head from log 1. Opened at once, badly
+    fitted coordinates are declared noise and stop learning.
+
+    Args:
+        scale: Initial global scale.
+        floor: Soft bound of the log scale, global and total.
+        stage: The share of training after which the head opens; 0 for open from the start.
+
+    References:
+        Lin et al., 2019, section 3 (global sigma, then sigma(z)). Rybkin et al., 2021, on its instability.
+    """
+
+    outputs = 2
+
+    def __init__(self, scale: float = 1.0, floor: float = -6.0, stage: float = 0.5) -> None:
+        super().__init__(scale, floor)
+        if not 0.0 <= stage < 1.0:
+            raise ValueError(f"stage is a share of training in [0, 1), got {stage!r}")
+        self.open = Schedule(switch(stage))
+
+    def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
+        log_scale = self.log_scale + self.open.value * head
+        return dist.Normal(loc, (self.floor + softplus(log_scale - self.floor)).exp())
+
+
+class DiscretizedNormal(_LearnedScale):
+    """A learned normal gathered on grey values ``0, 1/(levels-1), ..., 1``: a mass, so that bits a dimension exist.
+
+    Args:
+        levels: Number of grey values.
+        scale: Initial scale, on the unit scale of x.
+        floor: Soft bound of the log scale.
+    """
+
+    family: type[distributions._Discretized] = distributions.DiscretizedNormal
+
+    def __init__(self, levels: int = 256, scale: float = 0.1, floor: float = -8.0) -> None:
+        super().__init__(scale, floor)
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2, got {levels!r}")
+        self.levels = levels
+
+    def forward(self, loc: Tensor) -> distributions._Discretized:
+        return self.family(loc, self.scale, self.levels)
+
+
+class DiscretizedLogistic(DiscretizedNormal):
+    """As ``DiscretizedNormal``, with the logistic distribution (Salimans et al., PixelCNN++, 2017, eq. 2)."""
+
+    family = distributions.DiscretizedLogistic

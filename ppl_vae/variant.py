@@ -1,0 +1,164 @@
+"""A variant, what is trained, and what one does with it: encode, reconstruct, sample."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from .elbo import PathwiseELBO
+from .guides import Guide, MeanField, PointMass, encoder as encoder_for
+from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
+from .seeding import seeded
+
+__all__ = ["Variant", "encode", "evaluating", "pair", "reconstruct", "sample", "with_prior"]
+
+ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
+GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
+
+
+class Variant(NamedTuple):
+    """A model p(x, z), a guide q(z | x), and the loss that trains them, in nats summed over the data set.
+
+    Both of these train it: ``SVI(optim=..., **variant._asdict())`` with stock Pyro, and
+    ``variant.loss(variant.model, variant.guide)`` as a module under any torch optimizer.
+    """
+
+    model: LatentVariableModel
+    guide: Guide
+    loss: ELBO
+
+    @property
+    def z_dim(self) -> int:
+        """Size of a code."""
+        return int(self.model.prior().event_shape[0])
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether the guide has a density: a point mass has none, and its loss is a MAP objective."""
+        return not isinstance(self.guide, PointMass)
+
+    @property
+    def codes_are_scored(self) -> bool:
+        """Whether log p(z) is part of the training objective; it is not in a plain autoencoder or WAE."""
+        return not isinstance(self.model.kl_weight, Masked)
+
+    def in_model_units(self, x: Tensor) -> Tensor:
+        """``x`` [rows, *x_shape] in the data's units, scaled, and moved to the model's dtype and device."""
+        if tuple(x.shape[1:]) != self.model.x_shape:
+            raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
+        parameter = next(self.model.parameters())
+        return self.model.scale(x.to(parameter))
+
+
+def pair(
+    x_shape: Iterable[int],
+    z_dim: int,
+    *,
+    likelihood: nn.Module,
+    guide: GuideFamily = MeanField,
+    prior: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    penalties: Iterable[nn.Module] = (),
+    kl_weight: nn.Module | None = None,
+    loss: ELBO | None = None,
+) -> Variant:
+    """Put a model and a guide together from parts: what every builder of the catalogue calls.
+
+    Args:
+        x_shape: Shape of one datum, without the batch: ``(3, 32, 32)``.
+        z_dim: Size of a code.
+        likelihood: p(x | z), a module with ``outputs``; see ``ppl_vae.models``.
+        guide: Family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
+        prior: p(z), of event shape [z_dim]; a standard normal unless given.
+        encoder: Module from [rows, *x_shape] to [rows, width]; chosen by ``x_shape`` unless given.
+        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row; chosen unless given.
+        penalties: Explicit regularisers of the training objective.
+        kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
+        loss: The estimator of the bound; pathwise, one particle, unless given.
+
+    Raises:
+        ValueError: If a shape is empty, or the prior's event shape is not [z_dim].
+    """
+    x_shape = tuple(int(side) for side in x_shape)
+    if not x_shape or min(x_shape) < 1 or z_dim < 1:
+        raise ValueError(f"x_shape and z_dim must be positive, got {x_shape} and {z_dim}")
+    prior = StandardNormal(z_dim) if prior is None else prior
+    if tuple(prior().event_shape) != (z_dim,):
+        raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
+    encoder = encoder_for(x_shape) if encoder is None else encoder
+    decoder = decoder_for(z_dim, x_shape, likelihood.outputs) if decoder is None else decoder
+    model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
+    inference = guide(encoder, x_shape, z_dim)
+    model.kl_weight = inference.kl_weight = kl_weight
+    return Variant(model, inference, PathwiseELBO() if loss is None else loss)
+
+
+@contextmanager
+def evaluating(variant: Variant) -> Iterator[None]:
+    """Eval mode without gradients; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
+    try:
+        with torch.no_grad():
+            variant.model.eval()
+            variant.guide.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def with_prior(variant: Variant, prior: nn.Module) -> Variant:
+    """The same variant with another p(z), every other part shared: an ex-post mixture, say."""
+    model = copy.copy(variant.model)
+    model._modules = dict(variant.model._modules)
+    model.prior = prior
+    return variant._replace(model=model)
+
+
+def encode(variant: Variant, x: Tensor) -> Tensor:
+    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim]."""
+    with evaluating(variant):
+        return torch.cat([variant.guide.posterior(rows).mean for rows in variant.in_model_units(x).split(ROWS)])
+
+
+def decode(variant: Variant, z: Tensor) -> Tensor:
+    """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units."""
+    with evaluating(variant):
+        means = torch.cat([variant.model.x_given_z(rows).mean for rows in z.split(ROWS)])
+        return variant.model.scale.inverse(means)
+
+
+def reconstruct(variant: Variant, x: Tensor) -> Tensor:
+    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units."""
+    return decode(variant, encode(variant, x))
+
+
+def sample(
+    variant: Variant, count: int, *, prior: nn.Module | None = None, mean: bool = False, seed: int = 0
+) -> Tensor:
+    """Draw data: ``z ~ prior``, then ``x ~ p(x | z)``.
+
+    Args:
+        variant: What to sample from.
+        count: Number of data.
+        prior: Another p(z), as ``ex_post.fit`` returns it; the model's own unless given.
+        mean: Return the mean of p(x | z), a picture without observation noise, instead of a draw.
+        seed: Of the draws; the caller's random stream is left as it was.
+
+    Returns:
+        [count, *x_shape], in the data's units.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count!r}")
+    variant = variant if prior is None else with_prior(variant, prior)
+    with evaluating(variant), seeded(seed):
+        z = variant.model.prior().sample((count,))
+        if mean:
+            return decode(variant, z)
+        draws = torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(ROWS)])
+        return variant.model.scale.inverse(draws)
