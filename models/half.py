@@ -22,7 +22,11 @@ class Half(nn.Module):
         kl_weight: Acts on the site ``z`` in training mode; the builder hands one object to both halves.
     """
 
-    kl_weight: nn.Module | None = None
+    kl_weight: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kl_weight = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):

@@ -87,6 +87,7 @@ class LatentVariableModel(Half):
                 pyro.factor(name, penalty(self, x, z))
         for name, penalty in once:  # outside the plate: counted once a data set, whatever the batch
             pyro.factor(name, penalty(self, x, z))
-        if self.training and x is not None and hasattr(self.likelihood, "observe"):
-            self.likelihood.observe(x, *outputs)
+        observe = getattr(self.likelihood, "observe", None)
+        if self.training and x is not None and observe is not None:
+            observe(x, *outputs)
         return x_given_z.mean

@@ -210,7 +210,7 @@ def rae_gp(
     probes: int | None = None,
     **parts: Any,
 ) -> Variant:
-    """RAE with the gradient penalty on the decoder's Jacobian, ``gamma = 2 sigma**2 kappa``; exact without ``probes``."""
+    """RAE with the gradient penalty, ``gamma = 2 sigma**2 kappa``, exact unless random ``probes`` are asked for."""
     return _rae(x_shape, z_dim, sigma, (JacobianNorm(kappa, probes),), parts)
 
 

@@ -37,6 +37,17 @@ class Variant(NamedTuple):
         return int(self.model.prior().event_shape[0])
 
     @property
+    def name(self) -> str:
+        """Its name in the catalogue, or the names of its parts."""
+        recipe = self.model.recipe
+        return recipe["variant"] if recipe else f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight of the KL now: 1 unless it is scheduled, 0 where codes are not scored."""
+        return float(getattr(self.model.kl_weight, "value", self.codes_are_scored))
+
+    @property
     def has_bound(self) -> bool:
         """Whether the guide has a density: a point mass has none, and its loss is a MAP objective."""
         return not isinstance(self.guide, PointMass)
@@ -91,7 +102,8 @@ def pair(
     if tuple(prior().event_shape) != (z_dim,):
         raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
     encoder = encoder_for(x_shape) if encoder is None else encoder
-    decoder = decoder_for(z_dim, x_shape, likelihood.outputs) if decoder is None else decoder
+    outputs: int = likelihood.outputs  # type: ignore[assignment]
+    decoder = decoder_for(z_dim, x_shape, outputs) if decoder is None else decoder
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight

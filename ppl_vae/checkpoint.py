@@ -1,0 +1,118 @@
+"""A checkpoint is a folder: tensors in safetensors, the recipe in JSON. Nothing in it can be executed."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .catalogue import VARIANTS
+from .variant import Variant
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+TENSORS, CONFIG = "variant.safetensors", "variant.json"
+
+
+def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None) -> Path:
+    """Write a variant: weights, buffers, data scale, and the recipe that builds it again.
+
+    Args:
+        path: A folder, made or replaced as a whole; an earlier one stays until the new one is complete.
+        variant: What to keep.
+        notes: More to write beside the recipe, as JSON.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: If the folder exists and is no checkpoint.
+    """
+    path = Path(path)
+    if path.exists() and not (path / CONFIG).is_file():
+        raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, name another folder")
+    tensors = {
+        f"{half}.{name}": tensor.detach().cpu().clone().contiguous()
+        for half, module in (("model", variant.model), ("guide", variant.guide))
+        for name, tensor in module.state_dict().items()
+    }
+    config = {"format": FORMAT, "recipe": variant.model.recipe, "notes": notes or {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        save_file(tensors, fresh / TENSORS)
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return path
+
+
+def load(path: str | Path, into: Variant | None = None) -> Variant:
+    """Read a variant, in eval mode, on the CPU.
+
+    Args:
+        path: A folder that ``save`` wrote.
+        into: A pair of the same parts, to be filled in place: needed where parts of one's own were passed to the
+            builder, for a file holds no code.
+
+    Raises:
+        ValueError: If the folder is no checkpoint, is damaged, or does not match.
+    """
+    path = Path(path)
+    config = _config(path)
+    variant = _build(path, config) if into is None else into
+    try:
+        with safe_open(path / TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path / TENSORS} cannot be read: {str(error).splitlines()[0]}") from None
+    for half, module in (("model", variant.model), ("guide", variant.guide)):
+        mine = {
+            name.removeprefix(f"{half}."): tensor for name, tensor in tensors.items() if name.startswith(f"{half}.")
+        }
+        _check_tensors(path, half, {name: tensor.shape for name, tensor in module.state_dict().items()}, mine)
+        if mine and next(iter(mine.values())).is_floating_point():
+            module.to(next(iter(mine.values())).dtype)
+        module.load_state_dict(mine)
+        module.eval()
+    return variant
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / CONFIG).read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is no checkpoint: wanted a folder with a readable {CONFIG} and {TENSORS}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path / CONFIG} is not of format {FORMAT}: was it written by another version?")
+    return config
+
+
+def _build(path: Path, config: dict[str, Any]) -> Variant:
+    recipe = config.get("recipe") or {}
+    name, parts = recipe.get("variant"), recipe.get("parts", ["all"])
+    if parts or name not in VARIANTS:
+        listed = ", ".join(map(str, parts)) if parts else f"unknown variant {name!r}"
+        raise ValueError(f"{path} was built with parts of your own ({listed}): build the same pair, pass it as into=")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return VARIANTS[name](tuple(recipe["x_shape"]), recipe["z_dim"], **recipe["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / CONFIG} does not build a {name}: {error}") from None
+
+
+def _check_tensors(path: Path, half: str, wanted: dict[str, torch.Size], found: dict[str, torch.Tensor]) -> None:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        raise ValueError(f"{path} does not fit the {half}: missing {missing[:3]}, not wanted {extra[:3]}")
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise ValueError(
+                f"{path} does not fit the {half}: {name} is {list(found[name].shape)}, wanted {list(shape)}"
+            )

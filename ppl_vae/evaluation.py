@@ -1,0 +1,267 @@
+"""evaluate: every number with what it is, its unit and its error; a number that is not legitimate is left empty."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from .bounds import bounds, held_out
+from .data import check_support, tensor_of
+from .features import Features, principal_components
+from .frechet import frechet_with_error, nearest
+from .models.networks import is_image
+from .seeding import seeded
+from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample, with_prior
+
+__all__ = ["COLUMNS", "Column", "Evaluation", "Number", "evaluate", "slerp"]
+
+ACTIVE = 0.01  # variance over data of a posterior mean above which a unit counts as active (Burda et al., 2016)
+MOST = 5000  # data that a Frechet distance takes at the most
+
+
+class Number(NamedTuple):
+    """A figure with its standard error; without a value, ``reason`` says why there is none."""
+
+    value: float | None
+    error: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return self.reason
+        return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
+
+
+class Column(NamedTuple):
+    """What a figure is: title, unit, whether larger is better (None for neither), one line of explanation."""
+
+    title: str
+    unit: str
+    up: bool | None
+    text: str
+
+
+COLUMNS = {
+    "bound": Column("bound", "nats", True, "ELBO of held-out data, a datum, in the data's units"),
+    "importance_weighted": Column("IW bound", "nats", True, "importance-weighted bound, K draws, a datum"),
+    "bound_ex_post": Column("bound, ex post", "nats", True, "ELBO with the fitted mixture as the prior"),
+    "log_joint": Column("MAP", "nats", True, "log p(x, z) at the code of a point mass: no bound, comparable to none"),
+    "bits_per_dim": Column("bits/dim", "bits", False, "-bound / (D log 2), of a probability mass only"),
+    "rmse": Column("RMSE", "scaled x", False, "root mean squared error of the reconstruction at the posterior mean"),
+    "active_units": Column("active", "units", None, f"codes whose posterior mean varies by more than {ACTIVE}"),
+    "kl": Column("KL", "nats", None, "KL(q(z | x) || p(z)), mean over held-out data"),
+    "sigma": Column("sigma", "scaled x", None, "root mean square of the likelihood's scale"),
+    "frechet_floor": Column("F real", "F", None, "Frechet distance of held-out from training data: the floor"),
+    "frechet_reconstructions": Column("F rec.", "F", False, "of reconstructions from held-out data"),
+    "frechet_prior": Column("F prior", "F", False, "of samples from the prior"),
+    "frechet_ex_post": Column("F ex post", "F", False, "of samples from the fitted mixture"),
+    "frechet_interpolations": Column("F interp.", "F", False, "of spherical midpoints of held-out pairs"),
+    "nearest_held_out": Column("near real", "scaled x", None, "held-out data to the nearest training datum"),
+    "nearest_ex_post": Column("near ex post", "scaled x", None, "ex-post samples to it: far below, they copy"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one variant on held-out data.
+
+    Attributes:
+        numbers: By the names of ``COLUMNS``.
+        num_particles: Draws K of the bounds.
+        rows: Held-out data.
+        features: Name of the feature space of the Frechet distances.
+        kl_per_dim: [z_dim], nats, sorted from large to small; empty where q or p(z) does not factorise.
+        bound_per_datum: [rows], nats; empty for a point mass.
+    """
+
+    numbers: dict[str, Number]
+    num_particles: int
+    rows: int
+    features: str
+    kl_per_dim: list[float] = field(default_factory=list)
+    bound_per_datum: list[float] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Number:
+        return self.numbers[name]
+
+    def as_row(self) -> dict[str, Any]:
+        """Values and errors as plain numbers, for a table or JSON."""
+        row: dict[str, Any] = {}
+        for name, number in self.numbers.items():
+            row[name], row[f"{name}_error"] = number.value, number.error
+        return row
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows} held-out data; K = {self.num_particles}; F in {self.features}"]
+        for name, number in self.numbers.items():
+            column = COLUMNS[name]
+            lines.append(f"{column.title:<16}{number!s:<24}{column.unit if number.value is not None else ''}")
+        return "\n".join(lines)
+
+
+def evaluate(
+    variant: Variant,
+    x: Any,
+    num_particles: int = 100,
+    *,
+    train: Any = None,
+    ex_post: nn.Module | None = None,
+    features: Features | None = None,
+    pictures: Any = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge a trained variant on held-out data. Parameters, buffers, modes and random streams are left as they were.
+
+    Args:
+        variant: A trained pair.
+        x: Held-out data [rows, *x_shape], in the data's units.
+        num_particles: Draws K for each datum's bounds; exactly so many are used.
+        train: Training data in the data's units: the reference of the floor and of nearest neighbours.
+        ex_post: The density ``ex_post.fit`` returns, for samples and a bound under it.
+        features: Feature space of the Frechet distances, a map from data in the model's units; principal components of
+            ``train`` (or of x) unless given.
+        pictures: What x is compared with as pictures, where x is a binary draw of them: the grey values.
+        seed: Of every draw.
+
+    Raises:
+        ValueError: If x has the wrong shape, holds NaN, lies outside the likelihood's support, or has under 2 rows.
+    """
+    x = tensor_of(x)
+    if len(x) < 2:
+        raise ValueError(f"evaluate needs at least 2 data for its standard errors, got {len(x)}")
+    check_support(variant, variant.in_model_units(x))
+    x = x.to(next(variant.model.parameters()))
+    train = None if train is None else tensor_of(train, "train").to(x)
+    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures").to(x))
+    if features is None:
+        features = principal_components(real if train is None else variant.in_model_units(train))
+    with evaluating(variant), seeded(seed):
+        numbers, per_datum = _densities(variant, x, num_particles, ex_post)
+        numbers["rmse"], numbers["sigma"] = _reconstruction(variant, x)
+        numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
+        numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
+    ordered = {name: numbers[name] for name in COLUMNS}
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum)
+
+
+def _mean(values: Tensor) -> Number:
+    """Mean over data and its standard error."""
+    return Number(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+
+
+def _densities(
+    variant: Variant, x: Tensor, num_particles: int, ex_post: nn.Module | None
+) -> tuple[dict[str, Number], list[float]]:
+    if not variant.has_bound:
+        none = Number(None, reason="MAP")
+        joint = Number(None, reason="codes not scored")
+        if variant.codes_are_scored:
+            joint = _mean(held_out(variant, variant.in_model_units(x), 1))
+        names = ("bound", "importance_weighted", "bound_ex_post", "bits_per_dim")
+        return {**dict.fromkeys(names, none), "log_joint": joint}, []
+    found = bounds(variant, x, num_particles)
+    bound = _mean(found.elbo)
+    numbers = {
+        "bound": bound,
+        "importance_weighted": _mean(found.importance_weighted),
+        "bound_ex_post": Number(None, reason="no mixture"),
+        "log_joint": Number(None, reason="has a bound"),
+        "bits_per_dim": Number(None, reason="a density"),
+    }
+    if ex_post is not None:
+        numbers["bound_ex_post"] = _mean(bounds(with_prior(variant, ex_post), x, num_particles).elbo)
+    if variant.model.x_given_z(encode(variant, x[:1])).support.is_discrete:
+        per_dim = -1 / (x[0].numel() * math.log(2))
+        numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
+    return numbers, found.elbo.tolist()
+
+
+def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
+    square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)
+    rmse = float(square.mean().sqrt())
+    error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
+    x_given_z = variant.model.x_given_z(encode(variant, x[:ROWS]))
+    scale = getattr(getattr(x_given_z, "base_dist", x_given_z), "scale", None)
+    if scale is None:
+        return Number(rmse, error), Number(None, reason="none")
+    return Number(rmse, error), Number(float(scale.square().mean().sqrt()))
+
+
+def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
+    active = Number(float((encode(variant, x).var(0) > ACTIVE).sum()))
+    if not variant.has_bound:
+        return active, Number(None, reason="MAP"), []
+    prior = variant.model.prior()
+    total, per_dim = [], []
+    for rows in variant.in_model_units(x).split(ROWS):
+        q = variant.guide.posterior(rows)
+        try:
+            total.append(kl_divergence(q, prior.expand(q.batch_shape)))
+            per_dim.append(kl_divergence(q.base_dist, prior.base_dist.expand(q.base_dist.batch_shape)))
+        except (NotImplementedError, AttributeError):
+            z = q.sample((100,))
+            total = total if len(total) > len(per_dim) else [*total, (q.log_prob(z) - prior.log_prob(z)).mean(0)]
+    split = torch.cat(per_dim).mean(0).sort(descending=True).values.tolist() if per_dim else []
+    return active, _mean(torch.cat(total)), split
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of codes [..., d], linear where they are parallel (Shoemake, 1985)."""
+    angle = torch.arccos(
+        (a * b).sum(-1, keepdim=True).div(a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)).clamp(-1, 1)
+    )
+    sine = angle.sin()
+    straight = sine < 1e-6
+    sine = torch.where(straight, 1.0, sine)
+    left = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / sine)
+    right = torch.where(straight, t, (t * angle).sin() / sine)
+    return left * a + right * b
+
+
+def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Decode the spherical interpolation between the codes of data a and b [rows, *x_shape].
+
+    Codes of a point mass lie on no shell: they are standardised first.
+    """
+    first, last = encode(variant, a), encode(variant, b)
+    both = torch.cat([first, last])
+    shift, width = (0.0, 1.0) if variant.has_bound else (both.mean(0), both.std(0).clamp_min(1e-6))
+    return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
+
+
+def _pictures(
+    variant: Variant,
+    x: Tensor,
+    real: Tensor,
+    train: Tensor | None,
+    ex_post: nn.Module | None,
+    features: Features,
+    seed: int,
+) -> dict[str, Number]:
+    """Distances, in the model's units, of what the variant makes from real data; every sample has the same size."""
+    count = min(len(x), MOST, MOST if train is None else len(train))
+    x, real = x[:count], real[:count]
+    means = is_image(variant.model.x_shape)  # of images, people look at means; a table without its noise is none
+    made = {
+        "frechet_reconstructions": reconstruct(variant, x),
+        "frechet_prior": sample(variant, count, mean=means, seed=seed),
+        "frechet_interpolations": interpolate(variant, x, x.roll(count // 2, 0), 0.5),
+    }
+    if ex_post is not None:
+        made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
+    made = {name: variant.in_model_units(data) for name, data in made.items()}
+    target = features.apply(real)
+    numbers = {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
+    numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}
+    numbers |= {name: Number(*frechet_with_error(target, features.apply(data))) for name, data in made.items()}
+    if train is not None:
+        train = variant.in_model_units(train)
+        some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
+        numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
+        numbers["nearest_held_out"] = _mean(nearest(real, train))
+        if ex_post is not None:
+            numbers["nearest_ex_post"] = _mean(nearest(made["frechet_ex_post"], train))
+    return numbers

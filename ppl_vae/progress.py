@@ -1,0 +1,54 @@
+"""Progress with loss and time left: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """A context that is told of each epoch.
+
+    Args:
+        label: What is trained.
+        epochs: How many there are.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, label: str, epochs: int, *, shown: bool = True) -> None:
+        self.label, self.epochs, self.shown = label, epochs, shown
+        self.console = Console(file=sys.stderr)
+        self.started = time.perf_counter()
+        self.bar = Bar(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} epochs  {task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (shown and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task(label, total=epochs, status="")
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show an epoch's row of the history."""
+        status = f"loss {row['loss']:.4g}" + (
+            f"  held out {row['held_out']:.4g}" if row["held_out"] is not None else ""
+        )
+        self.bar.update(self.task, completed=row["epoch"], status=status)
+        tenth = max(1, self.epochs // 5)
+        if self.shown and not self.console.is_terminal and (row["epoch"] % tenth == 0 or row["epoch"] == self.epochs):
+            elapsed = time.perf_counter() - self.started
+            left = elapsed * (self.epochs - row["epoch"]) / row["epoch"]
+            line = f"{self.label}: epoch {row['epoch']}/{self.epochs}  {status}  {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - progress is what this module prints

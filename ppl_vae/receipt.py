@@ -1,0 +1,95 @@
+"""The receipt of a fit: what was optimised, with its numbers in it, and whether it is a bound."""
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from .bounds import log_jacobian
+from .seeding import seeded
+from .variant import Variant
+
+__all__ = ["receipt"]
+
+
+def describe(part: nn.Module) -> str:
+    """A part and its numbers on one line."""
+    return f"{type(part).__name__}({part.extra_repr()})"
+
+
+def nature(variant: Variant) -> str:
+    """What the training objective is: a bound of log p(x), or why it is not."""
+    if not variant.has_bound:
+        scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), codes not scored"
+        return f"a MAP objective, {scored} at a point mass: no bound"
+    if variant.kl_weight != 1.0:
+        return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
+    if len(variant.model.penalties):
+        return "the bound of log p(x) plus the log factors below: MAP in what they penalise"
+    return "a lower bound of log p(x)"
+
+
+@torch.no_grad()
+def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
+    """Each site's part of the objective in training mode, nats a datum, weighted as it was optimised."""
+    modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
+    buffers = {name: value.clone() for name, value in variant.model.named_buffers()}
+    variant.model.train()
+    variant.guide.train()
+    with pyro.validation_enabled(False), seeded(0):
+        guide = poutine.trace(variant.guide).get_trace(y, size)
+        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+    for name, value in variant.model.named_buffers():
+        value.copy_(buffers[name])
+    for module, training in modes:
+        module.training = training
+    parts = {}
+    for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                kind = "factor of" if name.startswith("penalty") else f"log {letter}"
+                parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
+    return parts
+
+
+def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
+    """Lines of text: the objective at the weights that were kept, on ``y`` [rows, *x_shape] in the model's units."""
+    model = variant.model
+    shift = float(log_jacobian(variant))
+    parts = _terms(variant, y, int(settings["rows"]))
+    weight = variant.kl_weight
+    sigma = getattr(model.likelihood, "scale", None)
+    loss = -sum(parts.values()) - shift
+    lines = [
+        ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
+        ("objective", nature(variant)),
+        ("loss", f"{loss:.5g} nats a datum, in the data's units, on {len(y)} training data"),
+        *((f"  {name}", f"{value:+.5g}") for name, value in parts.items()),
+        ("  log Jacobian", f"{shift:+.5g}"),
+        ("likelihood", describe(model.likelihood)),
+        ("prior", describe(model.prior)),
+        ("guide", type(variant.guide).__name__),
+        ("KL weight", "codes are not scored" if not variant.codes_are_scored else f"{weight:.4g}"),
+    ]
+    if sigma is not None and variant.has_bound:
+        lines.append(
+            (
+                "",
+                f"with sigma {float(sigma):.4g} it amounts to sigma {math.sqrt(weight) * float(sigma):.4g} at weight 1",
+            )
+        )
+    lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
+    lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]
+    return "\n".join(f"{name:<22}{text}" for name, text in lines)
+
+
+def estimator(variant: Variant) -> str:
+    """The estimator of the loss and its number of draws."""
+    particles = variant.loss.num_particles
+    return f"{type(variant.loss).__name__}, {particles} draw{'s' * (particles > 1)} a datum and step"

@@ -1,0 +1,302 @@
+"""fit: train a variant by SVI, the loss being what its traces say."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .batches import Batches
+from .bounds import held_out, log_jacobian
+from .data import Data, check_support, item_of, tensor_of, whole
+from .divergence import Diverged, Snapshot, broken_term, is_sound
+from .progress import Progress
+from .receipt import receipt
+from .seeding import seeded
+from .variant import Variant, evaluating
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Fit", "fit"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``fit`` returns.
+
+    Attributes:
+        variant: The trained pair, in eval mode, with the weights of ``best_epoch``.
+        data: What it was trained on.
+        rows: The history, a dictionary an epoch.
+        best_epoch: The epoch of the best held-out objective; the last one where nothing was held out.
+        settings: Numbers of the run: epochs, steps, batch_size, lr, seed.
+    """
+
+    variant: Variant
+    data: Data
+    rows: list[dict[str, Any]]
+    best_epoch: int
+    settings: dict[str, Any]
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """A table, a row an epoch.
+
+        Columns: ``loss`` (the training objective, down) and ``held_out`` (the unweighted one, up; a bound, or a MAP
+        objective for a point mass), both nats a datum in the data's units; ``held_out_error``, its standard error over
+        data; ``kl_weight``; ``sigma``, the likelihood's scale in the model's units; ``seconds`` since the start.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows).set_index("epoch")
+
+    def receipt(self) -> str:
+        """The objective that was optimised, with its numbers in it."""
+        y = self.variant.in_model_units(tensor_of(self.data.resident[:1000]))
+        y = torch.bernoulli(y) if self.data.binarize else y
+        return receipt(self.variant, y, self.settings)
+
+
+def fit(
+    variant: Variant,
+    data: Any,
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    validation: Any = 0.1,
+    schedule: str | Callable[[float], float] = "constant",
+    patience: int | None = None,
+    progress: bool | str = True,
+) -> Fit:
+    """Train a variant, in place, with one fused Adam on the loss of its traces.
+
+    Pyro's global parameter store and the caller's random streams are left alone.
+
+    Args:
+        variant: From a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.
+        data: What ``prepare`` returns; or an array, tensor, data frame or Dataset, in the units of the variant's scale.
+        epochs: Passes over the data.
+        batch_size: Data a step; a short last batch counts by its rows.
+        lr: Learning rate.
+        seed: Of the order of the data, the noise and the split.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        validation: Share of the training rows to hold out, data to hold out instead, or None for neither.
+        schedule: ``"constant"``, ``"cosine"``, or the factor on ``lr`` as a function of the share of training done.
+        patience: Stop after so many epochs without a better held-out objective.
+        progress: Show loss and time left, under a label of its own if it is a string.
+
+    Raises:
+        ValueError: If the data or an argument cannot be used; the message says what came and what was wanted.
+        Diverged: If the loss turns non-finite: it names the step and the term; the last good weights are in place.
+
+    Example:
+        >>> from ppl_vae import VARIANTS, fit
+        >>> variant = VARIANTS["sigma_vae"](x_shape=(6,), z_dim=2)
+        >>> trained = fit(variant, torch.randn(200, 6), epochs=2, progress=False)
+        >>> list(trained.history.columns)
+        ['loss', 'held_out', 'held_out_error', 'kl_weight', 'sigma', 'seconds']
+    """
+    _check_settings(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr)
+    factor = _schedule(schedule)
+    place = _device(device)
+    variant.model.to(place)
+    variant.guide.to(place)
+    data = data if isinstance(data, Data) else replace(whole(data), scale=variant.model.scale)
+    variant.model.scale.load_state_dict(data.scale.state_dict())
+    with seeded(seed):
+        train, kept_back = _hold_out(variant, data, validation)
+        batches = Batches(variant, train, batch_size, draw=data.binarize is not None)
+        loop = _Loop(variant, batches, kept_back, lr, factor, epochs * len(batches))
+        label = progress if isinstance(progress, str) else variant.name
+        with Progress(label, epochs, shown=bool(progress)) as bar:
+            while loop.epoch < epochs and not loop.stale(patience):
+                bar.update(loop.run_epoch())
+        loop.finish()
+    settings = {
+        "epochs": loop.epoch,
+        "steps": loop.step,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "rows": batches.rows,
+    }
+    return Fit(variant, data, loop.rows, loop.best_epoch, settings)
+
+
+class _Loop:
+    """The state of a run, and an epoch of it on one screen."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        batches: Batches,
+        kept_back: Tensor | None,
+        lr: float,
+        schedule: Callable[[float], float],
+        total: int,
+    ) -> None:
+        self.variant, self.batches, self.kept_back = variant, batches, kept_back
+        self.lr, self.schedule, self.total = lr, schedule, total
+        self.objective: nn.Module = variant.loss(variant.model, variant.guide)
+        parameters = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr, fused=True)
+        self.rows: list[dict[str, Any]] = []
+        self.epoch, self.step, self.best_epoch = 0, 0, 0
+        self.best: Snapshot | None = None
+        self.started = time.perf_counter()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train for one epoch, score the held-out rows, and return the epoch's row of the history."""
+        self.variant.model.train()
+        self.variant.guide.train()
+        before, first_step = Snapshot(self.variant, self.optimizer), self.step
+        losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
+        if not is_sound(self.variant, losses):
+            before.restore(self.variant, self.optimizer)
+            self.step = first_step
+            raise Diverged(self.replay())
+        self.epoch += 1
+        row = self.summary(float(losses.sum()) / self.batches.rows)
+        self.rows.append(row)
+        if row["held_out"] is not None and (self.best is None or row["held_out"] > self.best_row["held_out"]):
+            self.best, self.best_epoch = Snapshot(self.variant), self.epoch
+        return row
+
+    def run_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on a batch [rows, *x_shape]: what was optimised, in nats a datum, without reading it."""
+        self.variant.model.advance(self.step, self.total)
+        self.optimizer.param_groups[0]["lr"] = self.lr * self.schedule(self.step / self.total)
+        self.optimizer.zero_grad(set_to_none=True)
+        with pyro.validation_enabled(self.step == 0):  # Pyro's own checks cost a fifth of a step: once is enough
+            loss = self.objective(y, self.batches.rows) / self.batches.rows
+        (loss * (len(y) / self.batches.batch_size)).backward()  # every row weighs the same, in a short batch too
+        self.optimizer.step()
+        self.step += 1
+        return y, loss.detach()
+
+    def replay(self) -> str:
+        """Run a failed epoch again, step by step, up to the step that failed; say what it was."""
+        good = Snapshot(self.variant)
+        for y in self.batches:
+            now = Snapshot(self.variant)
+            _, loss = self.run_step(y)
+            if not is_sound(self.variant, loss):
+                now.restore(self.variant)
+                term = broken_term(self.variant, y, self.batches.rows)
+                good.restore(self.variant)
+                break
+            good = now
+        return (
+            f"step {self.step} of {self.total} (epoch {self.epoch + 1}): the loss is {float(loss)}; {term}. "
+            f"The last good weights are kept. Try a smaller lr (it is {self.lr:g}) or scale='standardize'"
+        )
+
+    def summary(self, loss: float) -> dict[str, Any]:
+        """The row of the history for the epoch that has just ended."""
+        model = self.variant.model
+        score, error = None, None
+        with evaluating(self.variant):
+            shift = float(log_jacobian(self.variant))
+            if self.kept_back is not None:
+                with seeded(0):  # the same draws each epoch, so that epochs differ by their weights alone
+                    values = held_out(self.variant, self.kept_back)
+                score, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
+            scale = getattr(model.likelihood, "scale", None)
+        return {
+            "epoch": self.epoch,
+            "loss": loss - shift,
+            "held_out": score,
+            "held_out_error": error,
+            "kl_weight": self.variant.kl_weight,
+            "sigma": None if scale is None else float(scale),
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    @property
+    def best_row(self) -> dict[str, Any]:
+        """The row of the best epoch so far."""
+        return self.rows[self.best_epoch - 1]
+
+    def stale(self, patience: int | None) -> bool:
+        """Whether the held-out objective has not been beaten for ``patience`` epochs."""
+        return patience is not None and self.best is not None and self.epoch - self.best_epoch >= patience
+
+    def finish(self) -> None:
+        """Leave the best weights in place, in eval mode."""
+        if self.best is None:
+            self.best_epoch = self.epoch
+        else:
+            self.best.restore(self.variant)
+        self.variant.model.eval()
+        self.variant.guide.eval()
+
+
+def _check_settings(*, epochs: int, batch_size: int, patience: int | None, lr: float) -> None:
+    counts = {"epochs": epochs, "batch_size": batch_size, "patience": 1 if patience is None else patience}
+    for name, value in counts.items():
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if not 0.0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr!r}")
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+def _schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)} or a function of the share, got {schedule!r}")
+    return SCHEDULES[schedule]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but this torch sees no CUDA device: use cpu")
+    return device
+
+
+def _hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tensor | None]:
+    """Split the training rows, check them against the likelihood, and put the held-out ones in the model's units."""
+    train = data.train
+    if isinstance(train, Tensor):
+        train = tensor_of(train, data.name)
+        y = variant.in_model_units(train)
+        check_support(variant, y if data.binarize is None else torch.bernoulli(y))
+    rows = len(train)  # type: ignore[arg-type]
+    if validation is None:
+        return train, None
+    if isinstance(validation, float | int):
+        if not 0.0 < validation < 1.0:
+            raise ValueError(f"validation is a share of the rows in (0, 1), got {validation!r}")
+        if rows < 2:
+            raise ValueError(f"{rows} row cannot be split: pass validation=None")
+        count = min(max(1, round(validation * rows)), rows - 1)
+        held_back, kept = torch.randperm(rows).split([count, rows - count])
+        if isinstance(train, Tensor):
+            train, validation = train[kept], train[held_back]
+        else:
+            validation = torch.stack([item_of(train[int(index)]) for index in held_back[:2000]])
+            train = torch.utils.data.Subset(train, kept.tolist())
+    y = variant.in_model_units(tensor_of(validation, "validation"))
+    y = torch.bernoulli(y) if data.binarize is not None else y
+    check_support(variant, y)
+    return train, y
