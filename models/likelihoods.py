@@ -117,7 +117,7 @@ class _LearnedScale(nn.Module):
         return self.log_scale.exp()
 
     def extra_repr(self) -> str:
-        return f"scale={float(self.scale):.4g}, floor={math.exp(self.floor):.4g}"
+        return f"scale={float(self.scale.detach()):.4g}, floor={math.exp(self.floor):.4g}"
 
 
 class LearnedSigma(_LearnedScale):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from .catalogue import VARIANTS
 from .variant import Variant
 
-__all__ = ["load", "save"]
+__all__ = ["load", "notes_of", "save"]
 
 FORMAT = 1
 TENSORS, CONFIG = "variant.safetensors", "variant.json"
@@ -42,10 +41,13 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
     }
     config = {"format": FORMAT, "recipe": variant.model.recipe, "notes": notes or {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    fresh = path.with_name(f".{path.name}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
     try:
         save_file(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # readable by whom the folder is, not by its writer alone
         shutil.rmtree(path, ignore_errors=True)
         os.replace(fresh, path)
     finally:
@@ -82,6 +84,11 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
         module.load_state_dict(mine)
         module.eval()
     return variant
+
+
+def notes_of(path: str | Path) -> dict[str, Any]:
+    """What ``save`` was given to write beside the recipe."""
+    return dict(_config(Path(path)).get("notes", {}))
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def compare(
             **training,
         )
         if result.trained is not None:
-            save(out / name, result.trained.variant, {"data": data.name, "settings": result.trained.settings})
+            save(out / name, result.trained.variant, {"data": result.data.origin, "fit": result.trained.settings})
         results.append(result)
     settings = {"z_dim": z_dim, "components": components, "K": num_particles, "features": space.name, **training}
     settings |= {"command": command, "versions": versions(), "data": data.name, "scale": repr(data.scale)}

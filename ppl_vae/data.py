@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 
 from .models import Scale
 from .seeding import seeded
-from .sources import Raw, columns, read
+from .sources import SETS, Raw, columns, read
 from .variant import Variant
 
 __all__ = ["Data", "check_support", "item_of", "prepare", "tensor_of", "whole"]
 
 BINARIZE = ("dynamic", "static", "threshold")
-SCALES = ("none", "unit", "standardize")
+SCALES = ("none", "unit", "standardize", "auto")
 HELD_OUT = 0.2  # share of the rows held out where a source has no test set of its own
 RESIDENT = 2**31  # bytes up to which a Dataset is read into memory
 
@@ -37,6 +37,7 @@ class Data:
         binarize: ``"dynamic"`` if each batch is a fresh Bernoulli draw of ``train``, a probability; else None.
         pictures: The grey values of ``test`` in [0, 1], where ``test`` is a draw of them.
         note: How the values were changed, for the report.
+        origin: The arguments of ``prepare`` that read it again, where it was read from a named set or a file.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Data:
     binarize: str | None = None
     pictures: Tensor | None = None
     note: str = ""
+    origin: dict[str, Any] | None = None
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -90,6 +92,7 @@ class Data:
             binarize="dynamic" if how == "dynamic" else None,
             pictures=test,
             note=f"binarized: {note[how]}",
+            origin=None if self.origin is None else {**self.origin, "binarize": how},
         )
 
 
@@ -144,7 +147,8 @@ def prepare(
         source: A named set, a path (``.npy``, ``.npz``, ``.csv``, ``.parquet``), an array, a tensor, a data frame or a
             map-style ``Dataset``.
         scale: ``"none"``; ``"unit"``, to [0, 1] by the known span of grey values, else by column (tables) or over all
-            (images); ``"standardize"``, to mean 0 and standard deviation 1 by column (tables) or channel (images).
+            (images); ``"standardize"``, to mean 0 and standard deviation 1 by column (tables) or channel (images);
+            ``"auto"``, unit for images and for what is to be binarized, standardize for tables.
         binarize: Then to {0, 1}: ``"dynamic"``, ``"static"`` or ``"threshold"``; see ``Data.binarized``.
         limit: Train on so many rows at most; the test set is cut in proportion.
         seed: Of the split, where the source has no test set of its own, and of draws.
@@ -158,6 +162,8 @@ def prepare(
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least 2 rows, got {limit!r}")
     named = isinstance(source, str | Path)
+    path = "" if not named else str(source) if str(source) in SETS else str(Path(source).resolve())
+    origin = {"source": path, "scale": scale, "binarize": None, "limit": limit, "seed": seed}
     raw = read(source, root) if named else _raw(source)
     name = Path(source).stem if named else type(source).__name__
     raw = _cut(_split(raw, seed), limit)
@@ -169,7 +175,8 @@ def prepare(
         test,
         raw.labels,
         raw.test_labels,
-        _fit_scale(scale, x, raw),
+        _fit_scale(("unit" if binarize or x.ndim > 2 else "standardize") if scale == "auto" else scale, x, raw),
+        origin=origin if named else None,
     )
     return data if binarize is None else data.binarized(binarize, seed)
 
