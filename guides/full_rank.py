@@ -17,5 +17,6 @@ class FullRank(Guide):
 
     def distribution(self, loc: Tensor, log_diagonal: Tensor, below: Tensor) -> dist.MultivariateNormal:
         rows, columns = torch.tril_indices(self.z_dim, self.z_dim, -1, device=loc.device)
-        factor = log_diagonal.exp().diag_embed().index_put((..., rows, columns), below)  # type: ignore[arg-type]
+        factor = log_diagonal.exp().diag_embed()
+        factor[..., rows, columns] = below
         return dist.MultivariateNormal(loc, scale_tril=factor)

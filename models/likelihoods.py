@@ -106,15 +106,14 @@ class _LearnedScale(nn.Module):
         start = floor + math.log(math.expm1(math.log(scale) - floor))
         self.raw = nn.Parameter(torch.tensor(start / SPEED))
 
-    @property
-    def log_scale(self) -> Tensor:
-        """The logarithm of the scale, shape []."""
-        return self.floor + softplus(SPEED * self.raw - self.floor)
+    def scale_with(self, log_factor: Tensor | float = 0.0) -> Tensor:
+        """The scale times ``exp(log_factor)``, in the model's units, softly bounded as a whole."""
+        return (self.floor + softplus(SPEED * self.raw + log_factor - self.floor)).exp()
 
     @property
     def scale(self) -> Tensor:
         """The scale, shape [], in the model's units."""
-        return self.log_scale.exp()
+        return self.scale_with()
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale.detach()):.4g}, floor={math.exp(self.floor):.4g}"
@@ -217,8 +216,7 @@ class Heteroscedastic(_LearnedScale):
         self.open = Schedule(switch(stage))
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
-        log_scale = self.log_scale + self.open.value * head
-        return dist.Normal(loc, (self.floor + softplus(log_scale - self.floor)).exp())
+        return dist.Normal(loc, self.scale_with(self.open.value * head))
 
 
 class DiscretizedNormal(_LearnedScale):
