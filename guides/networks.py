@@ -15,6 +15,7 @@ def encoder(x_shape: tuple[int, ...]) -> nn.Sequential:
     """From [rows, *x_shape] to [rows, 256].
 
     Example:
+        >>> import torch
         >>> encoder((3, 28, 20))(torch.zeros(5, 3, 28, 20)).shape
         torch.Size([5, 256])
     """

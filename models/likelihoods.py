@@ -60,6 +60,7 @@ class Gaussian(nn.Module):
         ValueError: If ``scale`` is not a positive, finite number.
 
     Example:
+        >>> import torch
         >>> x_given_z = Gaussian(scale=0.5)(torch.zeros(4, 3))
         >>> x_given_z.log_prob(torch.zeros(4, 3)).shape
         torch.Size([4, 3])

@@ -19,6 +19,7 @@ class LinearGaussian(NamedTuple):
         sigma: Standard deviation of the noise, shape [].
 
     Example:
+        >>> import torch
         >>> model = LinearGaussian(torch.tensor([[2.0], [1.0]]), torch.zeros(2), torch.tensor(0.5))
         >>> x = torch.ones(3, 2)
         >>> q = model.posterior(x)

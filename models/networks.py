@@ -26,6 +26,7 @@ def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1) -> nn.Sequen
     """From [rows, z_dim] to [rows, outputs * channels, height, width], or to [rows, outputs * x_dim] for vectors.
 
     Example:
+        >>> import torch
         >>> decoder(2, (3, 28, 20), outputs=2)(torch.zeros(5, 2)).shape
         torch.Size([5, 6, 28, 20])
     """

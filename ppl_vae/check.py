@@ -36,6 +36,7 @@ def check(variant: Variant, x: Any) -> list[str]:
         One line a failure, with the remedy; empty when all hold.
 
     Example:
+        >>> import torch
         >>> from ppl_vae import VARIANTS, check
         >>> check(VARIANTS["sigma_vae"](x_shape=(6,), z_dim=2), torch.randn(8, 6))
         []

@@ -30,6 +30,7 @@ def convert(variant: Variant) -> Variant:
         ValueError: If the guide is of another family.
 
     Example:
+        >>> import torch
         >>> from ppl_vae import VARIANTS, convert, reconstruct
         >>> autoencoder, x = VARIANTS["ae"](x_shape=(6,), z_dim=2), torch.randn(5, 6)
         >>> vae = convert(autoencoder)

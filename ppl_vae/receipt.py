@@ -4,16 +4,22 @@ import math
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .bounds import log_jacobian
+from .divergence import Snapshot
 from .seeding import seeded
-from .variant import Variant
+from .variant import Variant, in_mode
 
 __all__ = ["receipt"]
+
+
+def scale_of(variant: Variant) -> float | None:
+    """The likelihood's one scale, in the model's units, where it has one."""
+    scale = getattr(variant.model.likelihood, "scale", None)
+    return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else None
 
 
 def describe(part: nn.Module) -> str:
@@ -33,22 +39,15 @@ def nature(variant: Variant) -> str:
     return "a lower bound of log p(x)"
 
 
-@torch.no_grad()
 def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
     """Each site's part of the objective in training mode, nats a datum, weighted as it was optimised."""
-    modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
-    buffers = {name: value.clone() for name, value in variant.model.named_buffers()}
-    variant.model.train()
-    variant.guide.train()
-    with pyro.validation_enabled(False), seeded(0):
+    before = Snapshot(variant)
+    with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
         guide = poutine.trace(variant.guide).get_trace(y, size)
         model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
         guide.compute_log_prob()
         model.compute_log_prob()
-    for name, value in variant.model.named_buffers():
-        value.copy_(buffers[name])
-    for module, training in modes:
-        module.training = training
+    before.restore(variant)  # statistics move in training mode
     parts = {}
     for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
         for name, site in trace.nodes.items():
@@ -64,7 +63,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
     shift = float(log_jacobian(variant))
     parts = _terms(variant, y, int(settings["rows"]))
     weight = variant.kl_weight
-    sigma = getattr(model.likelihood, "scale", None)
+    sigma = scale_of(variant)
     loss = -sum(parts.values()) - shift
     lines = [
         ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
@@ -81,7 +80,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
         lines.append(
             (
                 "",
-                f"with sigma {float(sigma):.4g} it amounts to sigma {math.sqrt(weight) * float(sigma):.4g} at weight 1",
+                f"with sigma {sigma:.4g} it amounts to sigma {math.sqrt(weight) * sigma:.4g} at weight 1",
             )
         )
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]

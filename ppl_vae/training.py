@@ -15,7 +15,7 @@ from .bounds import held_out, log_jacobian
 from .data import Data, check_support, item_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
 from .progress import Progress
-from .receipt import receipt
+from .receipt import receipt, scale_of
 from .seeding import seeded
 from .variant import Variant, evaluating
 
@@ -98,6 +98,7 @@ def fit(
         Diverged: If the loss turns non-finite: it names the step and the term; the last good weights are in place.
 
     Example:
+        >>> import torch
         >>> from ppl_vae import VARIANTS, fit
         >>> variant = VARIANTS["sigma_vae"](x_shape=(6,), z_dim=2)
         >>> trained = fit(variant, torch.randn(200, 6), epochs=2, progress=False)
@@ -159,12 +160,13 @@ class _Loop:
         self.variant.guide.train()
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
         losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
-        if not is_sound(self.variant, losses):
+        sound = is_sound(self.variant, losses)
+        row = self.summary(float(losses.sum()) / self.batches.rows)
+        if not sound or not math.isfinite(row["held_out"] or 0.0):
             before.restore(self.variant, self.optimizer)
             self.step = first_step
             raise Diverged(self.replay())
         self.epoch += 1
-        row = self.summary(float(losses.sum()) / self.batches.rows)
         self.rows.append(row)
         if row["held_out"] is not None and (self.best is None or row["held_out"] > self.best_row["held_out"]):
             self.best, self.best_epoch = Snapshot(self.variant), self.epoch
@@ -184,16 +186,17 @@ class _Loop:
 
     def replay(self) -> str:
         """Run a failed epoch again, step by step, up to the step that failed; say what it was."""
-        good = Snapshot(self.variant)
+        self.variant.model.train()
+        self.variant.guide.train()
+        good = before = Snapshot(self.variant)
         for y in self.batches:
-            now = Snapshot(self.variant)
+            good, before = before, Snapshot(self.variant)
             _, loss = self.run_step(y)
             if not is_sound(self.variant, loss):
-                now.restore(self.variant)
-                term = broken_term(self.variant, y, self.batches.rows)
-                good.restore(self.variant)
+                before.restore(self.variant)
                 break
-            good = now
+        term = broken_term(self.variant, y, self.batches.rows)
+        good.restore(self.variant)
         return (
             f"step {self.step} of {self.total} (epoch {self.epoch + 1}): the loss is {float(loss)}; {term}. "
             f"The last good weights are kept. Try a smaller lr (it is {self.lr:g}) or scale='standardize'"
@@ -201,7 +204,6 @@ class _Loop:
 
     def summary(self, loss: float) -> dict[str, Any]:
         """The row of the history for the epoch that has just ended."""
-        model = self.variant.model
         score, error = None, None
         with evaluating(self.variant):
             shift = float(log_jacobian(self.variant))
@@ -209,14 +211,13 @@ class _Loop:
                 with seeded(0):  # the same draws each epoch, so that epochs differ by their weights alone
                     values = held_out(self.variant, self.kept_back)
                 score, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
-            scale = getattr(model.likelihood, "scale", None)
         return {
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "loss": loss - shift,
             "held_out": score,
             "held_out_error": error,
             "kl_weight": self.variant.kl_weight,
-            "sigma": None if scale is None else float(scale),
+            "sigma": scale_of(self.variant),
             "seconds": time.perf_counter() - self.started,
         }
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from .guides import Guide, MeanField, PointMass, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .seeding import seeded
 
-__all__ = ["Variant", "encode", "evaluating", "pair", "reconstruct", "sample", "with_prior"]
+__all__ = ["Variant", "encode", "evaluating", "in_mode", "pair", "reconstruct", "sample", "with_prior"]
 
 ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
@@ -111,17 +111,22 @@ def pair(
 
 
 @contextmanager
-def evaluating(variant: Variant) -> Iterator[None]:
-    """Eval mode without gradients; every module's own mode is restored afterwards."""
+def in_mode(variant: Variant, *, training: bool) -> Iterator[None]:
+    """Training or eval mode, without gradients; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
     try:
         with torch.no_grad():
-            variant.model.eval()
-            variant.guide.eval()
+            variant.model.train(training)
+            variant.guide.train(training)
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluating(variant: Variant) -> AbstractContextManager[None]:
+    """Eval mode, in which the model is p(x, z) and nothing else."""
+    return in_mode(variant, training=False)
 
 
 def with_prior(variant: Variant, prior: nn.Module) -> Variant:

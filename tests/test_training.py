@@ -1,0 +1,288 @@
+"""fit: what is optimised, what is reported, and what is left alone."""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.utils.data import Dataset
+
+from ppl_vae import VARIANTS, Data, Variant, fit, pair, prepare, training
+from ppl_vae.divergence import Diverged
+from ppl_vae.models import Gaussian, LinearGaussian, Scale
+from ppl_vae.training import Fit
+
+
+def linear(name: str, x_dim: int, z_dim: int, **options: float) -> Variant:
+    """A variant whose encoder and decoder are linear, so that every answer is known."""
+    return VARIANTS[name]((x_dim,), z_dim, encoder=nn.Identity(), decoder=nn.Linear(z_dim, x_dim), **options)
+
+
+def quick(variant: Variant, x: Tensor | Data, **settings: object) -> Fit:
+    return fit(variant, x, **{"epochs": 2, "progress": False, **settings})  # type: ignore[arg-type]
+
+
+def state(variant: Variant) -> dict[str, Tensor]:
+    return {f"{i}.{name}": t.clone() for i, half in enumerate(variant[:2]) for name, t in half.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+TABLES = [
+    pytest.param(torch.as_tensor(load_digits().data / 16), 4, id="digits"),
+    pytest.param(torch.as_tensor(load_diabetes(scaled=True).data * math.sqrt(442)), 2, id="diabetes"),
+]
+
+
+@pytest.mark.parametrize("name", ["sigma_vae", "optimal_sigma_vae"])
+@pytest.mark.parametrize(("x", "z_dim"), TABLES)
+def test_a_linear_vae_reaches_the_closed_form_maximum_likelihood(name: str, x: Tensor, z_dim: int) -> None:
+    """Within .05 nats a datum, and its sigma within 1 %: the mean-field guide costs nothing at the optimum."""
+    variant = linear(name, x.shape[1], z_dim)
+    quick(variant, x, epochs=300, batch_size=300, lr=2e-2, schedule="cosine", validation=None)
+
+    best = LinearGaussian.maximum_likelihood(x, z_dim)
+    decoder, q = variant.model.decoder, variant.guide.posterior(x)
+    found = LinearGaussian(decoder.weight.detach(), decoder.bias.detach(), variant.model.likelihood.scale.detach())
+    bound = found.bound(x, MultivariateNormal(q.mean.detach(), q.variance.detach().diag_embed())).mean()
+
+    optimum = best.log_evidence(x).mean()
+    assert optimum - 0.05 < bound <= optimum
+    assert float(found.sigma / best.sigma) == pytest.approx(1, abs=0.01)
+
+
+def test_multiplying_the_data_by_ten_shifts_the_bound_by_d_log_ten_and_changes_nothing_else() -> None:
+    x = torch.randn(120, 5) @ torch.randn(5, 5)
+    fits = []
+    for factor in (1.0, 10.0):
+        torch.manual_seed(0)
+        data = prepare(factor * x, scale="standardize")
+        fits.append(quick(VARIANTS["sigma_vae"]((5,), 2), data, epochs=3))
+    one, ten = (trained.history for trained in fits)
+    assert np.allclose(ten["held_out"], one["held_out"] - 5 * math.log(10), rtol=1e-9)
+    assert np.allclose(ten["loss"], one["loss"] + 5 * math.log(10), rtol=1e-9)
+    assert np.allclose(ten["sigma"], one["sigma"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [96, 100, 129])
+def test_the_loss_of_an_epoch_weighs_every_row_alike(rows: int) -> None:
+    """With a step too small to matter, the epoch's loss is the loss of the whole set, a short last batch or not."""
+    x = torch.randn(rows, 5)
+    variant = VARIANTS["rae_l2"]((5,), 2)
+    whole = variant.loss(variant.model.train(), variant.guide.train())(x).item() / rows
+    trained = quick(variant, x, epochs=1, batch_size=32, lr=1e-15, validation=None)
+    assert trained.rows[0]["loss"] == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [64, 70])
+def test_an_epoch_of_gradients_is_the_gradient_of_the_whole_set(rows: int) -> None:
+    """Each row counts once an epoch, and the weight prior in the same proportion."""
+    x, gradients = torch.randn(rows, 5), []
+    variant = VARIANTS["rae_l2"]((5,), 2)
+    weight = variant.model.decoder[0].weight
+    weight.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))  # type: ignore[union-attr]
+    quick(variant, x, epochs=1, batch_size=32, lr=1e-15, validation=None)
+    assert len(gradients) == math.ceil(rows / 32)
+    total = torch.stack(gradients).sum(0)
+    gradients.clear()
+    variant.model.zero_grad()
+    (variant.loss(variant.model.train(), variant.guide.train())(x) / rows).backward()
+    assert torch.allclose(total, gradients[0] * rows / 32, rtol=1e-9)
+
+
+def test_two_variants_fitted_in_turn_equal_each_fitted_alone() -> None:
+    x = torch.randn(60, 5)
+    first, second = VARIANTS["sigma_vae"]((5,), 2), VARIANTS["gaussian_vae"]((5,), 2)
+    alone = copy.deepcopy(second)
+    quick(first, x)
+    before = state(first)
+    quick(second, x)
+    quick(alone, x)
+    assert equal(state(second), state(alone))
+    assert equal(state(first), before)
+
+
+def test_fit_leaves_the_callers_streams_store_and_validation_alone() -> None:
+    with pyro.get_param_store().scope():
+        pyro.param("mine", torch.ones(2))
+        variant, x = VARIANTS["sigma_vae"]((5,), 2), torch.randn(40, 5)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+        validated = torch.distributions.Distribution._validate_args
+        quick(variant, x)
+        assert list(pyro.get_param_store().keys()) == ["mine"]
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert (np.random.get_state()[1] == before[2]).all()  # noqa: NPY002
+        assert torch.distributions.Distribution._validate_args == validated
+
+
+def test_a_seed_repeats_a_fit_and_another_one_does_not() -> None:
+    x, states = torch.randn(60, 5), []
+    for seed in (3, 3, 4):
+        torch.manual_seed(0)
+        variant = VARIANTS["sigma_vae"]((5,), 2)
+        quick(variant, x, seed=seed)
+        states.append(state(variant))
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+
+
+def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
+    x = torch.randn(80, 5)
+    variant = VARIANTS["gaussian_vae"]((5,), 2)
+    trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
+    assert trained.best_epoch == trained.history["held_out"].idxmax() < 40
+    short = VARIANTS["gaussian_vae"]((5,), 2)
+    short.model.load_state_dict(variant.model.state_dict())
+    assert not variant.model.training
+    assert not variant.guide.training
+
+
+def test_patience_stops_a_run_that_no_longer_improves() -> None:
+    trained = quick(VARIANTS["gaussian_vae"]((5,), 2), torch.randn(80, 5), epochs=200, lr=0.05, patience=3)
+    assert len(trained.rows) == trained.best_epoch + 3 < 200
+
+
+def test_the_kl_weight_follows_its_schedule_and_the_held_out_objective_does_not() -> None:
+    x = torch.randn(64, 5)
+    variant = VARIANTS["beta_vae"]((5,), 2, beta=4.0, anneal="linear")
+    trained = quick(variant, x, epochs=4, batch_size=16, validation=x[:16], lr=1e-15)
+    # 16 steps in all, and the ramp ends at half of them: the last step of epochs 1 to 4 is number 3, 7, 11, 15.
+    assert trained.history["kl_weight"].tolist() == pytest.approx([4 * 3 / 8, 4 * 7 / 8, 4.0, 4.0])
+    assert np.ptp(trained.history["held_out"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_sigma_of_z_opens_at_its_stage_in_one_call() -> None:
+    variant = VARIANTS["heteroscedastic_vae"]((5,), 2, stage=0.5)
+    opened = []
+    variant.model.likelihood.register_forward_hook(
+        lambda part, *_: opened.append(float(part.open.value)) if torch.is_grad_enabled() else None
+    )
+    quick(variant, torch.randn(64, 5), epochs=4, batch_size=16, validation=None)
+    assert opened == [0.0] * 8 + [1.0] * 8
+
+
+class Exploding(nn.Module):
+    """A Gaussian whose scale turns NaN at a step of our choice."""
+
+    outputs = 1
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+        self.register_buffer("calls", torch.zeros(()))
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def observe(self, x: Tensor, loc: Tensor) -> None:
+        self.calls += 1
+
+    def forward(self, loc: Tensor) -> torch.distributions.Distribution:
+        scale = torch.where(self.calls >= self.at, torch.nan, self.weight.exp())
+        return pyro.distributions.Normal(loc, scale, validate_args=False)
+
+
+def test_a_loss_that_turns_nan_names_step_and_term_and_keeps_the_last_good_weights() -> None:
+    x = torch.randn(64, 5)
+    variant = pair((5,), 2, likelihood=Exploding(at=6))
+    with pytest.raises(Diverged, match=r"step 7 of 16 \(epoch 2\): the loss is nan; log p of site 'x' is nan.*lr"):
+        quick(variant, x, epochs=4, batch_size=16, validation=None)
+    torch.manual_seed(0)
+    assert all(bool(t.isfinite().all()) for t in state(variant).values())
+    assert float(variant.model.likelihood.calls) == 5  # what gave the last finite loss
+
+
+def test_weights_that_overflow_are_caught_before_they_are_kept() -> None:
+    variant = VARIANTS["gaussian_vae"]((5,), 2)
+    with pytest.raises(Diverged, match="last good weights are kept"):
+        quick(variant, torch.randn(64, 5), epochs=3, lr=1e200)
+    assert all(bool(t.isfinite().all()) for t in state(variant).values())
+
+
+class Rows(Dataset[tuple[Tensor, int]]):
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], 0
+
+
+def test_a_streamed_dataset_is_trained_on_as_a_resident_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same rows, same weights of rows: with a step too small to matter the losses agree."""
+    x, losses = torch.randn(50, 5), []
+    for budget in (2**31, 0):
+        monkeypatch.setattr("ppl_vae.data.RESIDENT", budget)
+        torch.manual_seed(0)
+        variant = VARIANTS["rae"]((5,), 2)
+        losses.append(quick(variant, Rows(x), epochs=1, batch_size=16, lr=1e-15, validation=None).rows[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+BAD = [
+    ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+    ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+    ({"lr": math.nan}, "lr must be positive and finite, got nan"),
+    ({"lr": -1.0}, "lr must be positive and finite, got -1.0"),
+    ({"device": "tpu9"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
+    ({"schedule": "warm"}, "schedule must be one of constant, cosine"),
+    ({"validation": 1.5}, r"validation is a share of the rows in \(0, 1\), got 1.5"),
+    ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[next(iter(settings)) for settings, _ in BAD])
+def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quick(VARIANTS["sigma_vae"]((5,), 2), torch.randn(20, 5), **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sigma_vae", ["a lower bound of log p(x)", "LearnedSigma(scale=", "MeanField", "PathwiseELBO, 1 draw"]),
+        ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
+        ("rae_l2", ["a MAP objective, log p(x, z)", "no bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
+        ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
+        ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
+    ],
+)
+def test_the_receipt_says_what_was_optimised(name: str, words: list[str]) -> None:
+    receipt = quick(VARIANTS[name]((5,), 2), torch.randn(64, 5)).receipt()
+    for word in words:
+        assert word in receipt
+
+
+def test_the_terms_of_the_receipt_add_up_to_its_loss() -> None:
+    """And the loss is the objective itself: for a point mass, without noise, to rounding of the printed digits."""
+    x = torch.randn(64, 5)
+    data = Data("x", x, x[:0], None, None, Scale((5,), 1.0, 2.0))
+    variant = VARIANTS["rae_l2"]((5,), 2)
+    lines = quick(variant, data, validation=None).receipt().splitlines()
+    loss = float(next(line for line in lines if line.startswith("loss")).split()[1])
+    terms = [float(line.split()[-1]) for line in lines if line.startswith("  ") and line.split()[-1][0] in "+-"]
+    y = variant.in_model_units(x)
+    objective = variant.loss(variant.model.train(), variant.guide.train())(y).item() / 64 + 5 * math.log(2)
+    assert loss == pytest.approx(objective, rel=1e-4)
+    assert -sum(terms) == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    rates = training.SCHEDULES["cosine"]
+    assert [rates(0.0), rates(0.5), rates(1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_data_outside_the_support_are_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"outside the support of Bernoulli.*sigma_vae or gaussian_vae fits"):
+        quick(VARIANTS["bernoulli_vae"]((5,), 2), torch.randn(20, 5))
+    with pytest.raises(ValueError, match=r"a datum has shape \[4\], the model wants \[5\]"):
+        quick(pair((5,), 2, likelihood=Gaussian()), torch.randn(20, 4))
