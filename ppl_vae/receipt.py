@@ -7,6 +7,7 @@ import pyro
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .bounds import log_jacobian
 from .divergence import Snapshot
@@ -37,6 +38,12 @@ def nature(variant: Variant) -> str:
     if len(variant.model.penalties):
         return "the bound of log p(x) plus the log factors below: MAP in what they penalise"
     return "a lower bound of log p(x)"
+
+
+def shrinks(variant: Variant) -> bool:
+    """Whether a code penalty stands alone: z / c and a decoder of c z pay ever less of it, at the same output."""
+    held = len(variant.model.penalties) > 0 or any(map(is_parametrized, variant.model.decoder.modules()))
+    return not variant.has_bound and variant.codes_are_scored and not held
 
 
 def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
@@ -84,6 +91,10 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
             )
         )
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
+    if shrinks(variant):
+        lines.append(
+            ("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too")
+        )
     lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]
     return "\n".join(f"{name:<22}{text}" for name, text in lines)
 

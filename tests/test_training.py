@@ -253,6 +253,7 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
         ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
         ("rae_l2", ["a MAP objective, log p(x, z)", "no bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
         ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
+        ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
     ],
 )
