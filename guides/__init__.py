@@ -3,8 +3,9 @@
 from .constant_variance import ConstantVariance
 from .full_rank import FullRank
 from .guide import Guide
+from .laplace import Laplace
 from .mean_field import MeanField
 from .networks import encoder
 from .point_mass import PointMass
 
-__all__ = ["ConstantVariance", "FullRank", "Guide", "MeanField", "PointMass", "encoder"]
+__all__ = ["ConstantVariance", "FullRank", "Guide", "Laplace", "MeanField", "PointMass", "encoder"]

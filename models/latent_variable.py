@@ -6,8 +6,10 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.func import jvp, vmap
 
 from .half import Half
 from .scale import Scale
@@ -61,6 +63,25 @@ class LatentVariableModel(Half):
     def x_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z) for z [..., z_dim]: batch shape [...], event shape ``x_shape``."""
         return self.likelihood(*self.outputs(z)).to_event(len(self.x_shape))
+
+    def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
+        """Columns of the Jacobian of the mean of p(x | z), by forward products at z [..., z_dim].
+
+        Args:
+            z: Where.
+            directions: [count, ..., z_dim], the product with each; every coordinate of z unless given.
+
+        Returns:
+            [count, ..., *x_shape].
+        """
+        if directions is None:
+            each = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+            directions = each.reshape(-1, *[1] * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
+
+        def mean(z: Tensor) -> Tensor:
+            return self.likelihood(*self.outputs(z)).mean
+
+        return vmap(lambda direction: jvp(mean, (z,), (direction,))[1])(directions)
 
     def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
         """Run the generative process, observing ``x`` [batch, *x_shape]; ``None`` draws ``size`` data instead.

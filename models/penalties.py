@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
 from torch.nn.utils.parametrizations import spectral_norm
 
 if TYPE_CHECKING:
@@ -87,18 +86,11 @@ class JacobianNorm(nn.Module):
 
     def squared_norm(self, model: "LatentVariableModel", z: Tensor) -> Tensor:
         """``|J(z)|_F**2`` for z [..., batch, z_dim]: shape [..., batch]."""
-
-        def mean(z: Tensor) -> Tensor:
-            return model.likelihood(*model.outputs(z)).mean
-
-        if self.probes is None:
-            directions = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            directions = directions.reshape(-1, *[1] * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
-        else:
+        directions = None
+        if self.probes is not None:
             signs = torch.randint(2, (self.probes, *z.shape), device=z.device)
             directions = signs.to(z.dtype) * 2 - 1
-        columns = vmap(lambda v: jvp(mean, (z,), (v,))[1])(directions)
-        total = columns.square().flatten(z.ndim).sum(-1).sum(0)
+        total = model.jacobian(z, directions).square().flatten(z.ndim).sum(-1).sum(0)
         return total if self.probes is None else total / self.probes
 
     def forward(self, model: "LatentVariableModel", x: Tensor, z: Tensor) -> Tensor:

@@ -109,7 +109,10 @@ def bounds(variant: Variant, x: Tensor, num_particles: int = 100) -> Bounds:
         ValueError: If the guide is a point mass: there is no bound.
     """
     if not variant.has_bound:
-        raise ValueError("a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective")
+        raise ValueError(
+            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
+            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
+        )
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles!r}")
     elbo, weighted = [], []
