@@ -41,7 +41,7 @@ class Bounds(NamedTuple):
 
 def log_jacobian(variant: Variant) -> Tensor:
     """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
-    z = variant.model.prior().mean.unsqueeze(0)
+    z = variant.model.prior().mean.expand(2, -1)
     with torch.no_grad(), pyro.validation_enabled(False):
         likelihood = variant.model.x_given_z(z)
     scale = variant.model.scale.log_jacobian()

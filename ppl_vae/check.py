@@ -1,6 +1,7 @@
 """The conformance suite: what every pair of ours is held to, for a user's own likelihood, prior, guide or penalty."""
 
 import copy
+import math
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -23,13 +24,15 @@ from .variant import Variant, evaluating
 __all__ = ["check"]
 
 Check = Callable[[Variant, Tensor], str | None]
+NEWLINE = "\n"
+CLOSE = 1e-4  # relative error that float32 sums may have
 
 
 def check(variant: Variant, x: Any) -> list[str]:
     """Hold a pair to the contracts that every number here rests on.
 
     Args:
-        variant: The pair; a copy is tried, it is left as it was.
+        variant: The pair; a copy is tried, it is left as it was, as the random streams are.
         x: At least 4 data [rows, *x_shape], in the data's units.
 
     Returns:
@@ -44,55 +47,64 @@ def check(variant: Variant, x: Any) -> list[str]:
     x = tensor_of(x)
     if len(x) < 4:
         raise ValueError(f"check needs at least 4 data to split, got {len(x)}")
-    try:
-        y = variant.in_model_units(x)
-        check_support(variant, y)
-    except (ValueError, RuntimeError, TypeError) as error:
-        return [f"data: {error}"]
-    failures = []
-    for test in CHECKS:
+    failures: list[str] = []
+    for name, (test, remedy) in CHECKS.items():
         with seeded(0), warnings.catch_warnings(), pyro.validation_enabled(True):
             warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", message="Encountered", category=UserWarning)  # NaN: told with its remedy
             try:
-                failure = test(copy.deepcopy(variant), y)
+                failure = test(copy.deepcopy(variant), x)
             except Exception as error:  # noqa: BLE001 - a user's part may raise anything, and it is what is reported
-                failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                failure = f"{type(error).__name__}: {str(error).strip().partition(NEWLINE)[0]} ({remedy})"
         if failure is not None:
-            failures.append(f"{test.__name__.removeprefix('_').replace('_', ' ')}: {failure}")
-        if failure is not None and test is _shapes:
-            break  # nothing that follows would say more
+            failures.append(f"{name}: {failure}")
+            if name in ("data", "shapes"):
+                break  # nothing that follows would say more
     return failures
 
 
-def _shapes(variant: Variant, y: Tensor) -> str | None:
-    """Event and batch shapes of q(z | x), p(z) and p(x | z)."""
-    q = variant.guide.posterior(y)
-    wanted = [
-        ("q(z | x)", q, (len(y),), (variant.z_dim,), "guide.posterior: .to_event(1) makes coordinates an event"),
-        ("p(z)", variant.model.prior(), (), (variant.z_dim,), "prior.forward: .to_event(1) makes coordinates an event"),
-        ("p(x | z)", variant.model.x_given_z(q.mean), (len(y),), variant.model.x_shape,
-         "likelihood.forward returns batch shape [..., *x_shape], one scalar event a coordinate; no to_event"),
-    ]  # fmt: skip
-    for name, law, batch, event, remedy in wanted:
-        if tuple(law.batch_shape) != batch or tuple(law.event_shape) != event:
-            got = f"batch shape {list(law.batch_shape)}, event shape {list(law.event_shape)}"
-            return f"{name} has {got}, wanted {list(batch)} and {list(event)} ({remedy})"
+def _data(variant: Variant, x: Tensor) -> str | None:
+    """X has the model's shape and lie in the likelihood's support."""
+    if not variant.model.prior().event_shape:
+        return None  # the shapes say it better
+    try:
+        check_support(variant, variant.in_model_units(x))
+    except ValueError as error:
+        return str(error)
     return None
 
 
-def _loss(variant: Variant, y: Tensor, size: int | None = None) -> Tensor:
-    loss: Tensor = variant.loss(variant.model, variant.guide)(y, size)
-    return loss
+def _shapes(variant: Variant, x: Tensor) -> str | None:
+    """Event and batch shapes of p(z), q(z | x) and p(x | z)."""
+    y, event = variant.in_model_units(x), "makes coordinates an event: .to_event(1)"
+    prior, q = variant.model.prior(), variant.guide.posterior(variant.in_model_units(x))
+    failure = _shape("p(z)", prior, (), (variant.z_dim,), f"prior.forward {event}")
+    failure = failure or _shape("q(z | x)", q, (len(y),), (variant.z_dim,), f"guide.posterior {event}")
+    if failure:
+        return failure
+    try:
+        code = q.mean
+    except NotImplementedError:
+        return "q(z | x) has no mean, and a code is one (give the distribution a mean)"
+    x_given_z = variant.model.x_given_z(code)
+    remedy = "likelihood.forward returns batch shape [..., *x_shape], a scalar event each: no to_event"
+    return _shape("p(x | z)", x_given_z, (len(y),), variant.model.x_shape, remedy)
 
 
-def _finite_loss_and_gradients(variant: Variant, y: Tensor) -> str | None:
+def _shape(name: str, law: Any, batch: tuple[int, ...], event: tuple[int, ...], remedy: str) -> str | None:
+    got = f"batch shape {list(law.batch_shape)}, event shape {list(law.event_shape)}"
+    right = tuple(law.batch_shape) == batch and tuple(law.event_shape) == event
+    return None if right else f"{name} has {got}, wanted {list(batch)} and {list(event)} ({remedy})"
+
+
+def _gradients(variant: Variant, x: Tensor) -> str | None:
     """The loss is finite, and every parameter gets a finite gradient once all schedules are open."""
     variant.model.train()
     variant.guide.train()
     variant.model.advance(1, 1)
-    loss = _loss(variant, y)
+    loss = variant.loss(variant.model, variant.guide)(variant.in_model_units(x))
     if loss.ndim != 0 or not bool(loss.isfinite()):
-        return f"the loss is {loss.detach()}, wanted one finite number (check log_prob at these data, and the scales)"
+        return f"the loss is {loss.tolist()}, wanted one finite number (look at log_prob at these data, at the scales)"
     loss.backward()
     for half in variant[:2]:
         for name, parameter in half.named_parameters():
@@ -104,53 +116,59 @@ def _finite_loss_and_gradients(variant: Variant, y: Tensor) -> str | None:
     return None
 
 
-def _batch_splits(variant: Variant, y: Tensor) -> str | None:
-    """In eval mode the log density of a batch is the sum of its rows', whatever stands beside them."""
+def _rows(variant: Variant, x: Tensor) -> str | None:
+    """In eval mode neither q(z | x) nor p(x | z) of a row depends on the rows beside it."""
+    y = variant.in_model_units(x)
     with evaluating(variant):
-        whole = terms(variant, y, 1)
-        half = len(y) // 2
         z = variant.guide.posterior(y).mean
-        parts = [variant.model.x_given_z(z[rows]).log_prob(y[rows]) for rows in (slice(half), slice(half, None))]
-        together = variant.model.x_given_z(z).log_prob(y)
-    if whole.likelihood.shape != (1, len(y)):
-        return f"p(x | z) gives {list(whole.likelihood.shape)} log densities for {len(y)} data (keep one a datum)"
-    if not torch.allclose(together, torch.cat(parts), rtol=1e-4, atol=1e-4):
-        return "log p(x | z) of a row depends on the rows beside it (no statistics of the batch in eval mode)"
+        whole = variant.model.x_given_z(z).log_prob(y)
+        apart = [
+            variant.model.x_given_z(z[row : row + 2]).log_prob(y[row : row + 2]) for row in range(0, len(y) - 1, 2)
+        ]
+        codes = [variant.guide.posterior(y[row : row + 2]).mean for row in range(0, len(y) - 1, 2)]
+    for name, together, parts in (("q(z | x)", z, codes), ("p(x | z)", whole, apart)):
+        alone = torch.cat(parts)
+        if not torch.allclose(together[: len(alone)], alone, rtol=CLOSE, atol=CLOSE):
+            return f"{name} of a row depends on the rows beside it (no statistics of the batch in eval mode)"
     return None
 
 
-def _counted_once(variant: Variant, y: Tensor) -> str | None:
-    """Sites in the plate count size / batch times each, factors outside it once."""
+def _counts(variant: Variant, x: Tensor) -> str | None:
+    """Sites in the plate count size / batch times each, factors outside it once, the KL weight on both sides."""
     variant.model.train()
     variant.guide.train()
-    size = 10 * len(y)
-    guide = poutine.trace(variant.guide).get_trace(y, size)
-    model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
+    y = variant.in_model_units(x)
+    guide = poutine.trace(variant.guide).get_trace(y, 10 * len(y))
+    model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, 10 * len(y))
     for trace in (guide, model):
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or poutine.util.site_is_subsample(site):
                 continue
             inside = any(frame.name == "data" for frame in site["cond_indep_stack"])
-            scale = float(site["scale"]) / (variant.kl_weight if name == "z" and variant.kl_weight else 1.0)
             if name in ("z", "x") and not inside:
-                return f"site {name!r} stands outside the plate 'data' (open it: pyro.plate('data', size, subsample=x))"
-            if abs(scale - (10.0 if inside else 1.0)) > 1e-4:
-                return f"site {name!r} counts {scale:g} times, wanted {10 if inside else 1} (pass size to the plate)"
+                return f"site {name!r} stands outside the plate (open it: pyro.plate('data', size, subsample=x))"
+            weight = variant.kl_weight if name == "z" and variant.codes_are_scored else 1.0
+            wanted = (10 if inside else 1) * weight
+            if not math.isclose(float(site["scale"]), wanted, rel_tol=CLOSE):
+                remedy = "give the plate its size" + (", sample z under self.weighted()" if weight != 1.0 else "")
+                return f"site {name!r} counts {float(site['scale']):g} times, wanted {wanted:g} ({remedy})"
     return None
 
 
-def _eval_mode_is_the_density(variant: Variant, y: Tensor) -> str | None:
+def _eval_mode(variant: Variant, x: Tensor) -> str | None:
     """In eval mode the model's trace holds p(z) and p(x | z), unweighted, and moves nothing."""
+    y = variant.in_model_units(x)
     before = {name: value.clone() for half in variant[:2] for name, value in half.named_buffers()}
     with evaluating(variant):
         trace = poutine.trace(variant.model).get_trace(y)
-        trace.compute_log_prob()
         z: Any = trace.nodes["z"]["value"]
-        joint = torch.as_tensor(trace.log_prob_sum())
-        expected = variant.model.prior().log_prob(z).sum() + variant.model.x_given_z(z).log_prob(y).sum()
-    if not torch.allclose(joint, expected, rtol=1e-4):
-        found = f"log p(x, z) is {float(joint):.6g}, prior and likelihood give {float(expected):.6g}"
-        return f"{found} (penalties act in training mode alone)"
+        found = float(trace.log_prob_sum())
+        expected = float(variant.model.prior().log_prob(z).sum() + variant.model.x_given_z(z).log_prob(y).sum())
+    if not math.isclose(found, expected, rel_tol=CLOSE, abs_tol=CLOSE):
+        return (
+            f"log p(x, z) is {found:.6g}, prior and likelihood give {expected:.6g} "
+            "(penalties and weights act in training mode alone)"
+        )
     for half in variant[:2]:
         for name, value in half.named_buffers():
             if not torch.equal(value, before[name]):
@@ -158,52 +176,65 @@ def _eval_mode_is_the_density(variant: Variant, y: Tensor) -> str | None:
     return None
 
 
-def _particles(variant: Variant, y: Tensor) -> str | None:
-    """Several draws a datum in one pass: networks see folded rows."""
+def _particles(variant: Variant, x: Tensor) -> str | None:
+    """Several draws a datum in one pass give what they give one by one."""
+    y = variant.in_model_units(x)
     with evaluating(variant):
         several = terms(variant, y, 3)
-        shapes = [tuple(part.shape) for part in several]
-    if shapes != [(3, len(y))] * 3:
-        return f"3 draws of {len(y)} data give log densities {shapes} (let networks see [rows, ...]: fold leading axes)"
-    return None
+        z = variant.guide.posterior(y).sample((3,))
+        together = variant.model.x_given_z(z).log_prob(y)
+        apart = torch.stack([variant.model.x_given_z(draw).log_prob(y) for draw in z])
+    shapes = [list(part.shape) for part in several]
+    if shapes != [[3, len(y)]] * 3:
+        return f"3 draws of {len(y)} data give log densities {shapes} ({FOLD})"
+    same = torch.allclose(together, apart, rtol=CLOSE, atol=CLOSE)
+    return None if same else f"log p(x | z) of a draw depends on the draws beside it ({FOLD})"
 
 
-def _stock_svi(variant: Variant, y: Tensor) -> str | None:
-    """A step of pyro.infer.SVI moves every parameter that has a gradient."""
+def _stock_svi(variant: Variant, x: Tensor) -> str | None:
+    """A step of pyro.infer.SVI moves parameters of both halves."""
     variant.model.advance(1, 1)
-    before = [p.detach().clone() for half in variant[:2] for p in half.parameters()]
+    before = copy.deepcopy(variant)
     with pyro.get_param_store().scope():
-        SVI(optim=PyroOptim(torch.optim.Adam, {"lr": 1e-2}), **variant._asdict()).step(y)
-    after = [p for half in variant[:2] for p in half.parameters()]
-    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
-        return "a step of SVI moved no parameter (derive the model and the guide from Half, and call forward)"
+        SVI(optim=PyroOptim(torch.optim.Adam, {"lr": 1e-2}), **variant._asdict()).step(variant.in_model_units(x))
+    for name, old, new in zip(Variant._fields, before[:2], variant[:2], strict=False):
+        pairs = list(zip(old.parameters(), new.parameters(), strict=True))
+        if pairs and all(torch.equal(a, b) for a, b in pairs):
+            return f"a step of SVI moved no parameter of the {name} (derive it from Half, and do not override __call__)"
     return None
 
 
-def _save_and_load(variant: Variant, y: Tensor) -> str | None:
-    """What is saved and loaded into the same parts gives the same densities."""
-    with tempfile.TemporaryDirectory() as folder, evaluating(variant):
-        with seeded(0):
-            before = terms(variant, y, 1).log_weight
-        saved = save(Path(folder) / "variant", variant)
-        for half in variant[:2]:
-            for tensor in half.state_dict().values():
-                tensor.zero_()
-        load(saved, into=variant)
-        with seeded(0):
-            after = terms(variant, y, 1).log_weight
-    return (
-        None if torch.equal(before, after) else "densities differ after loading (keep state in parameters or buffers)"
-    )
+def _save_and_load(variant: Variant, x: Tensor) -> str | None:
+    """What training moved comes back from a checkpoint, in a copy that was never trained."""
+    for half in variant[:2]:
+        for label, module in half.named_modules():
+            plain = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+            if plain:
+                return f"{label}.{plain[0]} is a plain tensor, which no checkpoint holds ({KEEP})"
+    y, untrained = variant.in_model_units(x), copy.deepcopy(variant)
+    variant.model.train()
+    variant.guide.train()
+    with torch.no_grad():
+        variant.loss(variant.model, variant.guide)(y)
+    with tempfile.TemporaryDirectory() as folder:
+        load(save(Path(folder) / "variant", variant), into=untrained)
+    found = []
+    for pair in (variant, untrained):
+        with evaluating(pair), seeded(0):
+            found.append(terms(pair, y, 1).log_weight)
+    return None if torch.equal(*found) else f"densities differ after loading ({KEEP})"
 
 
-CHECKS: list[Check] = [
-    _shapes,
-    _finite_loss_and_gradients,
-    _batch_splits,
-    _counted_once,
-    _eval_mode_is_the_density,
-    _particles,
-    _stock_svi,
-    _save_and_load,
-]
+FOLD = "let networks see [rows, ...], count axes from the right: fold leading axes"
+KEEP = "keep state in parameters or buffers"
+CHECKS: dict[str, tuple[Check, str]] = {
+    "data": (_data, "decode a batch of any size"),
+    "shapes": (_shapes, "prior.forward, guide.posterior and likelihood.forward return distributions"),
+    "gradients": (_gradients, "the loss has to be computable in training mode"),
+    "rows": (_rows, "a batch of any size has to do"),
+    "counts": (_counts, "sample z and x in pyro.plate('data', size, subsample=x)"),
+    "eval mode": (_eval_mode, "in eval mode the model is p(x, z)"),
+    "particles": (_particles, FOLD),
+    "stock svi": (_stock_svi, "train each pair inside pyro.get_param_store().scope()"),
+    "save and load": (_save_and_load, KEEP),
+}

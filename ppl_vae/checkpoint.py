@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .catalogue import VARIANTS
 from .variant import Variant
@@ -48,11 +49,24 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
         save_file(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # readable by whom the folder is, not by its writer alone
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(fresh, path)
+        _replace(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return path
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails."""
+    earlier = path.with_name(f".{path.name}.earlier")
+    if path.exists():
+        os.replace(path, earlier)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if earlier.exists():
+            os.replace(earlier, path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load(path: str | Path, into: Variant | None = None) -> Variant:
@@ -74,16 +88,22 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path / TENSORS} cannot be read: {str(error).splitlines()[0]}") from None
-    for half, module in (("model", variant.model), ("guide", variant.guide)):
-        mine = {
-            name.removeprefix(f"{half}."): tensor for name, tensor in tensors.items() if name.startswith(f"{half}.")
-        }
-        _check_tensors(path, half, {name: tensor.shape for name, tensor in module.state_dict().items()}, mine)
-        if mine and next(iter(mine.values())).is_floating_point():
-            module.to(next(iter(mine.values())).dtype)
-        module.load_state_dict(mine)
+    halves = {"model": variant.model, "guide": variant.guide}
+    found = {half: _part(tensors, half) for half in halves}
+    for half, module in halves.items():
+        _check_tensors(path, half, module.state_dict(), found[half])
+    strange = sorted(name for name in tensors if name.partition(".")[0] not in halves)
+    if strange:
+        raise ValueError(f"{path} fits neither half: not wanted {strange[:3]}")
+    for half, module in halves.items():
+        module.to(next((tensor.dtype for tensor in found[half].values() if tensor.is_floating_point()), None))
+        module.load_state_dict(found[half])
         module.eval()
     return variant
+
+
+def _part(tensors: dict[str, Tensor], half: str) -> dict[str, Tensor]:
+    return {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.partition(".")[0] == half}
 
 
 def notes_of(path: str | Path) -> dict[str, Any]:
@@ -94,7 +114,7 @@ def notes_of(path: str | Path) -> dict[str, Any]:
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads((path / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ValueError(f"{path} is no checkpoint: wanted a folder with a readable {CONFIG} and {TENSORS}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path / CONFIG} is not of format {FORMAT}: was it written by another version?")
@@ -103,23 +123,24 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _build(path: Path, config: dict[str, Any]) -> Variant:
     recipe = config.get("recipe") or {}
-    name, parts = recipe.get("variant"), recipe.get("parts", ["all"])
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path / CONFIG} is damaged: its recipe is no table")
+    name, parts = str(recipe.get("variant")), recipe.get("parts", ["all"])
     if parts or name not in VARIANTS:
         listed = ", ".join(map(str, parts)) if parts else f"unknown variant {name!r}"
         raise ValueError(f"{path} was built with parts of your own ({listed}): build the same pair, pass it as into=")
     try:
         with torch.random.fork_rng(devices=[]):
             return VARIANTS[name](tuple(recipe["x_shape"]), recipe["z_dim"], **recipe["options"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / CONFIG} does not build a {name}: {error}") from None
 
 
-def _check_tensors(path: Path, half: str, wanted: dict[str, torch.Size], found: dict[str, torch.Tensor]) -> None:
+def _check_tensors(path: Path, half: str, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(f"{path} does not fit the {half}: missing {missing[:3]}, not wanted {extra[:3]}")
-    for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise ValueError(
-                f"{path} does not fit the {half}: {name} is {list(found[name].shape)}, wanted {list(shape)}"
-            )
+    for name, tensor in wanted.items():
+        got, shape = list(found[name].shape), list(tensor.shape)
+        if got != shape:
+            raise ValueError(f"{path} does not fit the {half}: {name} is {got}, wanted {shape}")

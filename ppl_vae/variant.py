@@ -34,7 +34,11 @@ class Variant(NamedTuple):
     @property
     def z_dim(self) -> int:
         """Size of a code."""
-        return int(self.model.prior().event_shape[0])
+        event_shape = self.model.prior().event_shape
+        if len(event_shape) != 1:
+            remedy = "prior.forward makes coordinates an event: .to_event(1)"
+            raise ValueError(f"p(z) has event shape {list(event_shape)}, wanted [z_dim] ({remedy})")
+        return int(event_shape[0])
 
     @property
     def name(self) -> str:
@@ -134,6 +138,7 @@ def with_prior(variant: Variant, prior: nn.Module) -> Variant:
     model = copy.copy(variant.model)
     model._modules = dict(variant.model._modules)
     model.prior = prior
+    model.recipe = None  # the catalogue did not build it
     return variant._replace(model=model)
 
 

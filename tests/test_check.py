@@ -1,0 +1,464 @@
+"""check: silent for what is right, and one line with the remedy for each contract that a part breaks."""
+
+import copy
+import math
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import VARIANTS, Variant, check, pair
+from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
+from ppl_vae.models import (
+    MMD,
+    Bernoulli,
+    Gaussian,
+    Half,
+    KLWeight,
+    LatentVariableModel,
+    LearnedSigma,
+    OptimalSigma,
+    StandardNormal,
+    WeightPrior,
+    constant,
+)
+
+X_DIM, Z_DIM, ROWS = 5, 3, 8
+SHAPES = {"vector": (X_DIM,), "image": (1, 9, 8)}
+
+
+def binary(*shape: int) -> Tensor:
+    """Data that every likelihood here supports."""
+    return torch.randint(2, (ROWS, *shape)).double()
+
+
+# What is right passes.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_of_the_catalogue_passes(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """In float32 too, whose rounding is no failure."""
+    torch.set_default_dtype(dtype)
+
+    assert check(VARIANTS[name](shape, Z_DIM), binary(*shape)) == []
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_a_pair_may_have_another_dtype_than_the_default(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    mine, default = dtypes
+    torch.set_default_dtype(default)
+    variant = VARIANTS["sigma_vae"]((X_DIM,), Z_DIM)
+    variant.model.to(mine)
+    variant.guide.to(mine)
+
+    assert check(variant, binary(X_DIM)) == []
+
+
+class Counts(nn.Module):
+    """A user's likelihood: ``x ~ Poisson(exp(log_rate(z)))``."""
+
+    outputs = 1
+
+    def forward(self, log_rate: Tensor) -> dist.Poisson:
+        return dist.Poisson(log_rate.exp())
+
+
+class Skewed(nn.Module):
+    """A user's likelihood with two outputs a coordinate: ``x ~ Gumbel(loc(z), scale(z))``."""
+
+    outputs = 2
+
+    def forward(self, loc: Tensor, log_scale: Tensor) -> dist.Gumbel:
+        return dist.Gumbel(loc, log_scale.exp())
+
+
+class Stretched(nn.Module):
+    """A user's prior: independent Laplace, the widths learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(Z_DIM))
+
+    def forward(self) -> Any:
+        return dist.Laplace(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class LaplaceGuide(Guide):
+    """A user's guide, one method: independent Laplace."""
+
+    outputs = 2
+
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> Any:
+        return dist.Laplace(loc, log_scale.exp()).to_event(1)
+
+
+class OwnGuide(Half):
+    """A user's guide from nothing but ``Half``: networks, plate and site of its own."""
+
+    def __init__(self, encoder: nn.Module, x_shape: tuple[int, ...], z_dim: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(x_shape), 2 * z_dim))
+
+    def posterior(self, x: Tensor) -> Any:
+        loc, log_scale = self.network(x).chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        with pyro.plate("data", len(x) if size is None else size, subsample=x), self.weighted():
+            return pyro.sample("z", self.posterior(x))
+
+
+OWN: dict[str, Callable[[], dict[str, Any]]] = {
+    "likelihood": lambda: {"likelihood": Counts()},
+    "two_outputs": lambda: {"likelihood": Skewed()},
+    "prior": lambda: {"prior": Stretched()},
+    "guide": lambda: {"guide": LaplaceGuide},
+    "guide_from_half": lambda: {"guide": OwnGuide},
+    "counts_full_rank": lambda: {"likelihood": Counts(), "prior": Stretched(), "guide": FullRank},
+    "all": lambda: {"likelihood": Skewed(), "prior": Stretched(), "guide": LaplaceGuide},
+    "all_from_half_and_weighted": lambda: {
+        "likelihood": Counts(),
+        "prior": Stretched(),
+        "guide": OwnGuide,
+        "kl_weight": KLWeight(constant(3.0)),
+        "penalties": [WeightPrior(), MMD()],
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("parts", OWN.values(), ids=OWN)
+def test_parts_of_ones_own_pass(parts: Callable[[], dict[str, Any]], shape: tuple[int, ...]) -> None:
+    variant = pair(shape, Z_DIM, **{"likelihood": LearnedSigma(), **parts()})
+
+    assert check(variant, binary(*shape)) == []
+
+
+NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+    "batch_norm_in_the_decoder": lambda: {"decoder": nn.Sequential(nn.Linear(Z_DIM, X_DIM), nn.BatchNorm1d(X_DIM))},
+    "batch_norm_in_the_encoder": lambda: {"encoder": nn.BatchNorm1d(X_DIM)},
+    "dropout": lambda: {"decoder": nn.Sequential(nn.Linear(Z_DIM, X_DIM), nn.Dropout(0.3))},
+    "layer_norm": lambda: {"decoder": nn.Sequential(nn.Linear(Z_DIM, X_DIM), nn.LayerNorm(X_DIM))},
+}
+
+
+@pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
+def test_layers_that_act_in_training_alone_pass(networks: Callable[[], dict[str, nn.Module]]) -> None:
+    """Statistics of a batch are fine in training, under no_grad or not: the contract is on eval mode."""
+    assert check(pair((X_DIM,), Z_DIM, likelihood=Gaussian(), **networks()), torch.randn(ROWS, X_DIM)) == []
+
+
+# What is broken is named, with the remedy.
+
+
+def broken(**parts: Any) -> Variant:
+    return pair((X_DIM,), Z_DIM, **{"likelihood": Gaussian(), **parts})
+
+
+def with_model(family: type[LatentVariableModel]) -> Variant:
+    old = broken()
+    return old._replace(model=family(old.model.prior, old.model.decoder, old.model.likelihood, (X_DIM,)))
+
+
+class FlatPrior(nn.Module):
+    def forward(self) -> Any:
+        return dist.Normal(torch.zeros(Z_DIM), 1.0)
+
+
+def with_flat_prior() -> Variant:
+    """Put in place by hand, for ``pair`` refuses it."""
+    variant = broken()
+    variant.model.prior = FlatPrior()
+    return variant
+
+
+class EventLikelihood(Gaussian):
+    def forward(self, loc: Tensor) -> Any:
+        return super().forward(loc).to_event(1)
+
+
+class ReducedLikelihood(Gaussian):
+    def forward(self, loc: Tensor) -> Any:
+        return super().forward(loc.mean(-1))
+
+
+class FlatGuide(MeanField):
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> Any:
+        return dist.Normal(loc, log_scale.exp())
+
+
+class OutsideThePlate(MeanField):
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        return pyro.sample("z", self.posterior(x))
+
+
+class GuidePlateWithoutSize(MeanField):
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        with pyro.plate("data", len(x), subsample=x), self.weighted():
+            return pyro.sample("z", self.posterior(x))
+
+
+class ModelPlateWithoutSize(LatentVariableModel):
+    def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class WeighedOnOneSide(MeanField):
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            return pyro.sample("z", self.posterior(x))
+
+
+class WithoutMean(MeanField):
+    """A flow: torch gives a transformed distribution no mean, and ``encode`` needs one."""
+
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> Any:
+        normal = dist.Normal(loc, log_scale.exp())
+        return dist.TransformedDistribution(normal, [dist.transforms.TanhTransform()]).to_event(1)
+
+
+class Spare(Gaussian):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.zeros(2))
+
+
+class NaNGradient(Gaussian):
+    """The slope of a root at 0 is infinite, times 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = nn.Parameter(torch.zeros(()))
+
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc, 1 + self.width.square().sqrt())
+
+
+class NaNLoss(Gaussian):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc * math.nan, self.scale, validate_args=False)
+
+
+class InfiniteLoss(Gaussian):
+    """The square of 1e-200 is 0."""
+
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc, 1e-200)
+
+
+class Centred(nn.Module):
+    """Rows less their mean over the batch, in eval mode too."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h - h.mean(0)
+
+
+class PerRow(nn.Module):
+    """A parameter for each row of the batch: nothing but a batch of this size fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(ROWS, X_DIM))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h if len(h) <= 2 else h + self.rows
+
+
+class SumOverAxisOne(Gaussian):
+    """Axis 1 holds coordinates as long as there is one draw a datum; with more, it holds the data."""
+
+    def forward(self, loc: Tensor) -> Any:
+        return super().forward(loc.softmax(1))
+
+
+class PenaltyAlways(LatentVariableModel):
+    def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
+        mean = super().forward(x, size)
+        pyro.factor("penalty_0", -sum(weight.square().sum() for weight in self.decoder.parameters()))
+        return mean
+
+
+class Counting(Gaussian):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, loc: Tensor) -> Any:
+        self.calls += 1
+        return super().forward(loc)
+
+
+class NoHalf(nn.Module):
+    """All of a guide but its declaration: stock SVI never sees its parameters."""
+
+    kl_weight = None
+
+    def __init__(self, encoder: nn.Module, x_shape: tuple[int, ...], z_dim: int) -> None:
+        super().__init__()
+        self.network = nn.Linear(math.prod(x_shape), 2 * z_dim)
+
+    def posterior(self, x: Tensor) -> Any:
+        loc, log_scale = self.network(x).chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def forward(self, x: Tensor, size: int | None = None) -> Any:
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            return pyro.sample("z", self.posterior(x))
+
+
+class TensorAttribute(Gaussian):
+    """A random offset that a checkpoint does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.randn(X_DIM)
+
+    def forward(self, loc: Tensor) -> Any:
+        return super().forward(loc + self.offset)
+
+
+class RunningNumber(Gaussian):
+    """A scale that moves in training, kept as a float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 1.0
+
+    def observe(self, x: Tensor, loc: Tensor) -> None:
+        self.width = 0.5 * self.width + 0.5 * float((x - loc.detach()).square().mean().sqrt())
+
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc, self.width)
+
+
+class RunningBuffer(RunningNumber):
+    """The same in a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.width
+        self.register_buffer("width", torch.ones(()), persistent=False)
+
+
+def decoder_with(module: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(Z_DIM, X_DIM), module)
+
+
+BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
+    "prior_without_to_event": (with_flat_prior, r"p\(z\) has .*prior\.forward.*\.to_event\(1\)"),
+    "guide_without_to_event": (lambda: broken(guide=FlatGuide), r"q\(z \| x\) has .*guide\.posterior.*\.to_event\(1\)"),
+    "guide_without_mean": (lambda: broken(guide=WithoutMean), r"q\(z \| x\).* mean"),
+    "likelihood_with_to_event": (lambda: broken(likelihood=EventLikelihood()), r"p\(x \| z\) has .*no to_event"),
+    "likelihood_of_fewer_coordinates": (lambda: broken(likelihood=ReducedLikelihood()), r"p\(x \| z\).*\*x_shape"),
+    "guide_outside_the_plate": (lambda: broken(guide=OutsideThePlate), r"'z' stands outside .*pyro\.plate\('data'"),
+    "guide_plate_without_size": (lambda: broken(guide=GuidePlateWithoutSize), r"'z' counts 1 times, wanted 10 .*size"),
+    "model_plate_without_size": (lambda: with_model(ModelPlateWithoutSize), r"counts 1 times, wanted 10 .*size"),
+    "kl_weight_on_one_side": (
+        lambda: broken(guide=WeighedOnOneSide, kl_weight=KLWeight(constant(4.0))),
+        r"'z' counts .*self\.weighted\(\)",
+    ),
+    "unused_parameter": (lambda: broken(likelihood=Spare()), r"likelihood\.spare gets no gradient .*use it, or delete"),
+    "nan_gradient": (lambda: broken(likelihood=NaNGradient()), r"likelihood\.width gets .*not finite .*bound"),
+    "infinite_loss": (lambda: broken(likelihood=InfiniteLoss()), r"the loss is inf, wanted one finite .*log_prob"),
+    "nan_loss": (lambda: broken(likelihood=NaNLoss()), r"the loss is nan, wanted one finite .*log_prob"),
+    "decoder_mixes_rows": (lambda: broken(decoder=decoder_with(Centred())), r"depends on the rows beside it .*eval"),
+    "batch_norm_without_running_statistics": (
+        lambda: broken(decoder=decoder_with(nn.BatchNorm1d(X_DIM, track_running_stats=False))),
+        r"depends on the rows beside it .*eval mode",
+    ),
+    "encoder_mixes_rows": (lambda: broken(encoder=Centred()), r"depends on the rows beside it .*eval mode"),
+    "penalty_in_eval_mode": (lambda: with_model(PenaltyAlways), r"log p\(x, z\) is .*in training mode alone"),
+    "buffer_moves_in_eval_mode": (lambda: broken(likelihood=Counting()), r"calls moves in eval mode .*self\.training"),
+    "network_of_one_batch_size": (lambda: broken(decoder=decoder_with(PerRow())), r"particles: .*fold leading axes"),
+    "likelihood_counts_axes_from_the_left": (lambda: broken(likelihood=SumOverAxisOne()), r"particles: .*fold leading"),
+    "guide_is_no_half": (lambda: broken(guide=NoHalf), r"stock svi: .*guide.*from Half"),
+    "state_in_a_tensor_attribute": (lambda: broken(likelihood=TensorAttribute()), r"parameters or buffers"),
+    "state_in_a_number": (lambda: broken(likelihood=RunningNumber()), r"save and load: .*parameters or buffers"),
+    "state_in_a_buffer_not_saved": (lambda: broken(likelihood=RunningBuffer()), r"save and load: .* buffers"),
+    "wrong_data_shape": (
+        lambda: pair((4,), Z_DIM, likelihood=Gaussian()),
+        r"data: a datum has shape \[5\], the model wants \[4\]",
+    ),
+    "wrong_support": (lambda: broken(likelihood=Bernoulli()), r"data: .*outside the support of Bernoulli.*sigma_vae"),
+    "too_few_outputs": (
+        lambda: broken(likelihood=Skewed(), decoder=nn.Linear(Z_DIM, X_DIM)),
+        r"the decoder turned z .* into .*; Skewed wants",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "line"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_part_is_named_with_the_remedy(build: Callable[[], Variant], line: str) -> None:
+    failures = check(build(), torch.randn(ROWS, X_DIM))
+
+    assert any(re.search(line, failure) for failure in failures), failures
+
+
+def test_each_contract_fails_alone() -> None:
+    """One broken part, one line: what else holds is not blamed."""
+    for name in ("unused_parameter", "nan_gradient", "penalty_in_eval_mode", "guide_plate_without_size"):
+        assert len(check(BROKEN[name][0](), torch.randn(ROWS, X_DIM))) == 1
+
+
+def test_fewer_than_four_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 4 data to split, got 3"):
+        check(broken(), torch.randn(3, X_DIM))
+
+
+# What comes is left as it was.
+
+
+def state(variant: Variant) -> dict[str, Any]:
+    """Tensors, gradients and training modes, by name."""
+    found: dict[str, Any] = {}
+    for side, half in zip("pq", variant[:2], strict=True):
+        found |= {f"{side}.{name}": copy.deepcopy(value) for name, value in half.named_parameters()}
+        found |= {f"{side}.{name}": value.clone() for name, value in half.named_buffers()}
+        found |= {f"{side}.{name}.grad": copy.deepcopy(value.grad) for name, value in half.named_parameters()}
+        found |= {f"{side}.{name}.training": module.training for name, module in half.named_modules()}
+    return found
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) if isinstance(a[name], Tensor) else a[name] == b[name] for name in a
+    )
+
+
+def streams() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what may not move
+    return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
+
+
+KEPT: dict[str, Callable[[], Variant]] = {
+    "moving_statistics": lambda: broken(likelihood=OptimalSigma(), kl_weight=KLWeight(constant(2.0))),
+    "spectral_norm": lambda: VARIANTS["rae_sn"]((X_DIM,), Z_DIM),
+    "dropout": lambda: broken(decoder=decoder_with(nn.Dropout(0.5))),
+    "broken": lambda: broken(guide=OutsideThePlate, prior=StandardNormal(Z_DIM)),
+    "constant_variance": lambda: broken(guide=ConstantVariance),
+    "point_mass": lambda: broken(guide=PointMass),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("build", KEPT.values(), ids=KEPT)
+def test_the_variant_and_the_random_streams_are_left_bit_for_bit(build: Callable[[], Variant], training: bool) -> None:
+    variant = build()
+    variant.model.train(training)
+    variant.guide.train(not training)  # a mixed state, so that setting one mode for all would show
+    x = torch.randn(ROWS, X_DIM)
+    before, drawn = state(variant), streams()
+
+    check(variant, x)
+
+    assert streams() == drawn
+    assert same(state(variant), before)
