@@ -13,10 +13,12 @@ class FullRank(Guide):
     """``z ~ Normal(loc(x), L(x) L(x)^T)``, L lower triangular with a positive diagonal."""
 
     def head_sizes(self) -> list[int]:
-        return [self.z_dim, self.z_dim, self.z_dim * (self.z_dim - 1) // 2]
+        below = self.z_dim * (self.z_dim - 1) // 2
+        return [self.z_dim, self.z_dim, *[below] * (below > 0)]
 
-    def distribution(self, loc: Tensor, log_diagonal: Tensor, below: Tensor) -> dist.MultivariateNormal:
-        rows, columns = torch.tril_indices(self.z_dim, self.z_dim, -1, device=loc.device)
+    def distribution(self, loc: Tensor, log_diagonal: Tensor, *below: Tensor) -> dist.MultivariateNormal:
         factor = log_diagonal.exp().diag_embed()
-        factor[..., rows, columns] = below
+        rows, columns = torch.tril_indices(self.z_dim, self.z_dim, -1, device=loc.device)
+        for entries in below:  # none where a code is a single number
+            factor[..., rows, columns] = entries
         return dist.MultivariateNormal(loc, scale_tril=factor)

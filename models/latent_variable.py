@@ -74,6 +74,7 @@ class LatentVariableModel(Half):
         Returns:
             [count, ..., *x_shape].
         """
+        z = z.contiguous()  # an expanded code, one for many draws, takes no tangent
         if directions is None:
             each = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             directions = each.reshape(-1, *[1] * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)

@@ -38,15 +38,18 @@ class WeightPrior(nn.Module):
         super().__init__()
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        if not layers:
+            raise ValueError("no weights in (): wanted names of the model's parts, such as 'decoder'")
         self.scale, self.layers = scale, layers
 
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The tensors that the prior is on."""
-        chosen: list[Tensor] = [
-            p for layer in self.layers for p in model.get_submodule(layer).parameters() if p.ndim > 1
-        ]
-        if not chosen:
-            raise ValueError(f"no weights in {self.layers}: wanted names of the model's parts, such as 'decoder'")
+        chosen: list[Tensor] = []
+        for layer in self.layers:
+            found = [weight for weight in model.get_submodule(layer).parameters() if weight.ndim > 1]
+            if not found:
+                raise ValueError(f"no weights in {layer!r}: wanted names of the model's parts, such as 'decoder'")
+            chosen += found
         return chosen
 
     def forward(self, model: nn.Module, x: Tensor, z: Tensor) -> Tensor:
@@ -136,9 +139,11 @@ class MMD(nn.Module):
     def estimate(codes: Tensor, draws: Tensor, scale: Tensor) -> Tensor:
         """Unbiased ``MMD**2`` of two samples [..., n, d]: shape [..., 1]."""
         n = codes.shape[-2]
+        if n < 2:  # no pair, no estimate: a last batch of one datum
+            return torch.zeros_like(codes[..., 0])
 
         def off_diagonal(kernel: Tensor) -> Tensor:
-            return (kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)) / max(n * (n - 1), 1)
+            return (kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
 
         within = off_diagonal(imq(codes, codes, scale)) + off_diagonal(imq(draws, draws, scale))
         return (within - 2 * imq(codes, draws, scale).mean((-2, -1))).unsqueeze(-1)

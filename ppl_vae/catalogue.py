@@ -162,7 +162,7 @@ def beta_vae(
     if isinstance(anneal, str) and anneal not in curves:
         raise ValueError(f"anneal must be one of {', '.join(curves)} or a function of (step, total), got {anneal!r}")
     curve = curves[anneal] if isinstance(anneal, str) else anneal
-    return pair(x_shape, z_dim, kl_weight=KLWeight(curve), **{"likelihood": Gaussian(sigma), **parts})
+    return pair(x_shape, z_dim, **{"likelihood": Gaussian(sigma), "kl_weight": KLWeight(curve), **parts})
 
 
 @_declare("x ~ Normal(loc(z), sigma), sigma learned", "Normal(loc(x), s), s stated", BOUND, "Ghosh et al., 2020")
@@ -175,13 +175,15 @@ def cv_vae(x_shape: tuple[int, ...], z_dim: int, *, spread: float = 0.5, **parts
 @_declare("x ~ Normal(loc(z), sigma); p(z) not scored", POINT, "-log p(x | z), MAP", "Hinton and Salakhutdinov, 2006")
 def ae(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
     """A plain autoencoder: point-mass guide, no penalty on codes or weights."""
-    return pair(x_shape, z_dim, kl_weight=Masked(), **{"likelihood": Gaussian(sigma), "guide": PointMass, **parts})
+    return pair(x_shape, z_dim, **{"likelihood": Gaussian(sigma), "guide": PointMass, "kl_weight": Masked(), **parts})
 
 
-def _rae(
-    x_shape: tuple[int, ...], z_dim: int, sigma: float, penalties: tuple[nn.Module, ...], parts: dict[str, Any]
-) -> Variant:
-    return pair(x_shape, z_dim, penalties=penalties, **{"likelihood": Gaussian(sigma), "guide": PointMass, **parts})
+def _rae(x_shape: tuple[int, ...], z_dim: int, sigma: float, *penalties: nn.Module, **parts: Any) -> Variant:
+    return pair(
+        x_shape,
+        z_dim,
+        **{"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, **parts},
+    )
 
 
 @_declare("z ~ Normal(0, 1), x ~ Normal(loc(z), sigma)", POINT, MAP, "Ghosh et al., 2020")
@@ -191,13 +193,13 @@ def rae(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: An
     Codes can shrink while the decoder grows, so that this objective alone has no minimiser: training is stopped, or a
     penalty on the decoder is added, as in ``rae_l2``, ``rae_gp`` and ``rae_sn``.
     """
-    return _rae(x_shape, z_dim, sigma, (), parts)
+    return _rae(x_shape, z_dim, sigma, **parts)
 
 
 @_declare("as rae; decoder weights ~ Normal(0, tau)", POINT, "-log p(x, z, weights), MAP", "Ghosh et al., 2020")
 def rae_l2(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, tau: float = 0.1, **parts: Any) -> Variant:
     """RAE with Tikhonov: a Gaussian prior on the decoder's weights, ``lambda = sigma**2 / (N tau**2)``."""
-    return _rae(x_shape, z_dim, sigma, (WeightPrior(tau),), parts)
+    return _rae(x_shape, z_dim, sigma, WeightPrior(tau), **parts)
 
 
 @_declare("as rae; factor exp(-kappa |J(z)|_F**2)", POINT, "-log p(x, z) + kappa |J|_F**2, MAP", "Ghosh et al., 2020")
@@ -211,13 +213,13 @@ def rae_gp(
     **parts: Any,
 ) -> Variant:
     """RAE with the gradient penalty, ``gamma = 2 sigma**2 kappa``, exact unless random ``probes`` are asked for."""
-    return _rae(x_shape, z_dim, sigma, (JacobianNorm(kappa, probes),), parts)
+    return _rae(x_shape, z_dim, sigma, JacobianNorm(kappa, probes), **parts)
 
 
 @_declare("as rae; decoder spectrally normalised", POINT, MAP, "Ghosh et al., 2020; Miyato et al., 2018")
 def rae_sn(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
     """RAE with spectral normalisation of the decoder."""
-    variant = _rae(x_shape, z_dim, sigma, (), parts)
+    variant = _rae(x_shape, z_dim, sigma, **parts)
     spectrally_normalised(variant.model.decoder)
     return variant
 
@@ -235,13 +237,9 @@ def wae_mmd(
 
     ``weight`` is in nats a datum; beside a squared error, WAE's lambda is ``2 sigma**2 weight``: 10 as it stands.
     """
-    return pair(
-        x_shape,
-        z_dim,
-        penalties=(MMD(weight),),
-        kl_weight=Masked(),
-        **{"likelihood": Gaussian(sigma), "guide": PointMass, **parts},
-    )
+    penalties = (MMD(weight),)
+    own = {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, "kl_weight": Masked()}
+    return pair(x_shape, z_dim, **{**own, **parts})
 
 
 @_declare(
@@ -260,4 +258,4 @@ def l2_vae(
 ) -> Variant:
     """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once a data set."""
     penalties = (WeightPrior(tau, tuple(layers)),)
-    return pair(x_shape, z_dim, penalties=penalties, **{"likelihood": LearnedSigma(), **parts})
+    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "penalties": penalties, **parts})

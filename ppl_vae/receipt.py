@@ -92,9 +92,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
         )
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
     if shrinks(variant):
-        lines.append(
-            ("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too")
-        )
+        lines.append(("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too"))
     lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]
     return "\n".join(f"{name:<22}{text}" for name, text in lines)
 

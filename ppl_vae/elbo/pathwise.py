@@ -33,4 +33,4 @@ class PathwiseELBO(Trace_ELBO):
             if not all(site["is_observed"] or site["fn"].has_rsample for site in sites):
                 return super().differentiable_loss(model, guide, *args, **kwargs)
             losses.append(guide_trace.log_prob_sum() - model_trace.log_prob_sum())
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum() / self.num_particles  # vectorised draws stand in one trace
