@@ -101,7 +101,7 @@ class _LearnedScale(nn.Module):
 
     def __init__(self, scale: float = 1.0, floor: float = -6.0) -> None:
         super().__init__()
-        if not floor < math.log(_positive("scale", scale)):
+        if not -math.inf < floor < math.log(_positive("scale", scale)):
             raise ValueError(f"scale must lie above its floor exp({floor}) = {math.exp(floor):.4g}, got {scale!r}")
         self.floor = floor
         start = floor + math.log(math.expm1(math.log(scale) - floor))
@@ -181,8 +181,13 @@ class OptimalSigma(Gaussian):
 
     def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
         super().__init__(scale)
+        if not 0.0 < momentum <= 1.0:
+            raise ValueError(f"momentum is a share in (0, 1], got {momentum!r}")
         self.momentum = momentum
         self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, loc: Tensor) -> dist.Normal:
+        return dist.Normal(loc, self.scale.clone())  # the scale so far, which ``observe`` moves before it is scored
 
     @torch.no_grad()
     def observe(self, x: Tensor, loc: Tensor) -> None:

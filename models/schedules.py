@@ -18,13 +18,22 @@ def constant(value: float) -> Curve:
     return lambda step, total: value
 
 
+def _share(ramp: float) -> None:
+    if not 0.0 < ramp <= 1.0:
+        raise ValueError(f"ramp is a share of training in (0, 1], got {ramp!r}")
+
+
 def linear(ramp: float = 0.5, end: float = 1.0) -> Curve:
     """From 0 to ``end`` over the first ``ramp`` share of training, then ``end`` (Bowman et al., 2016)."""
+    _share(ramp)
     return lambda step, total: end * min(1.0, step / (ramp * total))
 
 
 def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
     """``cycles`` times: from 0 to ``end`` over the first ``ramp`` share, then ``end`` (Fu et al., 2019, eq. 7)."""
+    _share(ramp)
+    if cycles < 1:
+        raise ValueError(f"cycles must be at least 1, got {cycles!r}")
     return lambda step, total: end * min(1.0, (step * cycles / total) % 1.0 / ramp) if step < total else end
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from pyro.infer import Trace_ELBO
-from torch import Tensor
 
 __all__ = ["PathwiseELBO"]
 
@@ -27,10 +25,12 @@ class PathwiseELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The negative bound, in nats summed over the data set: a tensor of shape [] with its graph."""
-        losses: list[Tensor] = []
+        total: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
-            if not all(site["is_observed"] or site["fn"].has_rsample for site in sites):
-                return super().differentiable_loss(model, guide, *args, **kwargs)
-            losses.append(guide_trace.log_prob_sum() - model_trace.log_prob_sum())
-        return torch.stack(losses).sum() / self.num_particles  # vectorised draws stand in one trace
+            if all(site["is_observed"] or site["fn"].has_rsample for site in sites):
+                total = total + guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+            else:
+                loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
+                total = total + loss + surrogate - surrogate.detach()
+        return total / self.num_particles  # vectorised draws stand in one trace

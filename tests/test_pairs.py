@@ -1,0 +1,546 @@
+"""Every likelihood with every prior, guide and shape of x: what must hold of a pair, whatever it is made of."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from ppl_vae import VARIANTS, Variant, pair
+from ppl_vae.elbo import PathwiseELBO
+from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
+from ppl_vae.models import (
+    MMD,
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedNormal,
+    Gaussian,
+    Heteroscedastic,
+    JacobianNorm,
+    KLWeight,
+    Laplace,
+    LearnedSigma,
+    Masked,
+    Mixture,
+    OptimalSigma,
+    StandardNormal,
+    StudentT,
+    WeightPrior,
+    constant,
+)
+from ppl_vae.variant import with_prior
+
+Z_DIM, ROWS = 3, 6
+LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "learned_sigma": LearnedSigma,
+    "optimal_sigma": OptimalSigma,
+    "laplace": Laplace,
+    "student_t": StudentT,
+    "heteroscedastic": lambda: Heteroscedastic(stage=0.0),
+    "discretized_normal": DiscretizedNormal,
+    "discretized_logistic": DiscretizedLogistic,
+}
+PRIORS: dict[str, Callable[[], nn.Module]] = {
+    "normal": lambda: StandardNormal(Z_DIM),
+    "mixture": lambda: Mixture(Z_DIM, components=2),
+}
+GUIDES: dict[str, type[Guide]] = {
+    "mean_field": MeanField,
+    "full_rank": FullRank,
+    "constant_variance": ConstantVariance,
+    "point_mass": PointMass,
+}
+SHAPES = {"vector": (5,), "image": (2, 9, 8)}
+COMBINATIONS = list(itertools.product(LIKELIHOODS, PRIORS, GUIDES, SHAPES))
+
+every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def build(names: tuple[str, str, str, str], **parts: Any) -> tuple[Variant, Tensor]:
+    """The pair of these parts, and data that every likelihood supports: 0 and 1."""
+    likelihood, prior, guide, shape = names
+    parts = {"likelihood": LIKELIHOODS[likelihood](), "prior": PRIORS[prior](), "guide": GUIDES[guide], **parts}
+    return pair(SHAPES[shape], Z_DIM, **parts), torch.randint(2, (ROWS, *SHAPES[shape])).double()
+
+
+def named(name: str, **options: Any) -> Variant:
+    """A variant of the catalogue, for vectors; one that trains in stages has its second stage at once."""
+    return VARIANTS[name](
+        SHAPES["vector"], Z_DIM, **({"stage": 0.0} if name == "heteroscedastic_vae" else {}), **options
+    )
+
+
+def parameters(variant: Variant) -> dict[str, nn.Parameter]:
+    """By name; the heads of a full-rank guide for codes of one coordinate may be empty."""
+    return {f"{i}.{name}": p for i, half in enumerate(variant[:2]) for name, p in half.named_parameters() if p.numel()}
+
+
+def loss_of(variant: Variant, x: Tensor, size: int | None = None) -> float:
+    return variant.loss.loss(variant.model, variant.guide, x, size)
+
+
+def quiet(variant: Variant) -> Variant:
+    """In eval mode: p(x, z) and q(z | x), and nothing that moves."""
+    variant.model.eval()
+    variant.guide.eval()
+    return variant
+
+
+def log_joint(variant: Variant, x: Tensor) -> tuple[float, float]:
+    """What Pyro scores at the guide's mean, and log p(z) + log p(x | z) by the distributions alone."""
+    z = variant.guide.posterior(x).mean
+    traced = poutine.trace(poutine.condition(variant.model, {"z": z})).get_trace(x).log_prob_sum()
+    model = variant.model
+    by_hand = model.prior().log_prob(z).sum() + model.likelihood(*model.outputs(z)).log_prob(x).sum()
+    return traced.item(), by_hand.item()
+
+
+# Everything trains.
+
+
+@every_combination
+def test_the_loss_is_finite_and_every_parameter_has_a_gradient(names: tuple[str, str, str, str]) -> None:
+    variant, x = build(names)
+
+    loss = variant.loss(variant.model, variant.guide)(x)
+    loss.backward()
+
+    assert loss.isfinite()
+    without = [name for name, p in parameters(variant).items() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def steps(variant: Variant, x: Tensor, count: int = 1) -> None:
+    """Train with stock Pyro, in whatever store is open."""
+    svi = SVI(optim=pyro.optim.Adam({"lr": 2e-3}), **variant._asdict())
+    for _ in range(count):
+        svi.step(x)
+
+
+def unmoved(variant: Variant, before: dict[str, Tensor]) -> list[str]:
+    """Names of the parameters that are as they were."""
+    return [name for name, p in parameters(variant).items() if torch.equal(p, before[name])]
+
+
+def values(variant: Variant) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in parameters(variant).items()}
+
+
+@every_variant
+def test_stock_pyro_trains_every_parameter_of_every_variant(name: str) -> None:
+    variant = named(name)
+    before = values(variant)
+
+    with pyro.get_param_store().scope():
+        steps(variant, torch.randint(2, (ROWS, 5)).double())
+
+    assert unmoved(variant, before) == []
+
+
+@every_variant
+def test_stock_pyro_lowers_the_loss_of_every_variant(name: str) -> None:
+    """By more than 4 standard errors of the paired difference, the same 20 seeds before and after."""
+    variant, x = named(name), torch.randint(2, (ROWS, 5)).double()
+
+    def losses() -> Tensor:
+        found = []
+        for seed in range(20):
+            frozen = copy.deepcopy(variant)
+            pyro.set_rng_seed(seed)
+            found.append(loss_of(frozen, x))
+        return torch.tensor(found)
+
+    before = losses()
+    with pyro.get_param_store().scope():
+        steps(variant, x, 50)
+    gain = before - losses()
+
+    assert gain.mean() > 4 * gain.std() / math.sqrt(20)
+
+
+def test_a_second_pair_is_refused_in_the_store_of_the_first() -> None:
+    """It would train the first one's tensors, without a word."""
+    x = torch.randn(ROWS, 5)
+    first, second = named("sigma_vae"), named("sigma_vae")
+    with pyro.get_param_store().scope():
+        steps(first, x)
+        before = values(second)
+        with pytest.raises(ValueError, match=r"already holds another .*scope\(\)"):
+            steps(second, x)
+
+    assert len(unmoved(second, before)) == len(before)
+
+
+def test_two_pairs_train_in_stores_of_their_own() -> None:
+    x = torch.randn(ROWS, 5)
+    for variant in (named("sigma_vae"), named("sigma_vae")):
+        before = values(variant)
+        with pyro.get_param_store().scope():
+            steps(variant, x)
+        assert unmoved(variant, before) == []
+
+
+def test_a_module_under_a_torch_optimiser_leaves_pyros_store_alone() -> None:
+    variant, x = named("sigma_vae"), torch.randn(ROWS, 5)
+    before, module = values(variant), variant.loss(variant.model, variant.guide)
+    optimiser = torch.optim.Adam(module.parameters(), 1e-2)
+
+    module(x).backward()
+    optimiser.step()
+
+    assert unmoved(variant, before) == []
+    assert list(pyro.get_param_store().keys()) == []
+
+
+@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
+def test_codes_may_be_single_numbers(guide: type[Guide]) -> None:
+    variant, x = pair((5,), 1, likelihood=Bernoulli(), guide=guide), torch.randint(2, (ROWS, 5)).double()
+
+    variant.loss(variant.model, variant.guide)(x).backward()
+
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters(variant).values())
+
+
+# The sum over data.
+
+
+@every_combination
+def test_particles_at_once_are_scored_as_each_alone(names: tuple[str, str, str, str]) -> None:
+    """Convolutions, flattening and covariances must not mix particles with data."""
+    variant, x = build(names)
+    quiet(variant)
+    with pyro.plate("particles", 2, dim=-2):
+        guide = poutine.trace(variant.guide).get_trace(x)
+        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(x)
+    guide.compute_log_prob()
+    model.compute_log_prob()
+    z = guide.nodes["z"]["value"].expand(2, ROWS, Z_DIM)
+
+    for particle in (0, 1):
+        alone = poutine.trace(poutine.condition(variant.model, {"z": z[particle]})).get_trace(x)
+        alone.compute_log_prob()
+        for site in ("z", "x"):
+            together = model.nodes[site]["log_prob"].expand(2, ROWS)[particle]
+            assert torch.allclose(together, alone.nodes[site]["log_prob"], rtol=1e-10, atol=1e-10)
+        log_q = variant.guide.posterior(x).log_prob(z[particle])
+        assert torch.allclose(guide.nodes["z"]["log_prob"].expand(2, ROWS)[particle], log_q, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", [Trace_ELBO, PathwiseELBO])
+@pytest.mark.parametrize("names", [names for names in COMBINATIONS if "point_mass" in names], ids="-".join)
+def test_eight_vectorised_particles_of_a_point_mass_are_one(
+    names: tuple[str, str, str, str], estimator: Callable[..., ELBO]
+) -> None:
+    """Of equal particles, the mean is each: a sum would be eight times as much."""
+    variant, x = build(names)
+    quiet(variant)
+    loss = estimator(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+
+    together = loss.differentiable_loss(variant.model, variant.guide, x)
+
+    assert together.item() == pytest.approx(loss_of(variant, x), rel=1e-10)
+
+
+@every_variant
+def test_eight_vectorised_particles_train_every_variant(name: str) -> None:
+    loss = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    variant = named(name)._replace(loss=loss)
+    before = values(variant)
+
+    with pyro.get_param_store().scope():
+        steps(variant, torch.randint(2, (ROWS, 5)).double())
+
+    assert unmoved(variant, before) == []
+
+
+@pytest.mark.parametrize("names", [names for names in COMBINATIONS if "point_mass" in names], ids="-".join)
+def test_the_loss_of_a_set_is_the_sum_over_its_batches(names: tuple[str, str, str, str]) -> None:
+    """Of unequal batches too; and each, counted for the whole set, averages to the loss by its rows."""
+    variant, x = build(names)
+    quiet(variant)
+    whole = loss_of(variant, x)
+
+    batches = x.split([1, 3, 2])
+
+    assert sum(loss_of(variant, batch) for batch in batches) == pytest.approx(whole, rel=1e-10)
+    shares = [len(batch) / ROWS * loss_of(variant, batch, ROWS) for batch in batches]
+    assert sum(shares) == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_batch_counts_for_the_whole_set_on_both_sides(guide: str, shape: str) -> None:
+    """The same draw: a scale on one side only would leave the ratio."""
+    variant, x = build(("laplace", "mixture", guide, shape))
+    pyro.set_rng_seed(3)
+    once = loss_of(variant, x)
+    pyro.set_rng_seed(3)
+
+    assert loss_of(variant, x, 10 * ROWS) == pytest.approx(10 * once, rel=1e-10)
+
+
+# Types and shapes.
+
+
+@every_combination
+def test_a_pair_in_float32_stays_there_and_agrees_with_float64(names: tuple[str, str, str, str]) -> None:
+    """The log joint at the guide's mean: no noise, and the rounding of some 1000 terms."""
+    variant, x = build(names)
+    quiet(variant)
+    wanted, _ = log_joint(variant, x)
+    variant.model.float()
+    variant.guide.float()
+
+    loss = variant.loss(variant.model, variant.guide)(x.float())
+    loss.backward()
+
+    assert {loss.dtype} | {p.grad.dtype for p in parameters(variant).values() if p.grad is not None} == {torch.float32}
+    assert log_joint(variant, x.float())[0] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_decoder_with_the_wrong_number_of_outputs_is_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
+    """Heteroscedastic wants two numbers a coordinate; broadcasting one would be another model."""
+    numbers = math.prod(shape)
+    variant = pair(shape, Z_DIM, likelihood=Heteroscedastic(), decoder=nn.Linear(Z_DIM, numbers))
+    came, wanted = rf"\[{ROWS}, {numbers}\]", rf"\[{ROWS}, 2, {', '.join(map(str, shape))}\]"
+
+    with pytest.raises(ValueError, match=rf"into {came}; Heteroscedastic wants {wanted}"):
+        loss_of(variant, torch.randn(ROWS, *shape))
+
+
+class Told(nn.Module):
+    """A decoder that says the same numbers for every code."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.numbers.expand(len(z), *self.numbers.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_outputs_of_a_decoder_come_one_after_the_other(shape: tuple[int, ...]) -> None:
+    """First every loc, then every head; flat, as channels, or on an axis of their own: the same numbers."""
+    loc, head = torch.randn(2, *shape)
+    layouts = [torch.stack([loc, head]), torch.cat([loc, head]), torch.cat([loc.flatten(), head.flatten()])]
+    for numbers in layouts:
+        likelihood = Heteroscedastic(0.4, floor=-40.0, stage=0.0)
+        model = pair(shape, Z_DIM, likelihood=likelihood, decoder=Told(numbers)).model
+
+        p = model.x_given_z(torch.randn(7, ROWS, Z_DIM))
+
+        assert tuple(p.batch_shape + p.event_shape) == (7, ROWS, *shape)
+        assert torch.equal(p.mean, loc.expand(7, ROWS, *shape))
+        assert torch.allclose(p.stddev, 0.4 * head.exp().expand(7, ROWS, *shape), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("x_shape", "z_dim"), [((), 2), ((5, 0), 2), ((5,), 0), ((-1,), 2), ((5,), -2)])
+def test_empty_shapes_are_refused(x_shape: tuple[int, ...], z_dim: int) -> None:
+    with pytest.raises(ValueError, match="x_shape and z_dim must be positive, got"):
+        pair(x_shape, z_dim, likelihood=Gaussian())
+
+
+def test_a_prior_of_another_event_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"event shape \[4\], wanted \[3\]"):
+        pair((5,), 3, likelihood=Gaussian(), prior=StandardNormal(4))
+
+
+OPTIONS: dict[str, Callable[[], Any]] = {
+    "likelihood": Bernoulli,
+    "guide": lambda: FullRank,
+    "prior": lambda: Mixture(Z_DIM, 2),
+    "encoder": lambda: nn.Linear(5, 7),
+    "decoder": lambda: nn.Linear(Z_DIM, 5),
+    "penalties": lambda: [JacobianNorm()],
+    "kl_weight": lambda: KLWeight(constant(2.0)),
+    "loss": Trace_ELBO,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@every_variant
+def test_any_keyword_of_pair_swaps_a_part_of_any_variant(name: str, option: str) -> None:
+    outputs = {"decoder": nn.Linear(Z_DIM, 10)} if name == "heteroscedastic_vae" and option == "decoder" else {}
+    part = outputs.get(option) or OPTIONS[option]()
+
+    variant = named(name, **{option: part})
+
+    found = {
+        "likelihood": variant.model.likelihood,
+        "guide": type(variant.guide),
+        "prior": variant.model.prior,
+        "encoder": variant.guide.encoder,
+        "decoder": variant.model.decoder,
+        "penalties": list(variant.model.penalties),
+        "kl_weight": variant.guide.kl_weight,
+        "loss": variant.loss,
+    }
+    assert found[option] == part
+
+
+NUMBERS: dict[str, tuple[str, dict[str, Any], Callable[[Variant], Any]]] = {
+    "gaussian_vae": ("gaussian_vae", {"sigma": 0.3}, lambda v: v.model.likelihood.scale.item()),
+    "beta_vae": ("beta_vae", {"beta": 2.5}, lambda v: v.guide.kl_weight.value.item()),
+    "beta_vae_sigma": ("beta_vae", {"sigma": 0.3}, lambda v: v.model.likelihood.scale.item()),
+    "cv_vae": ("cv_vae", {"spread": 0.2}, lambda v: v.guide.posterior(torch.zeros(1, 5)).stddev[0, 0].item()),
+    "ae": ("ae", {"sigma": 0.3}, lambda v: v.model.likelihood.scale.item()),
+    "rae_sn": ("rae_sn", {"sigma": 0.3}, lambda v: v.model.likelihood.scale.item()),
+    "rae_l2": ("rae_l2", {"tau": 0.3}, lambda v: v.model.penalties[0].scale),
+    "rae_gp": ("rae_gp", {"kappa": 0.3}, lambda v: v.model.penalties[0].weight),
+    "rae_gp_probes": ("rae_gp", {"probes": 7}, lambda v: v.model.penalties[0].probes),
+    "wae_mmd": ("wae_mmd", {"weight": 7.0}, lambda v: v.model.penalties[0].weight),
+    "l2_vae": ("l2_vae", {"tau": 0.3}, lambda v: v.model.penalties[0].scale),
+    "l2_vae_layers": ("l2_vae", {"layers": ("decoder.0",)}, lambda v: v.model.penalties[0].layers),
+}
+
+
+@pytest.mark.parametrize(("name", "option", "where"), NUMBERS.values(), ids=NUMBERS)
+def test_a_number_given_to_a_builder_arrives_where_it_acts(
+    name: str, option: dict[str, Any], where: Callable[[Variant], Any]
+) -> None:
+    (wanted,) = option.values()
+
+    found, unasked = where(named(name, **option)), where(named(name))
+
+    assert found == (pytest.approx(wanted, rel=1e-12) if isinstance(wanted, float) else wanted)
+    assert unasked != found
+
+
+def test_a_learned_mixture_is_the_weighted_sum_of_its_normals_and_so_are_its_gradients() -> None:
+    mixture, z = Mixture(2, components=3), torch.randn(4, 2)
+    for parameter in mixture.parameters():
+        torch.nn.init.normal_(parameter)
+    weights, centres, factors = torch.softmax(mixture.logits, 0), mixture.loc, mixture.factor
+    lower = factors.tril(-1) + torch.diag_embed(torch.diagonal(factors, dim1=1, dim2=2).exp())
+    covariances = (lower @ lower.mT).detach().numpy()
+    densities = [
+        scipy.stats.multivariate_normal(c.numpy(), v) for c, v in zip(centres.detach(), covariances, strict=True)
+    ]
+    by_hand = sum(w * p.pdf(z.numpy()) for w, p in zip(weights.tolist(), densities, strict=True))
+
+    assert mixture().log_prob(z).exp().tolist() == pytest.approx(by_hand.tolist(), rel=1e-10)
+    assert torch.autograd.gradcheck(lambda *_: mixture().log_prob(z), tuple(mixture.parameters()))
+
+
+def test_a_mixture_of_given_moments_has_them_and_is_held_fixed() -> None:
+    weights, centres, roots = torch.tensor([0.2, 0.8]), torch.randn(2, 3), torch.randn(2, 3, 3)
+    covariances = roots @ roots.mT + 0.1 * torch.eye(3)
+
+    mixture = Mixture.of(weights, centres, covariances)
+
+    parts = mixture()
+    assert torch.allclose(parts.mixture_distribution.probs, weights, rtol=1e-12, atol=0)
+    assert torch.allclose(parts.component_distribution.mean, centres, rtol=1e-12, atol=0)
+    assert torch.allclose(parts.component_distribution.covariance_matrix, covariances, rtol=1e-10, atol=1e-12)
+    assert not any(parameter.requires_grad for parameter in mixture.parameters())
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -1.0])
+def test_a_prior_without_a_spread_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=rf"scale must be positive and finite, got {scale!r}"):
+        StandardNormal(3, scale)
+
+
+@pytest.mark.parametrize("components", [0, -1])
+def test_a_mixture_of_nothing_is_refused(components: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one component, got {components}"):
+        Mixture(3, components)
+
+
+# Eval mode is p(x, z).
+
+TRAINING: dict[str, Callable[[], dict[str, Any]]] = {
+    "weights": lambda: {"penalties": [WeightPrior(0.1)]},
+    "jacobian": lambda: {"penalties": [JacobianNorm(3.0)]},
+    "mmd": lambda: {"penalties": [MMD(50.0)]},
+    "kl_weight": lambda: {"kl_weight": KLWeight(constant(4.0))},
+    "masked": lambda: {"kl_weight": Masked()},
+    "all": lambda: {
+        "penalties": [WeightPrior(0.1), JacobianNorm(3.0), MMD(50.0)],
+        "kl_weight": KLWeight(constant(4.0)),
+    },
+}
+
+
+@pytest.mark.parametrize("extras", TRAINING.values(), ids=TRAINING)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_eval_mode_is_the_log_joint_whatever_acts_in_training(
+    likelihood: str, extras: Callable[[], dict[str, Any]]
+) -> None:
+    variant, x = build((likelihood, "mixture", "mean_field", "vector"), **extras())
+
+    traced, by_hand = log_joint(variant, x)
+    assert abs(traced - by_hand) > 1e-3  # training mode: it acts
+    traced, by_hand = log_joint(quiet(variant), x)
+    assert traced == pytest.approx(by_hand, rel=1e-12)
+
+
+@every_variant
+def test_eval_mode_of_every_variant_is_its_log_joint(name: str) -> None:
+    variant, x = quiet(named(name)), torch.randint(2, (ROWS, 5)).double()
+    state = copy.deepcopy(variant.model.state_dict())
+
+    traced, by_hand = log_joint(variant, x)
+
+    assert traced == pytest.approx(by_hand, rel=1e-12)
+    assert all(torch.equal(value, state[key]) for key, value in variant.model.state_dict().items())
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_eval_mode_of_a_guide_is_its_posterior(guide: str) -> None:
+    variant, x = build(("gaussian", "normal", guide, "vector"), kl_weight=KLWeight(constant(4.0)))
+    scores = {}
+    for training in (True, False):
+        variant.guide.train(training)
+        trace = poutine.trace(variant.guide).get_trace(x)
+        log_q = variant.guide.posterior(x).log_prob(trace.nodes["z"]["value"]).sum().item()
+        scores[training] = trace.log_prob_sum().item(), log_q
+
+    assert scores[False][0] == pytest.approx(scores[False][1], rel=1e-12)
+    assert scores[True][0] == pytest.approx(4 * scores[True][1], rel=1e-12)
+
+
+# Another prior.
+
+
+def test_another_prior_is_the_only_thing_that_differs() -> None:
+    variant, x = build(("learned_sigma", "normal", "mean_field", "vector"), penalties=[WeightPrior(0.1)])
+    quiet(variant)
+    old, new = variant.model.prior, PRIORS["mixture"]()
+
+    other = with_prior(variant, new)
+
+    assert other.model.prior is new
+    assert variant.model.prior is old
+    assert other.guide is variant.guide
+    assert other.loss is variant.loss
+    mine, theirs = dict(variant.model.named_modules()), dict(other.model.named_modules())
+    assert all(theirs[key] is module for key, module in mine.items() if key and not key.startswith("prior"))
+    z = variant.guide.posterior(x).mean
+    difference = new().log_prob(z).sum() - old().log_prob(z).sum()
+    assert log_joint(other, x)[0] - log_joint(variant, x)[0] == pytest.approx(difference.item(), rel=1e-9)
+
+
+def test_training_under_another_prior_trains_the_shared_decoder() -> None:
+    variant, x = build(("learned_sigma", "normal", "mean_field", "vector"))
+    other, before = with_prior(variant, PRIORS["mixture"]()), values(variant)
+
+    with pyro.get_param_store().scope():
+        steps(other, x)
+
+    assert unmoved(variant, before) == []
