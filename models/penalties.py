@@ -46,7 +46,8 @@ class WeightPrior(nn.Module):
         """The tensors that the prior is on."""
         chosen: list[Tensor] = []
         for layer in self.layers:
-            found = [weight for weight in model.get_submodule(layer).parameters() if weight.ndim > 1]
+            part = dict(model.named_modules()).get(layer)
+            found = [] if part is None else [weight for weight in part.parameters() if weight.ndim > 1]
             if not found:
                 raise ValueError(f"no weights in {layer!r}: wanted names of the model's parts, such as 'decoder'")
             chosen += found

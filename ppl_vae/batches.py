@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from .data import item_of
+from .data import stack_of
 from .variant import Variant
 
 __all__ = ["Batches"]
@@ -30,7 +30,7 @@ class Batches:
         self.resident = variant.in_model_units(data) if isinstance(data, Tensor) and self._fits(data) else None
         dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
         pin = self.device.type == "cuda"
-        self.loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=_stack, pin_memory=pin)
+        self.loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=stack_of, pin_memory=pin)
 
     def _fits(self, data: Tensor) -> bool:
         if self.device.type != "cuda":
@@ -48,7 +48,3 @@ class Batches:
             order = torch.randperm(self.rows, device=self.device)
             batches = (self.resident[rows] for rows in order.split(self.batch_size))
         return (torch.bernoulli(batch) for batch in batches) if self.draw else batches
-
-
-def _stack(items: list[Any]) -> Tensor:
-    return torch.stack([item_of(item) for item in items])

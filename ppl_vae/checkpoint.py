@@ -14,7 +14,7 @@ from torch import Tensor
 from .catalogue import VARIANTS
 from .variant import Variant
 
-__all__ = ["load", "notes_of", "save"]
+__all__ = ["load", "notes_of", "refuse_other", "save"]
 
 FORMAT = 1
 TENSORS, CONFIG = "variant.safetensors", "variant.json"
@@ -33,8 +33,7 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
         ValueError: If the folder exists and is no checkpoint.
     """
     path = Path(path)
-    if path.exists() and not (path / CONFIG).is_file():
-        raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, name another folder")
+    refuse_other(path)
     tensors = {
         f"{half}.{name}": tensor.detach().cpu().clone().contiguous()
         for half, module in (("model", variant.model), ("guide", variant.guide))
@@ -53,6 +52,12 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return path
+
+
+def refuse_other(path: Path) -> None:
+    """Refuse to write where something else stands than an earlier checkpoint."""
+    if path.exists() and not (path / CONFIG).is_file():
+        raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, name another folder")
 
 
 def _replace(fresh: Path, path: Path) -> None:

@@ -88,12 +88,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _options(pairs: list[str] | None) -> dict[str, Any]:
-    """``beta=2`` and the like, values read as JSON where they are."""
+def _options(variant: str, pairs: list[str] | None) -> dict[str, Any]:
+    """``beta=2`` and the like, values read as JSON where they are; parts are objects and cannot be set here."""
+    import inspect
+
+    from .catalogue import VARIANTS
+
+    known = [p.name for p in inspect.signature(VARIANTS[variant]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     split = [pair.partition("=") for pair in pairs or []]
     wrong = [name for name, equals, _ in split if not equals]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", param_hint="--set")
+    unknown = [name.strip() for name, _, _ in split if name.strip() not in known]
+    if unknown:
+        wanted = ", ".join(known) or "none"
+        raise typer.BadParameter(f"{variant} has no option {unknown[0]!r}; it has: {wanted}", param_hint="--set")
     return {name.strip(): _value(value) for name, _, value in split}
 
 
@@ -152,7 +161,7 @@ def train(
 ) -> None:
     """Train one variant and write a checkpoint, its history and its receipt."""
     from .catalogue import VARIANTS
-    from .checkpoint import save
+    from .checkpoint import refuse_other, save
     from .comparison import writable, write_text
     from .data import prepare
     from .seeding import seeded
@@ -161,9 +170,10 @@ def train(
     prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name / variant
     writable(folder.parent)
+    refuse_other(folder)
     try:
         with seeded(seed):
-            pair = VARIANTS[variant](prepared.x_shape, z_dim, **_options(options))
+            pair = VARIANTS[variant](prepared.x_shape, z_dim, **_options(variant, options))
     except TypeError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from None
     trained = fit(

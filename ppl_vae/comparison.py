@@ -16,7 +16,7 @@ import torch
 
 from . import ex_post
 from .catalogue import VARIANTS
-from .checkpoint import save
+from .checkpoint import refuse_other, save
 from .data import Data, check_support
 from .divergence import Diverged
 from .evaluation import COLUMNS, Evaluation, evaluate
@@ -167,6 +167,8 @@ def compare(
     if unknown or not names:
         raise ValueError(f"unknown variant {', '.join(map(repr, unknown))}: wanted {', '.join(VARIANTS)}")
     out = writable(out)
+    for name in names:
+        refuse_other(out / name)
     space = features_for(data.scale(data.resident), data.labels, features, int(training.get("seed", 0)))
     results = []
     for index, name in enumerate(names, 1):

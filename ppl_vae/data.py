@@ -5,17 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .models import Scale
 from .seeding import seeded
-from .sources import SETS, Raw, columns, read
+from .sources import SETS, Raw, columns, numbers, read
 from .variant import Variant, evaluating
 
-__all__ = ["Data", "check_support", "item_of", "prepare", "tensor_of", "whole"]
+__all__ = ["Data", "check_support", "prepare", "stack_of", "tensor_of", "whole"]
 
 BINARIZE = ("dynamic", "static", "threshold")
 SCALES = ("none", "unit", "standardize", "auto")
@@ -62,7 +61,7 @@ class Data:
         if isinstance(self.train, Tensor):
             return self.train
         count = min(len(self.train), 10_000)  # type: ignore[arg-type]
-        return torch.stack([item_of(self.train[index]) for index in range(count)])
+        return stack_of([self.train[index] for index in range(count)])
 
     def binarized(self, how: str, seed: int = 0) -> "Data":
         """The same data in {0, 1}: values on the unit scale are thresholded at 1/2, or taken as probabilities.
@@ -76,9 +75,10 @@ class Data:
         if not isinstance(self.train, Tensor):
             raise ValueError("a streamed Dataset cannot be binarized here: binarize its items")
         train, test = self.scale(self.train), self.scale(self.test)
-        low, high = float(min(train.min(), test.min())), float(max(train.max(), test.max()))
+        low, high = float(train.min()), float(train.max())
         if low < 0.0 or high > 1.0:
             raise ValueError(f"binarize wants values in [0, 1], got {low:.4g} to {high:.4g}: use scale='unit'")
+        test = test.clamp(0.0, 1.0)  # beyond what was seen in training
         with seeded(seed):
             draws = (test > 0.5).to(test) if how == "threshold" else torch.bernoulli(test)
             if how != "dynamic":
@@ -99,10 +99,21 @@ class Data:
 def item_of(item: Any) -> Tensor:
     """The x of a Dataset's item: the item itself, the first of a pair, or the entry ``data`` or ``x``."""
     if isinstance(item, dict):
+        if "data" not in item and "x" not in item:
+            raise ValueError(f"an item of the Dataset has the keys {', '.join(map(str, item))}: wanted 'data' or 'x'")
         item = item.get("data", item.get("x"))
     elif isinstance(item, tuple | list):
         item = item[0]
-    return torch.as_tensor(np.asarray(item) if not isinstance(item, Tensor) else item)
+    return item if isinstance(item, Tensor) else numbers(item, "an item of the Dataset")
+
+
+def stack_of(items: list[Any]) -> Tensor:
+    """Items of a Dataset as one tensor [rows, *x_shape]."""
+    rows = [item_of(item) for item in items]
+    shapes = {tuple(row.shape) for row in rows}
+    if len(shapes) > 1:
+        raise ValueError(f"items of the Dataset have shapes {' and '.join(map(str, map(list, sorted(shapes)[:2])))}")
+    return torch.stack(rows)
 
 
 def tensor_of(source: Any, name: str = "x") -> Tensor:
@@ -111,15 +122,12 @@ def tensor_of(source: Any, name: str = "x") -> Tensor:
     Raises:
         ValueError: If it is empty, not numeric, without a row axis, or holds NaN or infinities.
     """
-    if hasattr(source, "dtypes") and hasattr(source, "to_numpy"):
+    if hasattr(source, "columns") and hasattr(source, "to_numpy"):
         x = columns(source, name)
     elif isinstance(source, Tensor):
         x = source.detach()
     else:
-        array = np.asarray(source)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} holds values of type {array.dtype}: wanted real numbers, rows of equal length")
-        x = torch.as_tensor(array)
+        x = numbers(source, name)
     if x.is_complex():
         raise ValueError(f"{name} holds complex numbers: wanted real ones")
     if x.ndim < 2 or x.numel() == 0:
@@ -166,9 +174,9 @@ def prepare(
     origin = {"source": path, "scale": scale, "binarize": None, "limit": limit, "seed": seed}
     raw = read(source, root) if named else _raw(source)
     name = Path(source).stem if named else type(source).__name__
-    raw = _cut(_split(raw, seed), limit)
-    x = raw.x if isinstance(raw.x, Tensor) else torch.stack([item_of(raw.x[i]) for i in range(2)])
-    x, test = tensor_of(x, name), tensor_of(raw.test, name)
+    raw = _cut(_split(_checked(raw, name), seed), limit)
+    x = raw.x if isinstance(raw.x, Tensor) else stack_of([raw.x[0], raw.x[1]])
+    test = tensor_of(raw.test, name)
     data = Data(
         name,
         x if isinstance(raw.x, Tensor) else raw.x,
@@ -184,20 +192,34 @@ def prepare(
 def whole(source: Any) -> Data:
     """Data to train on as they are, unscaled, with nothing held out."""
     raw = _raw(source)
-    first = raw.x[:1] if isinstance(raw.x, Tensor) else item_of(raw.x[0]).unsqueeze(0)
+    first = raw.x[:1] if isinstance(raw.x, Tensor) else stack_of([raw.x[0]])
     return Data(type(source).__name__, raw.x, first[:0], None, None, Scale(tuple(first.shape[1:])))
+
+
+def _checked(raw: Raw, name: str) -> Raw:
+    """Every part is usable, and parts agree in shape and length."""
+    x = tensor_of(raw.x, name) if isinstance(raw.x, Tensor) else raw.x
+    test = None if raw.test is None else tensor_of(raw.test, f"the test part of {name}")
+    if isinstance(x, Tensor) and test is not None and x.shape[1:] != test.shape[1:]:
+        shapes = f"{list(x.shape[1:])} and {list(test.shape[1:])}"
+        raise ValueError(f"training and test data of {name} have shapes {shapes} a datum: wanted the same")
+    for labels, part, which in ((raw.labels, x, "y_train"), (raw.test_labels, test, "y_test")):
+        if labels is not None and part is not None and len(labels) != len(part):  # type: ignore[arg-type]
+            raise ValueError(f"{name} has {len(labels)} labels {which} for {len(part)} data")  # type: ignore[arg-type]
+    return raw._replace(x=x, test=test)
 
 
 def _raw(source: Any) -> Raw:
     if not isinstance(source, Dataset):
         return Raw(tensor_of(source))
-    rows = len(source)  # type: ignore[arg-type]
+    if not hasattr(source, "__len__"):
+        raise ValueError(f"{type(source).__name__} has no length: wanted a map-style Dataset")
+    rows = len(source)
     if rows < 2:
         raise ValueError(f"the Dataset has {rows} items: wanted at least 2")
-    first = item_of(source[0])
-    if rows * first.numel() * 4 > RESIDENT:
+    if rows * item_of(source[0]).numel() * 4 > RESIDENT:
         return Raw(source)
-    return Raw(tensor_of(torch.stack([item_of(source[index]) for index in range(rows)]), type(source).__name__))
+    return Raw(tensor_of(stack_of([source[index] for index in range(rows)]), type(source).__name__))
 
 
 def _split(raw: Raw, seed: int) -> Raw:
@@ -218,7 +240,7 @@ def _split(raw: Raw, seed: int) -> Raw:
             None if labels is None else labels[held_out],
             raw.span,
         )
-    test = torch.stack([item_of(raw.x[int(index)]) for index in held_out[:2000]])
+    test = stack_of([raw.x[int(index)] for index in held_out[:2000]])
     return raw._replace(x=torch.utils.data.Subset(raw.x, kept.tolist()), test=test)
 
 

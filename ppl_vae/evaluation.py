@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from .bounds import bounds, held_out
 from .data import check_support, tensor_of
@@ -194,25 +194,34 @@ def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
     active = Number(float((encode(variant, x).var(0) > ACTIVE).sum()))
     if not variant.has_bound:
         return active, Number(None, reason="MAP"), []
-    prior = variant.model.prior()
-    total, per_dim = [], []
+    kl, per_dim = _divergence(variant, x)
+    return active, _mean(kl), [] if per_dim is None else per_dim.mean(0).sort(descending=True).values.tolist()
+
+
+def _divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """KL(q(z | x) || p(z)) of each datum, [rows], and by code where both factorise, [rows, z_dim].
+
+    In closed form where torch knows one, else by 100 draws.
+    """
+    prior, total, per_dim = variant.model.prior(), [], []
     for rows in variant.in_model_units(x).split(ROWS):
         q = variant.guide.posterior(rows)
         try:
             total.append(kl_divergence(q, prior.expand(q.batch_shape)))
-            per_dim.append(kl_divergence(q.base_dist, prior.base_dist.expand(q.base_dist.batch_shape)))
-        except (NotImplementedError, AttributeError):
+            if isinstance(q, Independent) and isinstance(prior, Independent):
+                per_dim.append(kl_divergence(q.base_dist, prior.base_dist.expand(q.base_dist.batch_shape)))
+        except NotImplementedError:
             z = q.sample((100,))
-            total = total if len(total) > len(per_dim) else [*total, (q.log_prob(z) - prior.log_prob(z)).mean(0)]
-    split = torch.cat(per_dim).mean(0).sort(descending=True).values.tolist() if per_dim else []
-    return active, _mean(torch.cat(total)), split
+            total.append((q.log_prob(z) - prior.log_prob(z)).mean(0))
+    return torch.cat(total), torch.cat(per_dim) if per_dim else None
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Spherical interpolation of codes [..., d], linear where they are parallel (Shoemake, 1985)."""
-    angle = torch.arccos(
-        (a * b).sum(-1, keepdim=True).div(a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)).clamp(-1, 1)
-    )
+    norms = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
+    tiny = torch.finfo(a.dtype).tiny  # a code at the origin has no direction: linear
+    angle = torch.arccos(((a * b).sum(-1, keepdim=True) / norms.clamp_min(tiny)).clamp(-1, 1))
+    angle = torch.where(norms > tiny, angle, 0.0)
     sine = angle.sin()
     straight = sine < 1e-6
     sine = torch.where(straight, 1.0, sine)

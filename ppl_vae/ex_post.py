@@ -10,7 +10,8 @@ from .variant import ROWS, Variant, evaluating
 
 __all__ = ["codes", "fit"]
 
-CANDIDATES = (1, 2, 5, 10, 20, 50)  # numbers of components tried when they are to be chosen
+CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # numbers of components tried when they are to be chosen
+STARTS = 3  # of k-means, for a mixture's likelihood has poor local optima; the best one counts
 
 
 def codes(variant: Variant, x: Tensor, seed: int = 0) -> Tensor:
@@ -30,7 +31,7 @@ def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: in
     Args:
         variant: A trained pair, with any guide.
         x: Training data [rows, *x_shape], in the data's units.
-        components: How many; or ``"held_out"`` or ``"bic"``, chosen among 1, 2, 5, 10, 20, 50 by the log density of a
+        components: How many; or ``"held_out"`` or ``"bic"``, chosen among ``CANDIDATES`` by the log density of a
             fifth of the codes, or by the Bayesian information criterion.
         seed: Of the draws and of k-means.
 
@@ -49,10 +50,12 @@ def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: in
     shift, width = z.mean(0), z.std(0, correction=0)
     width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a unit that never moves
     standard = (z - shift) / width
-    count = components if isinstance(components, int) else _choose(standard, components, seed)
-    mixture = _gaussian_mixture(standard, count, seed)
-    covariance = torch.as_tensor(mixture.covariances_) * width[:, None] * width
-    fitted = Mixture.of(torch.as_tensor(mixture.weights_), torch.as_tensor(mixture.means_) * width + shift, covariance)
+    with seeded(seed):
+        count = components if isinstance(components, int) else _choose(standard, components, seed)
+        mixture = _gaussian_mixture(standard, count, seed)
+        loc = torch.as_tensor(mixture.means_) * width + shift
+        covariance = torch.as_tensor(mixture.covariances_) * width[:, None] * width
+        fitted = Mixture.of(torch.as_tensor(mixture.weights_), loc, covariance)
     return fitted.to(next(variant.model.parameters()))
 
 
@@ -65,7 +68,7 @@ def _gaussian_mixture(z: Tensor, components: int, seed: int):  # type: ignore[no
             f"{components} full components of {z.shape[1]} dimensions need at least {max(needed, 1)} data and one "
             f"component, got {len(z)} data: fewer components, or components='held_out'"
         )
-    return GaussianMixture(components, random_state=seed, max_iter=2000).fit(z.numpy())
+    return GaussianMixture(components, random_state=seed, max_iter=2000, n_init=STARTS).fit(z.numpy())
 
 
 def _choose(z: Tensor, by: str, seed: int) -> int:

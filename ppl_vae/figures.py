@@ -83,7 +83,7 @@ def tiles(y: Tensor, columns: int, span: tuple[float, float]) -> str:
     """Images [rows, channels, height, width] as a grid, ``span`` from black to white, clamped; RGB for 3 channels."""
     from matplotlib.image import imsave
 
-    y = ((y.float().cpu() - span[0]) / (span[1] - span[0])).clamp(0, 1)
+    y = ((y.float().cpu() - span[0]) / (span[1] - span[0] or 1.0)).clamp(0, 1)
     y = y if y.shape[1] == 3 else y[:, :1].expand(-1, 3, -1, -1)
     y = torch.nn.functional.interpolate(y, scale_factor=max(1, 24 // max(y.shape[2:])))  # the gap is one pixel for all
     buffer = io.BytesIO()
@@ -315,12 +315,13 @@ def latent_space(rows: Sequence[Judged]) -> str:
 
 def _units(row: Judged) -> tuple[Tensor, Tensor]:
     """KL of each coordinate of a code, nats, from large to small, and whether its posterior mean varies over data."""
-    x, prior = row.data.test, row.variant.model.prior()
+    y, prior = row.variant.in_model_units(row.data.test[: 2 * ROWS]), row.variant.model.prior()
     with evaluating(row.variant):
-        chunks = [row.variant.guide.posterior(y).base_dist for y in row.variant.in_model_units(x).split(ROWS)]
+        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(ROWS)]
         kl = torch.cat([kl_divergence(q, prior.base_dist.expand(q.batch_shape)) for q in chunks]).mean(0)
+        active = torch.cat([q.mean for q in chunks]).var(0) > ACTIVE
     order = kl.argsort(descending=True)
-    return kl[order].cpu(), (encode(row.variant, x).var(0) > ACTIVE)[order].cpu()
+    return kl[order].cpu(), active[order].cpu()
 
 
 def kl_per_unit(rows: Sequence[Judged]) -> str:
@@ -330,7 +331,7 @@ def kl_per_unit(rows: Sequence[Judged]) -> str:
         kl, active = _units(row)
         fills = [colour(row.name) if on else "white" for on in active.tolist()]
         axes.bar(range(1, len(kl) + 1), kl.tolist(), color=fills, edgecolor=colour(row.name), lw=0.9)
-        _tidy(axes, f"{row.name}: {int(active.sum())} of {len(kl)}", colour(row.name))
+        _tidy(axes, f"{row.name}: {row.evaluation['active_units']} of {len(kl)}", colour(row.name))
         axes.set_xticks([1, len(kl)] if len(kl) > 1 else [1])
     every[0].set_ylabel("KL, nats", fontsize=8)
     return _uri(figure)

@@ -26,15 +26,20 @@ def frechet(a: Tensor, b: Tensor) -> Tensor:
     return (a.mean(0) - b.mean(0)).square().sum() + values.clamp_min(0).sum() + cov_b.trace() - 2 * cross
 
 
-def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float]:
+def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float | None]:
     """The distance, and its standard error by leaving out a tenth of both samples at a time (the jackknife)."""
-    keep = torch.arange(max(len(a), len(b))) % BLOCKS
-    left = torch.stack([frechet(a[keep[: len(a)] != i], b[keep[: len(b)] != i]) for i in range(BLOCKS)])
-    error = ((BLOCKS - 1) * (left - left.mean()).square().mean()).sqrt()
+    blocks = min(BLOCKS, len(a), len(b))
+    if blocks < 3:  # a block left out would leave a single datum
+        return float(frechet(a, b)), None
+    keep = torch.arange(max(len(a), len(b))) % blocks
+    left = torch.stack([frechet(a[keep[: len(a)] != i], b[keep[: len(b)] != i]) for i in range(blocks)])
+    error = ((blocks - 1) * (left - left.mean()).square().mean()).sqrt()
     return float(frechet(a, b)), float(error)
 
 
 def nearest(a: Tensor, b: Tensor, rows: int = 500) -> Tensor:
     """The Euclidean distance of each row of a [n, ...] to the closest row of b [m, ...]: [n]."""
     a, b = a.flatten(1), b.flatten(1)
-    return torch.cat([torch.cdist(chunk, b).amin(1) for chunk in a.split(rows)])
+    return torch.cat(
+        [torch.cdist(chunk, b, compute_mode="donot_use_mm_for_euclid_dist").amin(1) for chunk in a.split(rows)]
+    )

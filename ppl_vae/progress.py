@@ -4,9 +4,6 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
-
 __all__ = ["Progress"]
 
 
@@ -20,6 +17,9 @@ class Progress:
     """
 
     def __init__(self, label: str, epochs: int, *, shown: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
         self.label, self.epochs, self.shown = label, epochs, shown
         self.console = Console(file=sys.stderr)
         self.started = time.perf_counter()

@@ -107,26 +107,28 @@ def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) ->
 def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, settings: dict[str, Any]) -> list[str]:
     """What was compared, how it was trained, how it was judged: a sentence each."""
     bounds = sum(row.variant.has_bound for row in rows)
-    missing = len(results) - len(rows)
     shape = " x ".join(map(str, data.x_shape))
+    counts = {"with a bound of log p(x)": bounds, "with a MAP objective": len(rows) - bounds}
+    counts["refused or diverged"] = len(results) - len(rows)
     lines = [
-        f"{len(results)} variants: {bounds} with a bound of log p(x), {len(rows) - bounds} with a MAP objective"
-        + (f", {missing} refused or diverged" if missing else "")
-        + f"; on {data.name}, {shape} numbers a datum; units of the model: {settings.get('scale', data.scale)}."
+        f"{len(results)} variants: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}; "
+        f"on {data.name}, {shape} numbers a datum; units of the model: {settings.get('scale', data.scale)}."
     ]
     if rows:
-        run = rows[0].fit.settings
+        run, evaluation = rows[0].fit.settings, rows[0].evaluation
+        sizes = sorted({len(row.mixture.loc) for row in rows})
+        components = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         kept = len(data.train) - run["rows"]  # type: ignore[arg-type]
-        best = f"; {kept} training data held back chose the best epoch" if kept else ""
+        best = f"; {kept or 'other'} data held back chose the best epoch" if _has_held_out(rows) else ""
         lines.append(
-            f"The same for each: networks, {settings.get('z_dim')} numbers a code, Adam, "
+            f"The same for each: networks, {rows[0].variant.z_dim} numbers a code, Adam, "
             f"{settings.get('epochs', run['epochs'])} epochs in batches of {run['batch_size']}, "
             f"learning rate {run['lr']:g}, seed {run['seed']}{best}."
         )
         lines.append(
-            f"Judged on the same {rows[0].evaluation.rows} held-out data: bounds with K = {settings.get('K')} draws a "
-            f"datum, an ex-post mixture of {settings.get('components')} Gaussians on the codes, Frechet distances in "
-            f"{rows[0].evaluation.features}."
+            f"Judged on the same {evaluation.rows} held-out data: bounds with K = {evaluation.num_particles} draws a "
+            f"datum, an ex-post mixture of {components} Gaussians on the codes, Frechet distances in "
+            f"{evaluation.features}."
         )
     return lines
 
@@ -207,8 +209,8 @@ def _plates(rows: Sequence[Judged]) -> dict[str, list[Plate]]:
     ]
     if split:
         text = (
-            "Mean over held-out data for each unit of the code, from large to small, on one axis for all; filled where "
-            "the unit is active. In the title: active units of all."
+            "Mean over held-out data (2,000 at the most) for each unit of the code, from large to small, on one axis "
+            "for all; filled where the unit is active. In the title: active units of all."
         )
         codes.append(Plate("KL by unit of the code", text, figures.kl_per_unit(split)))
     per_datum = [
@@ -222,9 +224,14 @@ def _plates(rows: Sequence[Judged]) -> dict[str, list[Plate]]:
     return {"training": _training(rows), "codes": codes, "per_datum": per_datum if bounds else []}
 
 
+def _has_held_out(rows: Sequence[Judged]) -> bool:
+    """Whether training held data back and scored them."""
+    return all(entry["held_out"] is not None for row in rows for entry in row.fit.rows)
+
+
 def _training(rows: Sequence[Judged]) -> list[Plate]:
     plates = []
-    if all(entry["held_out"] is not None for row in rows for entry in row.fit.rows):
+    if _has_held_out(rows):
         text = (
             "On training data held back, once an epoch; up is better. Axes differ: curves compare within a panel of "
             "bounds, and MAP objectives compare with nothing. The steep first quarter may lie below the axis."
@@ -247,7 +254,7 @@ def _training(rows: Sequence[Judged]) -> list[Plate]:
 
 
 def _side(rows: int, data: Data) -> int:
-    """Pictures on a side of a grid, so that all grids together stay within ``PIXELS`` and there are data to fill one."""
+    """Pictures on a side of a grid: all grids together stay within ``PIXELS``, and the data fill one."""
     channels, height, width = data.x_shape
     numbers = 4 * max(1, rows) * channels * min(LARGEST, height) * min(LARGEST, width)
     return max(TILES[0], min(TILES[1], math.isqrt(len(data.test)), math.isqrt(PIXELS // numbers)))
@@ -281,8 +288,8 @@ def _grids(row: Judged, side: int) -> list[str]:
     """Prior, ex post, reconstructions, interpolations: grids of one size, by the same draws for every variant."""
     variant, x = row.variant, row.data.test
     span = _span(row.data.scale(x))
-    count, half = side * side, min(len(x) // 2, 500)
-    pairs = x[: side * ((side + 1) // 2)]
+    count, half = side * side, min(len(x) // 2, 100)
+    pairs = x[: side * (side // 2)]
     both = torch.stack([part.unflatten(0, (-1, side)) for part in (pairs, reconstruct(variant, pairs).to(pairs))], 1)
     steps = [
         interpolate(variant, x[:half], x[half : 2 * half], step / (side - 1))[:side] for step in range(side)

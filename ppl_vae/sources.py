@@ -1,7 +1,6 @@
 """Where data come from: named sets by scikit-learn's and torchvision's own loaders, and files of real numbers."""
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["FILES", "SETS", "Raw", "read"]
+__all__ = ["FILES", "SETS", "Raw", "columns", "numbers", "read"]
 
 
 class Raw(NamedTuple):
@@ -117,24 +116,25 @@ def _arrays(arrays: dict[str, Any], path: Path) -> Raw:
     if x is None:
         names = ", ".join(arrays) or "nothing"
         raise ValueError(f"{path} holds {names}: wanted one array of numbers, or 'x', or 'x_train' and 'x_test'")
-    rows = len(x)
-    labels, test = arrays.get("y_train", arrays.get("y")), arrays.get("x_test")
-    labels = labels if labels is not None and labels.shape == (rows,) else None
+    test = arrays.get("x_test")
     return Raw(
         _images(x, path),
-        None if labels is None else torch.as_tensor(labels.astype(np.int64)),
+        _labels(arrays.get("y_train", arrays.get("y")), path),
         None if test is None else _images(test, path),
-        torch.as_tensor(arrays["y_test"].astype(np.int64)) if test is not None and "y_test" in arrays else None,
+        None if test is None else _labels(arrays.get("y_test"), path),
         (0.0, 255.0) if x.dtype == np.uint8 and x.ndim > 2 else None,
     )
 
 
+def _labels(array: Any, path: Path) -> Tensor | None:
+    """Whole numbers, one a datum; labels of any other kind are not used."""
+    usable = array is not None and array.ndim == 1 and array.dtype.kind in "biu"
+    return torch.as_tensor(array.astype(np.int64)) if usable else None
+
+
 def _images(array: Any, path: Path) -> Tensor:
     """Put the channel axis of images first: from [rows, height, width] or [rows, height, width, channels]."""
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path} holds values of type {array.dtype}: wanted real numbers")
-    x = torch.as_tensor(array)
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    x = numbers(array, str(path))
     if x.ndim == 3:
         return x.unsqueeze(1)
     return x.permute(0, 3, 1, 2) if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3) else x
@@ -143,9 +143,11 @@ def _images(array: Any, path: Path) -> Tensor:
 def _csv(path: Path) -> Raw:
     import pandas as pd
 
-    frame = pd.read_csv(path)
-    if all(_is_number(name) for name in frame.columns):
-        frame = pd.read_csv(path, header=None)
+    first = pd.read_csv(path, header=None, nrows=1)
+    bare = all(dtype.kind in "biuf" for dtype in first.dtypes)  # a first row of numbers is no header
+    frame = pd.read_csv(path, header=None if bare else "infer")
+    if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for row names
+        raise ValueError(f"{path} has rows of more values than its header has names")
     return Raw(columns(frame, str(path)))
 
 
@@ -155,20 +157,30 @@ def _parquet(path: Path) -> Raw:
     return Raw(columns(pd.read_parquet(path), str(path)))
 
 
-def _is_number(text: Any) -> bool:
+def numbers(source: Any, name: str) -> Tensor:
+    """An array, or what NumPy makes one of, as a tensor of float32 or float64 (whole numbers: the default dtype)."""
+    if isinstance(source, np.ma.MaskedArray) and np.ma.is_masked(source):
+        raise ValueError(f"{name} has masked values: wanted finite numbers, drop or fill them")
     try:
-        float(text)
+        array = np.asarray(source)
     except ValueError:
-        return False
-    return True
+        raise ValueError(f"{name} is ragged: wanted rows of equal length") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds values of type {array.dtype}: wanted real numbers, rows of equal length")
+    kept = np.float32 if array.dtype.itemsize <= 4 else np.float64
+    real = torch.from_numpy(np.array(array, dtype=kept, order="C"))  # a copy: of any layout, byte order, permission
+    return real if array.dtype.kind == "f" else real.to(torch.get_default_dtype())
 
 
 def columns(frame: Any, name: str) -> Tensor:
     """The numbers of a data frame, [rows, columns]; a column of anything else is refused by name."""
+    if len(frame) == 0:
+        raise ValueError(f"{name} has no rows")
     other = [str(column) for column, dtype in frame.dtypes.items() if dtype.kind not in "biuf"]
     if other:
         raise ValueError(f"{name}: columns {', '.join(other[:5])} are not real numbers: drop or encode them")
-    return torch.as_tensor(frame.to_numpy(dtype=np.float64)).to(torch.get_default_dtype())
+    values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    return numbers(values, name).to(torch.get_default_dtype())
 
 
 FILES: dict[str, Callable[[Path], Raw]] = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
@@ -185,7 +197,7 @@ def read(source: str | Path, root: str | Path | None = None) -> Raw:
         ValueError: If the source is unknown, or does not hold real numbers.
         OSError: If it cannot be read or downloaded.
     """
-    if source in SETS:
+    if str(source) in SETS:
         folder = root or os.environ.get("PPL_VAE_DATA") or Path.home() / ".cache" / "ppl_vae"
         return SETS[str(source)](Path(folder))
     path = Path(source)
@@ -197,6 +209,8 @@ def read(source: str | Path, root: str | Path | None = None) -> Raw:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         return FILES[path.suffix.lower()](path)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file makes its reader raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "pickle" in reason:
+            reason = "it does not hold plain numbers"
         raise ValueError(reason if str(path) in reason else f"cannot read {path}: {reason}") from None

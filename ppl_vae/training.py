@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .bounds import held_out, log_jacobian
-from .data import Data, check_support, item_of, tensor_of, whole
+from .data import Data, check_support, stack_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
 from .progress import Progress
 from .receipt import receipt, scale_of
@@ -58,7 +58,8 @@ class Fit:
     def receipt(self) -> str:
         """The objective that was optimised, with its numbers in it."""
         y = self.variant.in_model_units(tensor_of(self.data.resident[:1000]))
-        y = torch.bernoulli(y) if self.data.binarize else y
+        with seeded(0):
+            y = torch.bernoulli(y) if self.data.binarize else y
         return receipt(self.variant, y, self.settings)
 
 
@@ -295,7 +296,7 @@ def _hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tenso
         if isinstance(train, Tensor):
             train, validation = train[kept], train[held_back]
         else:
-            validation = torch.stack([item_of(train[int(index)]) for index in held_back[:2000]])
+            validation = stack_of([train[int(index)] for index in held_back[:2000]])
             train = torch.utils.data.Subset(train, kept.tolist())
     y = variant.in_model_units(tensor_of(validation, "validation"))
     y = torch.bernoulli(y) if data.binarize is not None else y

@@ -373,6 +373,31 @@ def test_a_failed_save_leaves_what_was_there(
     assert os.listdir(path.parent) == ["kept"]
 
 
+@pytest.mark.parametrize("earlier", [True, False], ids=["over-an-earlier-one", "for-the-first-time"])
+def test_what_a_killed_save_left_behind_is_cleared_away(
+    kept: tuple[Path, Variant], monkeypatch: pytest.MonkeyPatch, *, earlier: bool
+) -> None:
+    """A process that is killed cleans nothing up: whatever stands in its way, the next save comes through."""
+    path, variant = kept
+    target, seen = path if earlier else path.with_name("first"), set[Path]()
+
+    def note(source: Any, place: Any) -> None:
+        seen.update({Path(source), Path(place)})
+        replace(source, place)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", note)
+    save(target, variant)
+    for left in seen - {target}:
+        left.mkdir()
+        (left / FILES[0]).write_text("half a file")
+    save(target, variant)
+
+    assert len(seen) > 1
+    assert_equal(load(target), variant)
+    assert sorted(os.listdir(path.parent)) == sorted({"kept", target.name})
+
+
 def test_a_checkpoint_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 

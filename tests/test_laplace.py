@@ -55,5 +55,5 @@ def test_it_bounds_the_model_with_the_prior_that_it_is_given() -> None:
 
 def test_without_a_proposal_a_point_mass_is_refused_with_the_remedy() -> None:
     variant, _ = linear_autoencoder()
-    with pytest.raises(ValueError, match="no bound.*give it a proposal"):
+    with pytest.raises(ValueError, match=r"no bound.*give it a proposal"):
         bounds(variant, torch.randn(3, 5))

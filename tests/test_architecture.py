@@ -1,0 +1,297 @@
+"""What depends on what: the arrows, what an import does, what an installation provides."""
+
+import ast
+import graphlib
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ppl_vae
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("models", "guides", "ppl_vae", "experiments")  # along the arrow: each may import those to its left
+LINKED = ("models", "guides", "experiments")  # links inside ppl_vae, and so its subpackages
+HEAVY = ("arviz", "jinja2", "matplotlib", "onnxruntime", "pandas", "sklearn", "torchvision")
+
+
+def found() -> dict[str, Path]:
+    """Every module of ours by its full name, read from the folders at the root."""
+    modules = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = path.relative_to(ROOT)
+            if folder == "ppl_vae" and inside.parts[1] in LINKED:
+                continue
+            parts = ("ppl_vae",) * (folder != "ppl_vae") + inside.with_suffix("").parts
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    return modules
+
+
+MODULES = found()
+
+
+class Import(NamedTuple):
+    """One imported module, and whether importing the importer imports it."""
+
+    name: str
+    at_once: bool
+
+
+def imports(module: str, path: Path, tree: ast.AST) -> Iterator[Import]:
+    """What a module imports, in full names."""
+    later = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, id(node) not in later) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield Import(inner if inner in MODULES else base, id(node) not in later)
+
+
+IMPORTS = {name: list(imports(name, path, ast.parse(path.read_text()))) for name, path in MODULES.items()}
+
+
+def folder_of(name: str) -> str:
+    """The folder at the root that holds a module of ours."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LINKED else parts[0]
+
+
+def ours(name: str) -> bool:
+    return name.split(".")[0] in ("ppl_vae", *LINKED)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("from ..models.half import Half", ("ppl_vae.models.half", True)),
+        ("from .guide import Guide", ("ppl_vae.guides.guide", True)),
+        ("from .. import models", ("ppl_vae.models", True)),
+        ("from . import guide", ("ppl_vae.guides.guide", True)),
+        ("from .. import data", ("ppl_vae.data", True)),
+        ("import ppl_vae.data", ("ppl_vae.data", True)),
+        ("from models import Half", ("models", True)),
+        ("def f():\n    from ..training import fit", ("ppl_vae.training", False)),
+        ("if TYPE_CHECKING:\n    import pandas as pd", ("pandas", False)),
+    ],
+)
+def test_imports_are_resolved_to_full_names(code: str, expected: tuple[str, bool]) -> None:
+    assert list(imports("ppl_vae.guides.mean_field", Path("mean_field.py"), ast.parse(code))) == [expected]
+
+
+def test_every_folder_is_walked() -> None:
+    assert {"ppl_vae", "ppl_vae.models.half", "ppl_vae.guides.guide", "ppl_vae.elbo.pathwise"} <= MODULES.keys()
+    assert {folder_of(name) for name in MODULES} == set(FOLDERS)
+    assert sum(map(len, IMPORTS.values())) > 3 * len(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_arrow(module: str) -> None:
+    """experiments -> ppl_vae -> guides -> models, wherever in the file they stand, and always through ppl_vae."""
+    reach = FOLDERS[: FOLDERS.index(folder_of(module)) + 1]
+
+    wrong = [name for name, _ in IMPORTS[module] if ours(name) and folder_of(name) not in reach]
+    outside = [name for name, _ in IMPORTS[module] if name.split(".")[0] in LINKED]
+
+    assert wrong == []
+    assert outside == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) in ("models", "guides")])
+def test_models_and_guides_need_pyro_and_torch_alone(module: str) -> None:
+    tops = {name.split(".")[0] for name, _ in IMPORTS[module] if not ours(name)}
+
+    assert tops - set(sys.stdlib_module_names) <= {"pyro", "torch"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) != "experiments"])
+def test_nothing_imports_an_experiment(module: str) -> None:
+    assert [name for name, _ in IMPORTS[module] if "experiments" in name.split(".")] == []
+
+
+def test_no_experiment_imports_another() -> None:
+    experiments = [name for name in MODULES if folder_of(name) == "experiments"]
+
+    assert [name for module in experiments for name, _ in IMPORTS[module] if ours(name) and name in experiments] == []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {
+        module: {name for name, at_once in found if at_once and name in MODULES and name != module}
+        for module, found in IMPORTS.items()
+    }
+
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the cycle
+
+    assert order[-1] == "ppl_vae" or order.index("ppl_vae") > order.index("ppl_vae.training")
+    assert order.index("ppl_vae.models.half") < order.index("ppl_vae.guides.guide")
+
+
+@pytest.mark.parametrize("folder", LINKED)
+def test_a_folder_at_the_root_is_linked_into_the_package(folder: str) -> None:
+    link = ROOT / "ppl_vae" / folder
+
+    assert os.readlink(link) == f"../{folder}"  # relative, so that the checkout can be moved
+    assert link.resolve() == ROOT / folder
+
+
+# What an import does.
+
+STATE = """
+import json, logging, os, random, signal, sys, warnings
+import numpy, torch, pyro
+
+def state():
+    loggers = {"": logging.root} | logging.Logger.manager.loggerDict
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "torch stream": torch.get_rng_state().tolist(),
+        "numpy stream": str(numpy.random.get_state()),
+        "python stream": str(random.getstate()),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "torch checks": torch.distributions.Distribution._validate_args,
+        "pyro checks": [pyro.infer.util.is_validation_enabled(), pyro.poutine.util.is_validation_enabled()],
+        "parameters": sorted(pyro.get_param_store().keys()),
+        "warnings": [str(entry) for entry in warnings.filters],
+        "handlers": {name: str(getattr(logger, "handlers", [])) for name, logger in loggers.items()
+                     if getattr(logger, "handlers", [])},
+        "levels": {name: logger.level for name, logger in loggers.items() if getattr(logger, "level", 0)},
+        "numpy errors": str(numpy.geterr()),
+        "printing": [str(numpy.get_printoptions()), str(vars(torch._tensor_str.PRINT_OPTS))],
+        "environment": dict(os.environ),
+        "hooks": [str(sys.excepthook), str(signal.getsignal(signal.SIGINT))],
+        "path": list(sys.path),
+    }
+
+before, modules = state(), set(sys.modules)
+import ppl_vae
+after = state()
+print(json.dumps({
+    "changed": [name for name in before if before[name] != after[name]],
+    "compared": len(before),
+    "new": sorted({name.split(".")[0] for name in set(sys.modules) - modules}),
+    "loaded": sorted({name.split(".")[0] for name in sys.modules}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, list[str]]:
+    """What importing the library did in an interpreter of its own."""
+    ran = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_importing_the_library_changes_nothing(fresh: dict[str, list[str]]) -> None:
+    assert fresh["changed"] == []
+
+
+def test_importing_the_library_loads_no_heavy_package(fresh: dict[str, list[str]]) -> None:
+    assert {"ppl_vae", "torch", "pyro"} <= set(fresh["loaded"])
+    assert set(HEAVY) & set(fresh["loaded"]) == set()
+
+
+# Names.
+
+
+def exported(tree: ast.Module) -> list[str] | None:
+    """The literal ``__all__`` of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return None
+
+
+def in_order(name: str) -> tuple[bool, bool, str]:
+    """Constants, then classes, then functions, each by the alphabet."""
+    return not name.isupper(), not name[0].isupper(), name
+
+
+LIBRARY = [name for name in MODULES if folder_of(name) != "experiments" and not name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_a_module_lists_its_names_in_order(module: str) -> None:
+    names = exported(ast.parse(MODULES[module].read_text()))
+
+    assert names is not None
+    assert names == sorted(set(names), key=in_order)
+    assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []
+
+
+def test_the_front_door_lists_all_that_it_imports() -> None:
+    tree = ast.parse(MODULES["ppl_vae"].read_text())
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+
+    assert set(ppl_vae.__all__) == imported
+    assert {type(node) for node in tree.body} == {ast.Expr, ast.ImportFrom, ast.Assign}  # no logic
+
+
+# What an installation provides.
+
+
+def test_every_folder_of_code_is_packaged() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+
+    assert sorted(packages) == sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
+
+
+def test_everything_beside_the_code_is_packaged() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ppl_vae"]
+    others = {path.name for path in (ROOT / "ppl_vae").iterdir() if path.is_file() and path.suffix != ".py"}
+
+    assert "py.typed" in others
+    assert others <= {path.name for pattern in patterns for path in (ROOT / "ppl_vae").glob(pattern)}
+
+
+def test_an_installation_provides_one_name() -> None:
+    provided = [name for name, owners in importlib.metadata.packages_distributions().items() if "ppl_vae" in owners]
+
+    assert [name for name in provided if not name.startswith("__editable__")] == ["ppl_vae"]
+
+
+def test_an_installation_provides_one_command() -> None:
+    commands = importlib.metadata.distribution("ppl_vae").entry_points.select(group="console_scripts")
+
+    assert [(command.name, command.value) for command in commands] == [("ppl-vae", "ppl_vae.cli:main")]
+
+
+# What ``python -O`` leaves out.
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_check_vanishes_under_optimisation(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    vanishing = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.Name) and node.id == "__debug__")
+    ]
+
+    assert vanishing == []

@@ -1,0 +1,383 @@
+"""bounds: held against the linear-Gaussian model, where log p(x), the bound and the gap are known exactly."""
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, pair, reconstruct, with_prior
+from ppl_vae.bounds import Terms, held_out
+from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
+from ppl_vae.models import (
+    MMD,
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedNormal,
+    Gaussian,
+    JacobianNorm,
+    KLWeight,
+    LinearGaussian,
+    Masked,
+    Mixture,
+    Scale,
+    WeightPrior,
+    constant,
+)
+from ppl_vae.seeding import seeded
+from ppl_vae.variant import evaluating
+
+X_DIM, Z_DIM = 5, 2
+module = importlib.import_module("ppl_vae.bounds")
+
+
+def problem(rows: int = 9) -> tuple[LinearGaussian, Tensor]:
+    """A model and data drawn from it."""
+    model = LinearGaussian(torch.randn(X_DIM, Z_DIM), torch.randn(X_DIM), torch.tensor(0.6))
+    return model, torch.randn(rows, Z_DIM) @ model.loading.mT + model.loc + model.sigma * torch.randn(rows, X_DIM)
+
+
+def program(model: LinearGaussian, shift: float = 0.0, stretch: float = 1.0) -> Variant:
+    """The model as a pair; its guide is the exact posterior, off by ``shift`` and with its covariance stretched."""
+    decoder = nn.Linear(Z_DIM, X_DIM)
+    decoder.weight.data, decoder.bias.data = model.loading.clone(), model.loc.clone()
+    likelihood = Gaussian(model.sigma.item())
+    variant = pair((X_DIM,), Z_DIM, likelihood=likelihood, guide=FullRank, encoder=nn.Identity(), decoder=decoder)
+    zero = model.posterior(torch.zeros(1, X_DIM))
+    loc, log_diagonal, below = variant.guide.heads
+    tril = math.sqrt(stretch) * zero.scale_tril[0]
+    loc.weight.data = (model.posterior(torch.eye(X_DIM)).loc - zero.loc).mT.contiguous()
+    loc.bias.data = zero.loc[0] + shift
+    for head, bias in ((log_diagonal, tril.diagonal().log()), (below, tril[1:, 0])):
+        head.weight.data.zero_()
+        head.bias.data.copy_(bias)
+    return variant
+
+
+def law(variant: Variant, x: Tensor) -> MultivariateNormal:
+    with torch.no_grad():
+        return variant.guide.posterior(x)
+
+
+def agree(found: Tensor, truth: Tensor) -> bool:
+    """Whether the mean over data is within 4 standard errors of what is true of each datum."""
+    difference = found - truth
+    return bool(difference.mean().abs() < 4 * difference.std() / math.sqrt(len(difference)))
+
+
+# Where the guide is the posterior, there is no Monte Carlo error.
+
+
+@pytest.mark.parametrize("rows_at_once", [60, 1000])
+@pytest.mark.parametrize("num_particles", [1, 7, 1000, 2500])
+def test_both_bounds_are_the_log_evidence_where_the_guide_is_the_posterior(
+    num_particles: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every K and however the work is cut: a wrong count of draws would show as its logarithm."""
+    monkeypatch.setattr(module, "ROWS", rows_at_once)
+    model, x = problem()
+
+    found = bounds(program(model), x[:3], num_particles)
+
+    for bound in found:
+        assert torch.allclose(bound, model.log_evidence(x[:3]), rtol=0, atol=1e-9)
+
+
+def test_the_bounds_of_a_part_of_the_data_are_the_part_of_the_bounds() -> None:
+    model, x = problem(1500)
+    variant = program(model)
+
+    whole = bounds(variant, x, 2)
+    parts = [bounds(variant, rows, 2) for rows in x.split([1, 700, 799])]
+
+    for name in whole._fields:
+        assert torch.allclose(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]), atol=1e-10)
+
+
+def test_a_mixture_of_one_component_as_the_prior_has_the_evidence_of_the_moved_model() -> None:
+    """z ~ Normal(m, L L^T) is z = m + L u: the model of u has loading W L and loc b + W m, and the same log p(x)."""
+    model, x = problem()
+    tril, centre = torch.tensor([[0.7, 0.0], [0.4, 1.6]]), torch.tensor([0.5, -1.0])
+    moved = LinearGaussian(model.loading @ tril, model.loc + model.loading @ centre, model.sigma)
+    prior = Mixture.of(torch.ones(1), centre.unsqueeze(0), (tril @ tril.mT).unsqueeze(0))
+    variant = with_prior(program(model), prior)
+    u = moved.posterior(torch.zeros(1, X_DIM))
+    rotation = moved.posterior(torch.eye(X_DIM)).loc - u.loc
+    factor = torch.linalg.cholesky(tril @ u.covariance_matrix[0] @ tril.mT)
+    loc, log_diagonal, below = variant.guide.heads
+    loc.weight.data, loc.bias.data = tril @ rotation.mT, centre + tril @ u.loc[0]
+    log_diagonal.bias.data, below.bias.data = factor.diagonal().log(), factor[1:, 0].clone()
+
+    for bound in bounds(variant, x, 5):
+        assert torch.allclose(bound, moved.log_evidence(x), rtol=0, atol=1e-10)
+
+
+# Where it is not, expectations are known.
+
+OFF = {"shift": 0.12, "stretch": 1.3}  # wider than the posterior, so that weights have a variance
+
+
+def moment(order: int, model: LinearGaussian, guide: MultivariateNormal, x: Tensor) -> Tensor:
+    """``E_q (p(z | x) / q) ** order``, of a weight over p(x): an integral of Gaussians, [rows]."""
+    exact, less = model.posterior(x), order - 1
+    p, q = torch.linalg.inv(exact.covariance_matrix), torch.linalg.inv(guide.covariance_matrix)
+    joint, gap = order * p - less * q, guide.loc - exact.loc
+    slope = less * (q @ gap.unsqueeze(-1)).squeeze(-1)
+    square = (slope * torch.linalg.solve(joint, slope)).sum(-1) + (slope * gap).sum(-1)
+    return ((square + order * torch.logdet(p) - less * torch.logdet(q) - torch.logdet(joint)) / 2).exp()
+
+
+@pytest.mark.parametrize("rows_at_once", [500, 4000])
+@pytest.mark.parametrize("num_particles", [1, 8, 90])
+def test_the_elbo_is_the_closed_form_bound(
+    num_particles: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On average over draws, however data are cut into chunks."""
+    monkeypatch.setattr(module, "ROWS", rows_at_once)
+    model, x = problem(2000)
+    variant = program(model, **OFF)
+
+    found = bounds(variant, x, num_particles)
+
+    exact = model.bound(x, law(variant, x))
+    assert agree(found.elbo, exact)
+    assert not agree(found.elbo, exact + 0.3 / math.sqrt(num_particles))  # it can tell
+    assert (found.importance_weighted >= found.elbo - 1e-12).all()  # Jensen, draw by draw
+
+
+@pytest.mark.parametrize("num_particles", [1, 64, 65, 300])
+def test_draws_are_averaged_in_log_space_however_they_are_cut(
+    num_particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights over 20 orders of magnitude, given in the order in which they are asked for."""
+    monkeypatch.setattr(module, "ROWS", 64)
+    variant, x = program(problem()[0]), torch.randn(4, X_DIM)
+    log_weights = 10 * torch.randn(num_particles, len(x))
+    queues = {tuple(row.tolist()): weights for row, weights in zip(x, log_weights.mT, strict=True)}
+
+    def served(variant: Variant, y: Tensor, count: int) -> Terms:
+        keys = [tuple(row.tolist()) for row in y]
+        columns = torch.stack([queues[key][:count] for key in keys], -1)
+        queues.update({key: queues[key][count:] for key in keys})
+        return Terms(columns, torch.zeros(()), torch.zeros(()))
+
+    monkeypatch.setattr(module, "terms", served)
+    found = bounds(variant, x, num_particles)
+
+    assert torch.allclose(found.elbo, log_weights.mean(0), rtol=0, atol=1e-10)
+    exact = log_weights.logsumexp(0) - math.log(num_particles)
+    assert torch.allclose(found.importance_weighted, exact, rtol=0, atol=1e-10)
+    assert all(len(left) == 0 for left in queues.values())
+
+
+def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 100_000)
+    model, x = problem(4000)
+    variant, evidence = program(model, shift=0.3, stretch=1.3), model.log_evidence(x)
+
+    levels = [bounds(variant, x, num_particles).importance_weighted for num_particles in (1, 4, 16, 64)]
+
+    for low, high in zip(levels, [*levels[1:], evidence], strict=True):
+        rise = high - low
+        assert rise.mean() > 4 * rise.std() / math.sqrt(len(rise))
+
+
+@pytest.mark.parametrize("num_particles", [50, 1000])
+def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k(
+    num_particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next term of the series. A mean weight over p(x) has expectation 1: the control variate that shows it."""
+    monkeypatch.setattr(module, "ROWS", 200_000)
+    model, x = problem(2_000_000 // num_particles)
+    variant = program(model, **OFF)
+
+    log_ratio = bounds(variant, x, num_particles).importance_weighted - model.log_evidence(x)
+
+    second, third = (moment(order, model, law(variant, x), x) for order in (2, 3))
+    chi, skew = second - 1, third - 3 * second + 2  # central moments of a weight over p(x)
+    leading, following = chi / (2 * num_particles), (0.75 * chi**2 - skew / 3) / num_particles**2
+    assert agree(log_ratio.expm1(), torch.zeros(()))
+    lacks = log_ratio.expm1() - log_ratio
+    assert agree(lacks, leading + following)
+    assert not agree(lacks, 1.2 * leading + following)  # it can tell
+    assert chi.min() > 0.1
+    assert (following.abs() < 0.1 * leading).all()
+
+
+# So many draws as asked for, in bounded memory.
+
+
+@pytest.mark.parametrize("num_particles", [1, 7, 1000, 2500])
+def test_each_datum_gets_exactly_the_draws_that_were_asked_for(
+    num_particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the decoder, without the rows by which p(x | z) is asked whether it is a mass."""
+    monkeypatch.setattr(module, "log_jacobian", lambda variant: torch.zeros(()))
+    model, x = problem()
+    variant, rows = program(model), []
+    variant.model.decoder.register_forward_hook(lambda net, args, out: rows.append(len(out)))
+
+    bounds(variant, x, num_particles)
+
+    assert sum(rows) == num_particles * len(x)
+    assert max(rows) <= 1000
+
+
+@pytest.mark.parametrize("num_particles", [0, -3])
+def test_no_draws_are_refused(num_particles: int) -> None:
+    model, x = problem()
+    with pytest.raises(ValueError, match=f"num_particles must be at least 1, got {num_particles}"):
+        bounds(program(model), x, num_particles)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name]((X_DIM,), Z_DIM).has_bound])
+def test_a_point_mass_has_no_bound(name: str) -> None:
+    with pytest.raises(ValueError, match=r"point-mass guide has no density, so there is no bound: .* MAP"):
+        bounds(VARIANTS[name]((X_DIM,), Z_DIM), torch.randn(3, X_DIM))
+
+
+# Units.
+
+
+def rescaled(variant: Variant, width: float) -> Variant:
+    variant.model.scale = Scale(variant.model.x_shape, width=width)
+    return variant
+
+
+@pytest.mark.parametrize("guide", [MeanField, FullRank, ConstantVariance])
+def test_data_ten_times_as_large_lose_d_log_ten_and_nothing_else(guide: type[Guide]) -> None:
+    """In units ten times as small: the same numbers inside, and the Jacobian of the change of units outside."""
+    variant, x = pair((X_DIM,), Z_DIM, likelihood=Gaussian(), guide=guide), torch.randn(20, X_DIM)
+    with seeded(0):
+        one, code, image = bounds(variant, x, 6), encode(variant, x), reconstruct(variant, x)
+    ten_times = rescaled(variant, 10.0)
+    with seeded(0):
+        ten = bounds(ten_times, 10 * x, 6)
+
+    for before, after in zip(one, ten, strict=True):
+        assert torch.allclose(after, before - X_DIM * math.log(10), rtol=0, atol=1e-9)
+    assert torch.allclose(encode(ten_times, 10 * x), code, rtol=0, atol=1e-12)
+    assert torch.allclose(reconstruct(ten_times, 10 * x), 10 * image, rtol=0, atol=1e-11)
+
+
+def test_units_of_each_coordinate_count_by_their_own_width() -> None:
+    """Against the evidence of the linear-Gaussian model whose loading and loc are in the data's units."""
+    model, y = problem()
+    shift, width = torch.randn(X_DIM), torch.tensor([0.01, 0.5, 1.0, 30.0, 2000.0])
+    variant = program(model)
+    variant.model.scale = Scale((X_DIM,), shift, width)
+    covariance = width[:, None] * (model.loading @ model.loading.mT + model.sigma**2 * torch.eye(X_DIM)) * width
+    evidence = MultivariateNormal(shift + width * model.loc, covariance).log_prob(shift + width * y)
+
+    for bound in bounds(variant, shift + width * y, 4):
+        assert torch.allclose(bound, evidence, rtol=0, atol=1e-8)
+
+
+MASSES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "bernoulli": (Bernoulli, True),
+    "discretized_normal": (DiscretizedNormal, True),
+    "discretized_logistic": (DiscretizedLogistic, True),
+    "continuous_bernoulli": (ContinuousBernoulli, False),
+    "gaussian": (Gaussian, False),
+}
+
+
+@pytest.mark.parametrize(("likelihood", "mass"), MASSES.values(), ids=MASSES)
+def test_a_mass_has_no_units(likelihood: Callable[[], nn.Module], mass: bool) -> None:
+    """Grey values 0 and 255 or 0 and 1: a probability is the same, a density is not."""
+    variant, x = pair((X_DIM,), Z_DIM, likelihood=likelihood()), torch.randint(2, (8, X_DIM)).double()
+    with seeded(0):
+        one = bounds(variant, x, 6)
+    with seeded(0):
+        grey = bounds(rescaled(variant, 255.0), 255 * x, 6)
+
+    shift = 0.0 if mass else X_DIM * math.log(255)
+    for before, after in zip(one, grey, strict=True):
+        assert torch.allclose(after, before - shift, rtol=0, atol=1e-9)
+    assert not mass or one.elbo.max() < 0
+
+
+# Training weights are no part of a reported number.
+
+
+def weighted(variant: Variant, kl_weight: nn.Module | None, penalties: list[nn.Module]) -> Variant:
+    variant.model.kl_weight = variant.guide.kl_weight = kl_weight
+    variant.model.penalties = nn.ModuleList(penalties)
+    return variant
+
+
+WEIGHTS: dict[str, Callable[[], tuple[nn.Module | None, list[nn.Module]]]] = {
+    "beta": lambda: (KLWeight(constant(4.0)), []),
+    "warm_up": lambda: (KLWeight(constant(0.0)), []),
+    "masked": lambda: (Masked(), []),
+    "penalties": lambda: (None, [WeightPrior(0.1), JacobianNorm(3.0), MMD(50.0)]),
+    "all": lambda: (KLWeight(constant(0.5)), [WeightPrior(0.1), JacobianNorm(3.0), MMD(50.0)]),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+def test_training_weights_change_no_reported_bound(
+    weights: Callable[[], tuple[nn.Module | None, list[nn.Module]]], training: bool
+) -> None:
+    """Bit for bit, whatever mode the pair was left in, which it stays in."""
+    variant, x = pair((X_DIM,), Z_DIM, likelihood=Gaussian()), torch.randn(20, X_DIM)
+
+    def reported() -> list[Tensor]:
+        with seeded(0):
+            numbers = list(bounds(variant, x, 5))
+        with seeded(0), evaluating(variant):
+            numbers.append(held_out(variant, x, 5))
+        found = evaluate(variant, x, 5)
+        return [*numbers, *(torch.tensor(found[name].value) for name in ("bound", "importance_weighted", "kl"))]
+
+    plain = reported()
+    weighted(variant, *weights())
+    variant.model.train(training)
+    variant.guide.train(training)
+
+    assert all(torch.equal(a, b) for a, b in zip(reported(), plain, strict=True))
+    assert variant.model.training == variant.guide.training == training
+
+
+# A point mass is scored by its log joint.
+
+SCORED: dict[str, tuple[dict[str, Any], bool]] = {
+    "rae": ({}, True),
+    "rae_weighted": ({"kl_weight": KLWeight(constant(3.0)), "penalties": [WeightPrior(0.1)]}, True),
+    "autoencoder": ({"kl_weight": Masked()}, False),
+    "wae": ({"kl_weight": Masked(), "penalties": [MMD(100.0)]}, False),
+}
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize(("parts", "codes_scored"), SCORED.values(), ids=SCORED)
+def test_a_point_mass_is_scored_by_the_log_joint_of_each_datum(
+    parts: dict[str, Any], codes_scored: bool, num_particles: int
+) -> None:
+    """By hand, in the data's units: normals of the code, where it is scored, and of the datum."""
+    variant = pair((X_DIM,), Z_DIM, likelihood=Gaussian(0.3), guide=PointMass, **parts)
+    variant.model.scale = Scale((X_DIM,), 2.0, 5.0)
+    x = 2 + 5 * torch.randn(1200, X_DIM)
+    with evaluating(variant):
+        found = held_out(variant, variant.in_model_units(x), num_particles)
+
+    expected = dist.Normal(reconstruct(variant, x), 5 * 0.3).log_prob(x).sum(-1)
+    if codes_scored:
+        expected = expected + dist.Normal(0.0, 1.0).log_prob(encode(variant, x)).sum(-1)
+    assert torch.allclose(found, expected, rtol=1e-10)
+
+
+def test_held_out_scores_a_vae_by_its_bound() -> None:
+    model, x = problem(1500)
+    variant = program(model)
+    with evaluating(variant):
+        found = held_out(variant, x, 3)
+
+    assert torch.allclose(found, model.log_evidence(x), rtol=0, atol=1e-10)

@@ -1,0 +1,452 @@
+"""The command line: what it prints, what it writes, and how it ends: 0, 2 for a usage error, 1 for a failure."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from ppl_vae import VARIANTS, bounds, ex_post, load, prepare, sample, save
+from ppl_vae.catalogue import CATALOGUE
+from ppl_vae.checkpoint import notes_of
+from ppl_vae.cli import app, main
+from ppl_vae.evaluation import COLUMNS
+from ppl_vae.seeding import seeded
+
+COMMANDS = ["variants", "train", "evaluate", "sample", "compare"]
+TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # of the digits: 60 to train on, 15 held out
+SMALL = ("--z-dim", 2, "--components", 2, "-K", 5)
+CHECKPOINT = ["history.csv", "receipt.txt", "variant.json", "variant.safetensors"]
+
+
+class Ran(NamedTuple):
+    """How a command ended and what it said."""
+
+    code: Any
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ppl_vae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """The console script in this process: anything but an exit is a traceback, and fails the test."""
+
+    def run(*arguments: Any) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["ppl-vae", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it, without NaN or Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small table of real numbers."""
+    path = tmp_path_factory.mktemp("data") / "tiny.csv"
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    np.savetxt(path, x, delimiter=",", header="first,second,third", comments="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def optimised(tmp_path_factory: pytest.TempPathFactory, table: Path) -> dict[str, tuple[Path, Ran]]:
+    """Commands in processes of their own, side by side, under ``python -O``, which drops assertions; with --out."""
+    commands = {
+        "compare": ("compare", "sigma_vae", "bernoulli_vae", "--data", table, *SMALL, "--epochs", 2),
+        "failure": ("train", "bernoulli_vae", "--data", table),
+        "usage": ("train", "gamma_vae"),
+    }
+    folders = {name: tmp_path_factory.mktemp("runs") / name for name in commands}
+    running = {}
+    for name, arguments in commands.items():
+        command = [sys.executable, "-O", "-m", "ppl_vae", *map(str, arguments), "--out", str(folders[name])]
+        running[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ended = {name: (process.communicate(), process.returncode) for name, process in running.items()}
+    return {name: (folders[name], Ran(code, *said)) for name, (said, code) in ended.items()}
+
+
+@pytest.fixture
+def trained(ppl_vae: Callable[..., Ran], tmp_path: Path) -> tuple[Path, Ran]:
+    """A variant trained on some digits, and what the command said."""
+    folder = tmp_path / "runs" / "digits" / "sigma_vae"
+    return folder, ppl_vae("train", "sigma_vae", *TINY, "--seed", 3, "--out", folder, "--json", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def compared(optimised: dict[str, tuple[Path, Ran]]) -> tuple[Path, Ran]:
+    """A comparison of which one half must fail: real numbers have no density under a Bernoulli."""
+    return optimised["compare"]
+
+
+# Help and the catalogue.
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: " ".join(command) or "-")
+def test_help_says_what_a_command_does(command: list[str]) -> None:
+    ran = CliRunner().invoke(app, [*command, "--help"])
+    said = " ".join(ran.output.split())
+    registered = {found.callback.__name__: found.callback for found in app.registered_commands if found.callback}
+    first_lines = [(registered[name].__doc__ or "").splitlines()[0] for name in command]
+
+    assert ran.exit_code == 0
+    assert list(registered) == COMMANDS
+    assert all(line in said for line in first_lines)
+    assert command or all(name in said for name in COMMANDS)
+    assert all(flag in said for flag in ("--data", "--limit", "--seed") if command in (["train"], ["compare"]))
+
+
+def test_no_command_shows_help_and_is_a_usage_error() -> None:
+    ran = CliRunner().invoke(app, [])
+
+    assert ran.exit_code == 2
+    assert all(name in ran.output for name in COMMANDS)
+
+
+def test_the_catalogue_is_printed_as_json_whole() -> None:
+    ran = CliRunner().invoke(app, ["variants", "--json"])
+
+    assert ran.exit_code == 0
+    assert strict(ran.output) == [
+        {"variant": name, "model": row.model, "guide": row.guide, "loss": row.loss, "source": row.source}
+        for name, row in CATALOGUE.items()
+    ]
+
+
+def test_the_catalogue_is_printed_as_a_table_whole() -> None:
+    ran = CliRunner().invoke(app, ["variants"])
+
+    assert ran.exit_code == 0
+    assert [name for name in VARIANTS if f" {name} " not in ran.output] == []
+
+
+# From data to samples.
+
+
+def test_training_keeps_a_checkpoint_and_says_so_in_json(trained: tuple[Path, Ran]) -> None:
+    folder, ran = trained
+    said = strict(ran.out)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == CHECKPOINT
+    assert said["checkpoint"] == str(folder)
+    assert said["data"] == {"source": "digits", "scale": "auto", "binarize": None, "limit": 60, "seed": 3}
+    assert said["fit"] == {"epochs": 1, "steps": 1, "batch_size": 64, "lr": 0.002, "seed": 3, "rows": 54}
+    assert {"data": said["data"], "fit": said["fit"]} == notes_of(folder)
+    with (folder / "history.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in written] == [row["loss"] for row in said["history"]]
+    assert "estimator" in (folder / "receipt.txt").read_text()
+
+
+def test_progress_and_the_receipt_are_shown(ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path) -> None:
+    ran = ppl_vae("train", "rae", "--data", table, "--epochs", 2, "--out", tmp_path / "rae", "--set", "sigma=0.5")
+    lines = ran.err.splitlines()
+
+    assert ran.code == 0
+    assert [line.split("  ")[0] for line in lines] == ["rae: epoch 1/2", "rae: epoch 2/2"]
+    assert all("loss" in line and "s left" in line for line in lines)
+    assert f"checkpoint: {tmp_path / 'rae'}" in ran.out
+    assert (tmp_path / "rae" / "receipt.txt").read_text() in ran.out + "\n"
+    assert float(load(tmp_path / "rae").model.likelihood(torch.zeros(1)).scale) == 0.5
+
+
+def test_the_same_command_gives_the_same_weights(ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path) -> None:
+    weights = []
+    for folder in ("one", "two"):
+        torch.manual_seed(len(weights))
+        ran = ppl_vae("train", "sigma_vae", "--data", table, "--epochs", 1, "--quiet", "--out", tmp_path / folder)
+        assert ran.code == 0
+        weights.append(load_file(tmp_path / folder / "variant.safetensors"))
+
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_checkpoint_is_judged_on_the_rows_that_were_held_out(
+    ppl_vae: Callable[..., Ran], trained: tuple[Path, Ran]
+) -> None:
+    folder, _ = trained
+    ran = ppl_vae("evaluate", folder, "--components", 2, "-K", 5, "--json")
+    row = strict(ran.out)
+    held_out = prepare("digits", scale="auto", limit=60, seed=3).test
+    with seeded(0):
+        expected = bounds(load(folder), held_out, 5)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert list(row) == ["run", "features", "K", *(part for name in COLUMNS for part in (name, f"{name}_error"))]
+    assert (row["run"], row["K"], len(held_out)) == (str(folder), 5, 15)
+    assert row["bound"] == pytest.approx(float(expected.elbo.mean()), rel=1e-12)
+    assert row["importance_weighted"] == pytest.approx(float(expected.importance_weighted.mean()), rel=1e-12)
+    assert row["log_joint"] is None
+
+
+def test_an_evaluation_is_printed_with_titles_and_errors(
+    ppl_vae: Callable[..., Ran], trained: tuple[Path, Ran]
+) -> None:
+    ran = ppl_vae("evaluate", trained[0], "--components", 2, "-K", 2, "--features", "pca")
+
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("15 held-out data; K = 2; F in ")
+    assert [column.title for column in COLUMNS.values() if f"\n{column.title} " not in ran.out] == []
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["draws", "means"])
+@pytest.mark.parametrize("fitted", [False, True], ids=["prior", "ex-post"])
+def test_samples_are_those_of_the_library(
+    ppl_vae: Callable[..., Ran], trained: tuple[Path, Ran], tmp_path: Path, *, mean: bool, fitted: bool
+) -> None:
+    folder, _ = trained
+    flags = ["--mean"] * mean + ["--ex-post", "--components", "2"] * fitted
+    ran = ppl_vae("sample", folder, "--count", 5, "--seed", 4, "--out", tmp_path / "new" / "x.npy", *flags)
+    variant = load(folder)
+    data = prepare("digits", scale="auto", limit=60, seed=3)
+    prior = ex_post.fit(variant, data, 2, 4) if fitted else None
+    samples = np.load(tmp_path / "new" / "x.npy", allow_pickle=False)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert np.array_equal(samples, sample(variant, 5, prior=prior, mean=mean, seed=4).numpy())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.npy"]
+
+
+def test_samples_are_a_picture(ppl_vae: Callable[..., Ran], trained: tuple[Path, Ran], tmp_path: Path) -> None:
+    folder, _ = trained
+    ran = ppl_vae("sample", folder, "--count", 5, "--mean", "--out", tmp_path / "x.png")
+    picture = matplotlib.image.imread(tmp_path / "x.png")
+    first = sample(load(folder), 5, mean=True, seed=0)[0, 0].numpy() / 16
+
+    assert ran.code == 0
+    assert picture.shape[:2] == (2 * 10, 3 * 10)  # 5 in rows of 3, each of 8 by 8 with a white pixel around it
+    assert bool((picture[0] == 1).all())
+    assert bool((picture[10:, 20:] == 1).all())
+    np.testing.assert_allclose(picture[1:9, 1:9, 0], first.clip(0, 1), atol=1 / 255)  # a byte a pixel
+
+
+def test_a_comparison_of_which_a_part_fails_reports_the_rest_and_the_reason(compared: tuple[Path, Ran]) -> None:
+    folder, ran = compared
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = ["variant", "data", "measure", "best_epoch", "seconds"]
+    columns += [part for name in COLUMNS for part in (name, f"{name}_error")] + ["reason"]
+
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    assert "1/2 sigma_vae: epoch 2/2 " in ran.err
+    assert f"report: {folder / 'report.html'}" in ran.out
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "sigma_vae", "table.csv", "table.json"]
+    assert list(rows[0]) == columns
+    assert [row["variant"] for row in rows] == ["sigma_vae", "bernoulli_vae"]
+    assert rows[0]["reason"] == ""
+    assert float(rows[0]["bound"]) <= float(rows[0]["importance_weighted"])
+    assert "outside the support of Bernoulli" in rows[1]["reason"]
+    assert {rows[1][name] for name in columns[3:-1]} == {""}
+
+
+def test_the_tables_of_a_comparison_agree(compared: tuple[Path, Ran]) -> None:
+    folder, _ = compared
+    found = strict((folder / "table.json").read_text())
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+
+    assert found["columns"].keys() == COLUMNS.keys()
+    assert found["settings"]["command"].startswith("ppl-vae compare sigma_vae bernoulli_vae --data")
+    for row, written in zip(found["rows"], rows, strict=True):
+        printed = {name: "" if row.get(name) is None else str(row[name]) for name in written}
+        assert printed == written
+    assert found["rows"][0]["empty"]["log_joint"] == "has a bound"
+
+
+def test_the_report_of_a_comparison_stands_alone(compared: tuple[Path, Ran]) -> None:
+    text = (compared[0] / "report.html").read_text()
+
+    assert text.lstrip().lower().startswith("<!doctype html>")
+    assert "outside the support of Bernoulli" in text
+    assert not any(link in text for link in ('src="http', "src='http", "<link", "@import", "url(http"))
+
+
+def test_a_comparison_keeps_checkpoints_in_single_precision(
+    ppl_vae: Callable[..., Ran], compared: tuple[Path, Ran], table: Path
+) -> None:
+    folder, _ = compared
+    ran = ppl_vae("evaluate", folder / "sigma_vae", "--components", 2, "-K", 5, "--json")
+    with (folder / "table.csv").open() as file:
+        row = next(csv.DictReader(file))
+
+    weights = load_file(folder / "sigma_vae" / "variant.safetensors").values()
+
+    assert {value.dtype for value in weights} == {torch.float32}
+    assert notes_of(folder / "sigma_vae")["data"]["source"] == str(table)
+    assert strict(ran.out)["bound"] == pytest.approx(float(row["bound"]), rel=1e-5)  # single precision
+
+
+def test_a_comparison_of_pictures_binarises_them_where_it_must(ppl_vae: Callable[..., Ran], tmp_path: Path) -> None:
+    flags = (*TINY, "--components", 2, "-K", 2, "--features", "pca", "--quiet", "--json")
+    ran = ppl_vae("compare", "sigma_vae", "bernoulli_vae", *flags, "--out", tmp_path / "digits")
+    said = strict(ran.out)
+    rows = {row["variant"]: row for row in said["rows"]}
+
+    assert (ran.code, ran.err) == (0, "")
+    assert said["settings"]["report"] == str(tmp_path / "digits" / "report.html")
+    assert {path.name for path in (tmp_path / "digits").iterdir()} >= {"report.html", "sigma_vae", "bernoulli_vae"}
+    assert rows["sigma_vae"]["measure"] == "density"
+    assert rows["bernoulli_vae"]["measure"] == "mass of binarized x"
+    assert "Bernoulli draw" in rows["bernoulli_vae"]["data"]
+    assert (rows["sigma_vae"]["bits_per_dim"] is None, rows["bernoulli_vae"]["bits_per_dim"] is None) == (True, False)
+
+
+# Usage errors: 2.
+
+USAGE: dict[str, tuple[list[Any], str]] = {
+    "no-such-command": (["trian"], "No such command 'trian'"),
+    "unknown-variant": (["train", "gamma_vae"], f"unknown variant 'gamma_vae': wanted one of {', '.join(VARIANTS)}"),
+    "unknown-among-known": (["compare", "rae", "gamma_vae"], "unknown variant 'gamma_vae': wanted one of"),
+    "unknown-data": (["train", "rae", "--data", "mnisst"], "'mnisst': wanted digits, mnist, fashion_mnist, cifar10,"),
+    "unknown-suffix": (["train", "rae", "--data", "x.xlsx"], ".npy, .npz, .csv, .parquet"),
+    "unknown-option": (["train", "rae", "--epoch", 3], "No such option: --epoch"),
+    "no-variant": (["train"], "Missing argument 'VARIANT'"),
+    "no-run": (["evaluate"], "Missing argument 'RUN'"),
+    "no-epochs": (["train", "rae", "--epochs", 0], "--epochs"),
+    "no-codes": (["train", "rae", "--z-dim", 0], "--z-dim"),
+    "no-particles": (["evaluate", "run", "-K", 0], "--num-particles"),
+    "no-samples": (["sample", "run", "--count", 0], "--count"),
+    "one-datum": (["train", "rae", "--limit", 1], "--limit"),
+    "no-number": (["train", "rae", "--epochs", "many"], "--epochs"),
+    "unknown-scale": (["train", "rae", "--scale", "log"], "--scale"),
+    "unknown-schedule": (["train", "rae", "--schedule", "steps"], "--schedule"),
+    "unknown-picture": (["sample", "run", "--out", "x.jpeg"], "a file ending in .npy or .png, got x.jpeg"),
+    "no-equals": (["train", "rae", "--set", "sigma"], "'sigma' is not NAME=VALUE"),
+    "no-such-option-of-the-variant": (["train", "rae", "--set", "gamma=1"], "'gamma'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE.values(), ids=USAGE)
+def test_a_usage_error_ends_with_2_and_says_what_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(app, list(map(str, arguments)))
+    said = " ".join(ran.stderr.split())
+
+    assert ran.exit_code == 2
+    assert message in said
+    assert ran.stdout == ""
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+# Failures: 1.
+
+FAILURES: dict[str, tuple[list[Any], str]] = {
+    "no-file": (["train", "rae", "--data", "missing.csv"], "there is no file missing.csv"),
+    "not-finite": (["train", "rae", "--data", "gap.csv"], "gap holds nan in row 1, place [1]"),
+    "text": (["train", "rae", "--data", "text.csv"], "columns name are not real numbers"),
+    "empty-array": (["train", "rae", "--data", "empty.npy"], "empty.npy"),
+    "outside-support": (["train", "bernoulli_vae", "--data", "real.csv"], "outside the support of Bernoulli"),
+    "rate": (["train", "rae", "--data", "real.csv", "--lr", "nan"], "lr must be positive and finite, got nan"),
+    "option-out-of-range": (["train", "rae", "--data", "real.csv", "--set", "sigma=-1"], "positive and finite, got -1"),
+    "divergence": (["train", "sigma_vae", "--data", "real.csv", "--lr", 1e30], "Try a smaller lr"),
+    "below-a-file": (["train", "rae", "--data", "real.csv", "--out", "real.csv/a/b"], "cannot write to real.csv/a"),
+    "compare-below-a-file": (["compare", "rae", "--data", "real.csv", "--out", "real.csv/a"], "cannot write to"),
+    "compare-on-a-file": (["compare", "rae", "--data", "real.csv", "--out", "real.csv"], "cannot write to real.csv"),
+    "sample-below-a-file": (["sample", "rae", "--out", "real.csv/x.npy"], "cannot write to real.csv"),
+    "no-picture": (["sample", "rae", "--out", "x.png"], "a .png shows images, and a datum has shape [3]"),
+    "no-checkpoint": (["evaluate", "folder"], "folder is no checkpoint"),
+    "nowhere": (["sample", "nowhere"], "nowhere is no checkpoint"),
+    "forgotten-data": (["evaluate", "rae"], "rae does not say what it was trained on: name --data"),
+    "other-shape": (["evaluate", "rae", "--data", "digits"], "a datum has shape [1, 8, 8], the model wants [3]"),
+    "components": (["evaluate", "rae", "--data", "real.csv", "--components", "few"], "'held_out' or 'bic', got 'few'"),
+    "too-many": (["evaluate", "rae", "--data", "real.csv", "--components", 99], "fewer components"),
+    "features": (["evaluate", "rae", "--data", "real.csv", "--features", "vgg"], "existing .onnx file, got 'vgg'"),
+    "not-downloaded": (["train", "rae", "--data", "mnist", "--data-root", "real.csv/a"], "name another --data-root"),
+}
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A working folder with good and bad data, and a checkpoint that does not know its data."""
+    monkeypatch.chdir(tmp_path)
+    rows = "\n".join(f"{i},{i * i % 7},{-i}" for i in range(20))
+    Path("real.csv").write_text(f"a,b,c\n{rows}\n")
+    Path("gap.csv").write_text("a,b\n1,2\n3,\n5,6\n")
+    Path("text.csv").write_text("a,name\n1,x\n3,y\n")
+    Path("empty.npy").touch()
+    Path("folder").mkdir()
+    save("rae", VARIANTS["rae"]((3,), 2))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES)
+def test_a_failure_ends_with_1_and_one_line(
+    ppl_vae: Callable[..., Ran], folder: Path, arguments: list[Any], message: str
+) -> None:
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    ran = ppl_vae(*arguments, *(["--epochs", 2, "--quiet"] if arguments[0] in ("train", "compare") else []))
+
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("ppl-vae: ")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["likelihood=Gaussian", "encoder=3", "prior=1", "kl_weight=2", "loss=1", "decoder=mlp", "x_shape=[3]"],
+)
+def test_a_part_cannot_be_set_by_its_name(ppl_vae: Callable[..., Ran], folder: Path, option: str) -> None:
+    """Parts are objects: on the command line there are none."""
+    ran = ppl_vae("train", "sigma_vae", "--data", "real.csv", "--epochs", 1, "--quiet", "--set", option)
+
+    assert ran.code == 2
+    assert "--set" in ran.err
+
+
+def test_a_layer_that_is_not_there_is_named(ppl_vae: Callable[..., Ran], folder: Path) -> None:
+    ran = ppl_vae("train", "l2_vae", "--data", "real.csv", "--epochs", 1, "--quiet", "--set", 'layers=["encoder"]')
+
+    assert ran.code in (1, 2)
+    assert "'encoder'" in ran.err or "`encoder`" in ran.err
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """An hour of training is not spent on a folder that holds something else."""
+    for name in ("ppl_vae.training.fit", "ppl_vae.comparison.fit"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
+    Path("folder", "rae").mkdir()
+    Path("folder", "rae", "thesis").write_text("years of work")
+    out = "folder/rae" if command == "train" else "folder"
+    ran = ppl_vae(command, "rae", "--data", "real.csv", "--quiet", "--out", out)
+
+    assert ran.code == 1
+    assert "rae exists and is no checkpoint" in ran.err
+    assert [path.name for path in Path("folder", "rae").iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize(("name", "code", "start"), [("failure", 1, "ppl-vae: x holds "), ("usage", 2, "Usage: ")])
+def test_checks_hold_under_optimisation(
+    optimised: dict[str, tuple[Path, Ran]], name: str, code: int, start: str
+) -> None:
+    folder, ran = optimised[name]
+
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith(start)
+    assert "Traceback" not in ran.err
+    assert not folder.exists()
