@@ -64,6 +64,7 @@ def _replace(fresh: Path, path: Path) -> None:
     """Put a folder in the place of another, which comes back if that fails."""
     earlier = path.with_name(f".{path.name}.earlier")
     if path.exists():
+        shutil.rmtree(earlier, ignore_errors=True)  # of a save that was killed
         os.replace(path, earlier)
     try:
         os.replace(fresh, path)
