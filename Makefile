@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Another build of torch, installed first: make test TORCH="torch==2.13.0+cpu"
 TORCH ?=
 
+# Threads that wait sleep instead of spinning: beside another busy process, spinning is several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint format install clean
 
 demo: install

@@ -35,8 +35,13 @@ class Scale(nn.Module):
         """``-sum(log width)``, nats a datum: added to a log density in the model's units."""
         return -self.width.log().sum()
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether both units are the same."""
+        return bool((self.shift == 0).all() and (self.width == 1).all())
+
     def __repr__(self) -> str:
-        if bool((self.shift == 0).all() and (self.width == 1).all()):
+        if self.is_identity:
             return "Scale(none)"
         if bool((self.shift == self.shift.flatten()[0]).all() and (self.width == self.width.flatten()[0]).all()):
             return f"Scale(x = {float(self.shift.flatten()[0]):.4g} + {float(self.width.flatten()[0]):.4g} y)"

@@ -96,20 +96,21 @@ def run_variant(
         variant = VARIANTS[name](data.x_shape, z_dim, **options)
     data = _suited(name, data, seed)
     try:
+        check_support(variant, data.scale(data.test))
         trained = fit(variant, data, **training)
+        mixture = ex_post.fit(variant, data, components, seed)
+        evaluation = evaluate(
+            variant,
+            data.test,
+            num_particles,
+            train=data.resident,
+            ex_post=mixture,
+            features=features,
+            pictures=data.pictures,
+            seed=seed,
+        )
     except (Diverged, ValueError) as error:
         return Result(name, data, reason=str(error))
-    mixture = ex_post.fit(variant, data, components, seed)
-    evaluation = evaluate(
-        variant,
-        data.test,
-        num_particles,
-        train=data.resident,
-        ex_post=mixture,
-        features=features,
-        pictures=data.pictures,
-        seed=seed,
-    )
     return Result(name, data, trained, mixture, evaluation)
 
 

@@ -75,10 +75,11 @@ class Data:
         if not isinstance(self.train, Tensor):
             raise ValueError("a streamed Dataset cannot be binarized here: binarize its items")
         train, test = self.scale(self.train), self.scale(self.test)
-        low, high = float(train.min()), float(train.max())
+        if not self.scale.is_identity:
+            test = test.clamp(0.0, 1.0)  # beyond what was seen in training
+        low, high = float(min(train.min(), test.min())), float(max(train.max(), test.max()))
         if low < 0.0 or high > 1.0:
             raise ValueError(f"binarize wants values in [0, 1], got {low:.4g} to {high:.4g}: use scale='unit'")
-        test = test.clamp(0.0, 1.0)  # beyond what was seen in training
         with seeded(seed):
             draws = (test > 0.5).to(test) if how == "threshold" else torch.bernoulli(test)
             if how != "dynamic":

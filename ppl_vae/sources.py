@@ -105,7 +105,7 @@ def _npy(path: Path) -> Raw:
 
 
 def _npz(path: Path) -> Raw:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return _arrays({name: archive[name] for name in archive.files}, path)
 
 

@@ -211,7 +211,8 @@ class _Loop:
             if self.kept_back is not None:
                 with seeded(0):  # the same draws each epoch, so that epochs differ by their weights alone
                     values = held_out(self.variant, self.kept_back)
-                score, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
+                score = float(values.mean())
+                error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
         return {
             "epoch": self.epoch + 1,
             "loss": loss - shift,

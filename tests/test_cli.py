@@ -310,6 +310,34 @@ def test_a_comparison_of_pictures_binarises_them_where_it_must(ppl_vae: Callable
     assert (rows["sigma_vae"]["bits_per_dim"] is None, rows["bernoulli_vae"]["bits_per_dim"] is None) == (True, False)
 
 
+def test_a_comparison_goes_on_where_held_out_rows_have_no_density(
+    ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path
+) -> None:
+    """The unit scale is fitted on training rows: the smallest number of a table may be among the others."""
+    names = ("continuous_bernoulli_vae", "sigma_vae")
+    flags = ("--data", table, "--scale", "unit", *SMALL, "--epochs", 1, "--quiet", "--json")
+    ran = ppl_vae("compare", *names, *flags, "--out", tmp_path / "out")
+    rows = {row["variant"]: row for row in strict(ran.out)["rows"]}
+
+    assert (ran.code, ran.err) == (1, "")
+    assert "outside the support of ContinuousBernoulli" in rows["continuous_bernoulli_vae"]["reason"]
+    assert rows["sigma_vae"]["bound"] <= rows["sigma_vae"]["importance_weighted"]
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_handful_of_data_is_enough_to_train(
+    ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path, limit: int
+) -> None:
+    """A single datum held out has a score, but no standard error."""
+    flags = ("--data", table, "--scale", "none", "--limit", limit, "--epochs", 1, "--quiet", "--json")
+    ran = ppl_vae("train", "sigma_vae", *flags, "--out", tmp_path / "few")
+    row = strict(ran.out)["history"][0]
+
+    assert (ran.code, ran.err) == (0, "")
+    assert isinstance(row["held_out"], float)
+    assert row["held_out_error"] is None
+
+
 # Usage errors: 2.
 
 USAGE: dict[str, tuple[list[Any], str]] = {

@@ -1,5 +1,6 @@
 """Data at the door: whatever comes in, the same rows go on, or a message says what came and what to do."""
 
+import gc
 import gzip
 import io
 import pickle
@@ -305,6 +306,14 @@ def test_what_is_to_be_binary_is_put_on_the_unit_scale(x_shape: tuple[int, ...])
     data = prepare(torch.randn(40, *x_shape), scale="auto", binarize="threshold")
 
     assert set(data.resident.unique().tolist()) == {0.0, 1.0}
+
+
+def test_held_out_rows_in_other_units_are_not_bent_into_0_and_1(tmp_path: Path) -> None:
+    """Only a range that was fitted on training rows may be passed by others."""
+    np.savez(tmp_path / "units.npz", x_train=grey().numpy(), x_test=255 * grey().numpy())
+
+    with pytest.raises(ValueError, match=r"wants values in \[0, 1\], got 0 to 255"):
+        prepare(tmp_path / "units.npz", binarize="threshold")
 
 
 # Where data come from.
@@ -755,6 +764,15 @@ def test_a_file_that_cannot_be_used_is_refused_with_a_reason(
 
     assert "\n" not in str(caught.value)
     assert "allow_pickle" not in str(caught.value)  # no advice to run what is in a file
+
+
+def test_a_cut_archive_is_refused_and_closed(tmp_path: Path) -> None:
+    (tmp_path / "cut.npz").write_bytes(archive(x=X)[:200])
+
+    with pytest.raises(ValueError, match=r"cannot read .*cut\.npz"):
+        prepare(tmp_path / "cut.npz")
+
+    gc.collect()  # a file left open warns here, and a warning is an error
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
