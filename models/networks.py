@@ -18,7 +18,7 @@ def halvings(x_shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Shapes [channels, height, width] from x down to a side below 8, halving: 28, 14, 7."""
     shapes = [(x_shape[0], x_shape[1], x_shape[2])]
     while min(shapes[-1][1:]) >= 8:
-        shapes.append((min(32 * 2 ** (len(shapes) - 1), 256), shapes[-1][1] // 2, shapes[-1][2] // 2))
+        shapes.append((min(16 * 2 ** (len(shapes) - 1), 256), shapes[-1][1] // 2, shapes[-1][2] // 2))
     return shapes
 
 

@@ -26,6 +26,7 @@ from ppl_vae.models import (
     LinearGaussian,
     Masked,
     Mixture,
+    OptimalSigma,
     Scale,
     WeightPrior,
     constant,
@@ -344,6 +345,26 @@ def test_training_weights_change_no_reported_bound(
 
     assert all(torch.equal(a, b) for a, b in zip(reported(), plain, strict=True))
     assert variant.model.training == variant.guide.training == training
+
+
+def test_bounds_are_of_eval_mode_whatever_mode_the_pair_is_in() -> None:
+    """No dropout, no statistics of a batch, and a scale that training moves stands still."""
+    layers = nn.Linear(Z_DIM, X_DIM), nn.BatchNorm1d(X_DIM), nn.Dropout(0.5)
+    variant, x = (
+        pair((X_DIM,), Z_DIM, likelihood=OptimalSigma(), decoder=nn.Sequential(*layers)),
+        torch.randn(20, X_DIM),
+    )
+    variant.model.eval()
+    with seeded(0):
+        still = bounds(variant, x, 5)
+    before = {name: value.clone() for name, value in variant.model.state_dict().items()}
+    variant.model.train()
+
+    with seeded(0):
+        moving = bounds(variant, x, 5)
+
+    assert all(torch.equal(a, b) for a, b in zip(still, moving, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in variant.model.state_dict().items())
 
 
 # A point mass is scored by its log joint.
