@@ -136,9 +136,9 @@ def evaluate(
     x = x.to(next(variant.model.parameters()))
     train = None if train is None else tensor_of(train, "train").to(x)
     real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures").to(x))
-    if features is None:
-        features = principal_components(real if train is None else variant.in_model_units(train))
     with evaluating(variant), seeded(seed):
+        if features is None:
+            features = principal_components(real if train is None else variant.in_model_units(train))
         numbers, per_datum = _densities(variant, x, num_particles, ex_post)
         numbers["rmse"], numbers["sigma"] = _reconstruction(variant, x)
         numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)

@@ -44,7 +44,8 @@ def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: in
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 4. Lin et al., 2019, section 4.
     """
-    if not isinstance(components, int) and components not in ("held_out", "bic"):
+    components = components if isinstance(components, str) else int(components)
+    if isinstance(components, str) and components not in ("held_out", "bic"):
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
     z = codes(variant, x.resident if isinstance(x, Data) else tensor_of(x), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def fit(
         batches = Batches(variant, train, batch_size, draw=data.binarize is not None)
         loop = _Loop(variant, batches, kept_back, lr, factor, epochs * len(batches))
         label = progress if isinstance(progress, str) else variant.name
-        with Progress(label, epochs, shown=bool(progress)) as bar:
+        with Progress(label, epochs, shown=bool(progress)) as bar, threads_for(batch_size * math.prod(data.x_shape)):
             while loop.epoch < epochs and not loop.stale(patience):
                 bar.update(loop.run_epoch())
         loop.finish()
@@ -131,6 +132,20 @@ def fit(
         "rows": batches.rows,
     }
     return Fit(variant, data, loop.rows, loop.best_epoch, settings)
+
+
+GRAIN = 32768  # elements that torch gives a thread at the least
+
+
+@contextmanager
+def threads_for(elements: int) -> Iterator[None]:
+    """One thread where a batch is smaller than a grain of work: a second one would only be waited for."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if elements < GRAIN else before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Loop:

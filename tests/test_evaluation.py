@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+import ppl_vae
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, ex_post, fit, pair, reconstruct, with_prior
 from ppl_vae.bounds import held_out
 from ppl_vae.evaluation import COLUMNS, interpolate, slerp
@@ -97,6 +99,31 @@ def test_parameters_buffers_modes_and_random_streams_are_left_bit_for_bit(
 
     assert streams() == drawn
     assert same(state(variant), before)
+
+
+FIRST = """
+import random, numpy, torch
+from ppl_vae import VARIANTS, evaluate, ex_post
+
+def streams():
+    return random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+variant, x = VARIANTS["sigma_vae"]((5,), 2), torch.randn(30, 5)
+before = streams()
+evaluate(variant, x, 2)
+assert streams() == before, "evaluate"
+ex_post.fit(variant, x, components=2)
+assert streams() == before, "ex_post.fit"
+"""
+
+
+def test_the_first_call_of_a_process_leaves_the_random_streams_too() -> None:
+    """A library that is imported on first use may draw while it is imported."""
+    root = Path(ppl_vae.__file__).parents[1]
+
+    done = subprocess.run([sys.executable, "-c", FIRST], cwd=root, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", VARIANTS)

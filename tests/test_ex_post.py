@@ -225,7 +225,7 @@ def binary(rows: int) -> Tensor:
     return torch.randint(2, (rows, 5)).double()
 
 
-@pytest.mark.parametrize("components", [2, "held_out", "bic"])
+@pytest.mark.parametrize("components", [2, "held_out"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_has_a_mixture_to_sample_from(name: str, components: int | str) -> None:
     """Its samples are those of its own codes, and one with a bound has a bound under it, below its own evidence."""
@@ -278,8 +278,8 @@ def test_a_prepared_data_set_stands_for_its_training_rows() -> None:
 @pytest.mark.parametrize("by", ["held_out", "bic"])
 @pytest.mark.parametrize(("count", "z_dim"), [(1, 2), (2, 2), (3, 2), (5, 2), (3, 6)])
 def test_clusters_are_found_with_their_shares(count: int, z_dim: int, by: str) -> None:
-    """Split among more components, maybe, but no component stands between two clusters."""
-    z, centres, labels = clusters(count, 600, z_dim)
+    """No component stands between two; by the criterion there is one a cluster, held-out data may keep a few more."""
+    z, centres, labels = clusters(count, 420, z_dim)
 
     prior = ex_post.fit(coded(z_dim), z, components=by)()
 
@@ -287,13 +287,7 @@ def test_clusters_are_found_with_their_shares(count: int, z_dim: int, by: str) -
     assert (distance < 3).all()  # of 12 from one cluster to the next
     found = torch.zeros(count).index_add(0, nearest, prior.mixture_distribution.probs)
     assert torch.allclose(found, labels.bincount().double() / len(labels), atol=1e-4)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_the_information_criterion_chooses_as_many_components_as_clusters(count: int) -> None:
-    prior = ex_post.fit(coded(2), clusters(count, 600)[0], components="bic")()
-
-    assert prior.mixture_distribution.probs.numel() == count
+    assert by == "held_out" or len(distance) == count
 
 
 # What cannot be fitted.

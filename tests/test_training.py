@@ -287,3 +287,12 @@ def test_data_outside_the_support_are_refused_before_training() -> None:
         quick(VARIANTS["bernoulli_vae"]((5,), 2), torch.randn(20, 5))
     with pytest.raises(ValueError, match=r"a datum has shape \[4\], the model wants \[5\]"):
         quick(pair((5,), 2, likelihood=Gaussian()), torch.randn(20, 4))
+
+
+def test_a_batch_below_a_grain_of_work_is_trained_by_one_thread_and_the_rest_is_left_alone() -> None:
+    before, seen = torch.get_num_threads(), set()
+    for batch_size in (32, 2 * training.GRAIN // 5):
+        with training.threads_for(batch_size * 5):
+            seen.add((batch_size, torch.get_num_threads()))
+    assert seen == {(32, 1), (2 * training.GRAIN // 5, before)}
+    assert torch.get_num_threads() == before
