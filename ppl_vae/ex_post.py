@@ -1,5 +1,7 @@
 """The ex-post density: a mixture fitted on samples of the guide, to be used as the prior."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -44,15 +46,15 @@ def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: in
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 4. Lin et al., 2019, section 4.
     """
-    components = components if isinstance(components, str) else int(components)
-    if isinstance(components, str) and components not in ("held_out", "bic"):
+    whole = isinstance(components, numbers.Integral)
+    if not whole and components not in ("held_out", "bic"):
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
     z = codes(variant, x.resident if isinstance(x, Data) else tensor_of(x), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)
     width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a unit that never moves
     standard = (z - shift) / width
     with seeded(seed):
-        count = components if isinstance(components, int) else _choose(standard, components, seed)
+        count = int(components) if whole else _choose(standard, str(components), seed)
         mixture = _gaussian_mixture(standard, count, seed)
         loc = torch.as_tensor(mixture.means_) * width + shift
         covariance = torch.as_tensor(mixture.covariances_) * width[:, None] * width
