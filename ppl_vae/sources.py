@@ -1,5 +1,6 @@
 """Where data come from: named sets by scikit-learn's and torchvision's own loaders, and files of real numbers."""
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +40,21 @@ def _digits(root: Path) -> Raw:
     return Raw(x, torch.as_tensor(digits.target), span=(0.0, 16.0))
 
 
+def _torchvision_part(name: str) -> Any:
+    """A module of torchvision, which breaks in its own way beside a torch of another build."""
+    try:
+        return importlib.import_module(f"torchvision.{name}")
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"torchvision cannot be imported beside torch {torch.__version__} ({reason}): "
+            "install both from the same index, in builds that belong together"
+        ) from None
+
+
 def _torchvision(name: str) -> Callable[[Path], Raw]:
     def load(root: Path) -> Raw:
-        from torchvision import datasets
-
-        kind = getattr(datasets, name)
+        kind = getattr(_torchvision_part("datasets"), name)
         try:
             train, test = (kind(root, train=part, download=True) for part in (True, False))
         except (OSError, RuntimeError) as error:
@@ -67,8 +78,7 @@ class _Faces(Dataset[Tensor]):
     """CelebA faces, cropped to the middle 140 pixels and reduced to 64, as grey values from 0 to 255."""
 
     def __init__(self, root: Path, split: str) -> None:
-        from torchvision import datasets, transforms
-
+        datasets, transforms = _torchvision_part("datasets"), _torchvision_part("transforms")
         crop = transforms.Compose([transforms.CenterCrop(140), transforms.Resize(64), transforms.PILToTensor()])
         self.images = datasets.CelebA(root, split=split, transform=crop, download=True)
 
