@@ -55,16 +55,8 @@ class Result:
             return ""
         if not self.trained.variant.has_bound:
             return "MAP, no bound"
-        model = self.trained.variant.model
-        with torch.no_grad():
-            discrete = model.x_given_z(model.prior().mean.unsqueeze(0)).support.is_discrete
-        return (
-            f"mass of {self.data.note.split(':')[0]} x"
-            if discrete and self.data.note
-            else "mass"
-            if discrete
-            else "density"
-        )
+        kind = "mass" if self.trained.variant.support.is_discrete else "density"
+        return f"{kind} of {self.data.note.partition(':')[0]} x" if self.data.note else kind
 
     def as_row(self) -> dict[str, Any]:
         """A row of the table, errors beside values."""

@@ -173,7 +173,7 @@ def _densities(
     }
     if ex_post is not None:
         numbers["bound_ex_post"] = _mean(bounds(with_prior(variant, ex_post), x, num_particles).elbo)
-    if variant.model.x_given_z(encode(variant, x[:1])).support.is_discrete:
+    if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
         numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
     return numbers, found.elbo.tolist()

@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
@@ -60,6 +61,14 @@ class Variant(NamedTuple):
     def codes_are_scored(self) -> bool:
         """Whether log p(z) is part of the training objective; it is not in a plain autoencoder or WAE."""
         return not isinstance(self.model.kl_weight, Masked)
+
+    @property
+    def support(self) -> Any:
+        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+        parameter = next(self.model.parameters())
+        with evaluating(self), pyro.validation_enabled(False):
+            law: Any = self.model.x_given_z(torch.zeros(2, self.z_dim).to(parameter))
+        return getattr(law, "base_dist", law).support
 
     def in_model_units(self, x: Tensor) -> Tensor:
         """``x`` [rows, *x_shape] in the data's units, scaled, and moved to the model's dtype and device."""
