@@ -2,21 +2,33 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 
-__all__ = ["seeded"]
+__all__ = ["seeded", "set_streams", "streams"]
+
+
+def streams() -> tuple[Any, list[torch.Tensor]]:
+    """Where the streams of torch, NumPy and Python stand, on the devices too."""
+    return get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
+    """Put the streams where ``streams`` found them."""
+    host, devices = state
+    set_rng_state(host)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch, NumPy and Python inside the block; restore every stream after it, on the devices too."""
-    host, devices = get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    before = streams()
     try:
         set_rng_seed(seed)
         yield
     finally:
-        set_rng_state(host)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
+        set_streams(before)

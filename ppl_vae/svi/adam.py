@@ -1,0 +1,91 @@
+"""torch's fused Adam without its bookkeeping, which costs a small net as much as its gradients do."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Adam"]
+
+
+class Adam(torch.optim.Optimizer):
+    """``torch.optim.Adam(..., fused=True)`` to the last bit, and ``move`` for gradients that are at hand.
+
+    Parameters that always move together share one count of steps.
+
+    Args:
+        params: As for every optimizer of torch.
+        lr: Learning rate; a tensor where a graph of the device has to see it change.
+        betas: Decay of the two running averages.
+        eps: Added to the denominator.
+        weight_decay: L2 added to the gradient.
+
+    References:
+        Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, algorithm 1. https://arxiv.org/abs/1412.6980
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.moved: Sequence[Tensor] = ()
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.moved = ()  # a state that was loaded is made of other tensors
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter by its ``.grad``."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.move(parameters, [p.grad for p in parameters])
+
+    @torch.no_grad()
+    def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Move parameters by gradients; the same sequence object as in the call before is the quick way."""
+        if self.moved is not parameters:
+            self.moved, self.kinds = parameters, self._kinds(parameters)
+        for group, places, moved, averages, squares, steps in self.kinds:
+            for step in {id(step): step for step in steps}.values():
+                step.add_(1)
+            torch._fused_adam_(
+                moved,
+                [gradients[place] for place in places],
+                averages,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _kinds(self, parameters: Sequence[Tensor]) -> list[Any]:
+        """The lists that the kernel wants, for each group, type and device, which it takes one of at a time."""
+        count: dict[Any, Tensor] = {}
+        kinds: dict[Any, tuple[Any, ...]] = {}
+        group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
+        for place, parameter in enumerate(parameters):
+            state = self.state[parameter]
+            if not state:
+                zero = count.setdefault(parameter.device, torch.zeros((), dtype=torch.float32, device=parameter.device))
+                averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state.update({"step": zero, **averages})
+            elif len(parameters) < len(self.state):  # some stay behind: a count each
+                state["step"] = state["step"].clone()
+            index = group_of[parameter]
+            kind = (index, parameter.dtype, parameter.device)
+            lists = kinds.setdefault(kind, (self.param_groups[index], [], [], [], [], []))
+            row = (place, parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
+            for column, entry in zip(lists[1:], row, strict=True):
+                column.append(entry)
+        return list(kinds.values())

@@ -1,0 +1,96 @@
+"""What runs a recorded step: torch's own kernels one by one, a compiler's, or one launch of a CUDA graph."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import Function, NotStatic, Recording
+from .clean import clean
+
+__all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
+
+BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
+
+# Operations that torch binds under the same name and arguments: a microsecond less a call than by way of the schema.
+_BOUND = frozenset(
+    "add addmm bmm cat clone div exp log log1p mean mm mul neg pow relu rsub sigmoid softplus sqrt stack sub sum t tanh "
+    "unbind unsqueeze where binary_cross_entropy_with_logits".split()
+)
+_METHODS = frozenset("expand normal_ view".split())
+
+
+def backend_for(name: str) -> str:
+    """The backend that a name asks for: ``auto`` is ``fx``, and a compiler that is absent is replaced by ``fx``.
+
+    Raises:
+        ValueError: If there is no such backend, or no CUDA device for ``cudagraph``.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "cudagraph" and not torch.cuda.is_available():
+        raise ValueError("backend 'cudagraph' was asked for, but this torch sees no CUDA device: use fx or inductor")
+    if name == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        logging.getLogger(__name__).warning("backend inductor needs a C++ compiler and finds none: fx runs instead")
+        return "fx"
+    return "fx" if name == "auto" else name
+
+
+def fx(recording: Recording) -> Function:
+    """The shortened graph, run by torch's kernels: every bit as it was recorded."""
+    module = clean(recording)
+    for node in module.graph.nodes:
+        name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+        if name in _BOUND and not node.kwargs:
+            node.target = getattr(torch, name)
+        elif name in _METHODS and not node.kwargs:
+            node.op, node.target = "call_method", name
+    module.recompile()
+    run: Function = module.forward
+    return run
+
+
+def inductor(recording: Recording) -> Function:
+    """The same graph, compiled: sums in another order, the random stream that of eager torch.
+
+    Raises:
+        NotStatic: If the compiler refuses it.
+    """
+    from torch._decomp import get_decompositions
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    aten = torch.ops.aten
+    # As arithmetic batch norm is faster than the library's kernel, and keeps digits that the kernel loses.
+    norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
+    module = clean(recording)
+    inputs = [*recording.inputs, *recording.held]
+    try:
+        with torch.no_grad(), config.patch(fallback_random=True):
+            return compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})
+    except Exception as error:  # noqa: BLE001  the compiler has errors of many kinds
+        raise NotStatic(f"inductor: {str(error).partition(chr(10))[0]}") from error
+
+
+class CudaGraph:
+    """A whole step, loss, gradients and optimizer, as one launch: its inputs are copied into place."""
+
+    def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor], group: dict[str, Any]) -> None:
+        self.inputs, self.group = [tensor.clone() for tensor in inputs], group
+        self.lr = torch.as_tensor(group["lr"], dtype=torch.float32, device=inputs[0].device).clone()
+        self.graph, rate = torch.cuda.CUDAGraph(), group["lr"]
+        group["lr"] = self.lr  # the kernel reads it at each launch
+        with torch.cuda.graph(self.graph):
+            self.loss = step(*self.inputs)
+        group["lr"] = rate
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.lr.fill_(self.group["lr"])
+        torch._foreach_copy_(self.inputs, inputs)
+        self.graph.replay()
+        return self.loss.clone()

@@ -1,0 +1,525 @@
+"""SVI: a step run from a graph is Pyro's step to the last bit, and what cannot be one is refused and never wrong."""
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vae import VARIANTS, Variant, svi
+from ppl_vae.elbo import PathwiseELBO
+from ppl_vae.svi import SVI, Adam, backends
+from ppl_vae.svi.capture import capture, record
+
+X_DIM, Z_DIM, SIZE = 6, 2, 40
+SIZES = (8, 8, 8, 3, 8, 3, 3, 8)  # the last batch of an epoch is short
+
+
+def net(*widths: int, between: Callable[[int], nn.Module] = lambda width: nn.Tanh()) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for here, there in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(here, there), between(there)]
+    return nn.Sequential(*layers[:-1])
+
+
+def small(name: str, between: Callable[[int], nn.Module] = lambda width: nn.Tanh(), **options: Any) -> Variant:
+    outputs = 2 if name == "heteroscedastic_vae" else 1
+    parts = {"encoder": net(X_DIM, 7, 5, between=between), "decoder": net(Z_DIM, 7, outputs * X_DIM, between=between)}
+    return VARIANTS[name]((X_DIM,), Z_DIM, **{**parts, **options})
+
+
+def batches(sizes: Sequence[int] = SIZES, x_shape: tuple[int, ...] = (X_DIM,)) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(size, *x_shape, generator=generator).bernoulli(generator=generator) for size in sizes]
+
+
+def state(variant: Variant) -> list[Tensor]:
+    return [t.clone() for half in variant[:2] for t in half.state_dict().values()]
+
+
+def eval_at(step: int) -> bool:
+    return step in (3, 4, 5)
+
+
+def by_hand(variant: Variant, data: list[Tensor], mode: Callable[[int], bool] = lambda step: False) -> list[Tensor]:
+    """Training as torch and Pyro do it; what it leaves: weights, buffers, the random stream."""
+    pyro.set_rng_seed(7)
+    objective = variant.loss(variant.model, variant.guide)
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-2, fused=True)
+    for step, y in enumerate(data):
+        objective.train(not mode(step))
+        variant.model.advance(step, len(data))
+        optimizer.zero_grad()
+        objective(y, SIZE).backward()
+        optimizer.step()
+    return [*state(variant), torch.get_rng_state()]
+
+
+def by_svi(
+    variant: Variant,
+    data: list[Tensor],
+    mode: Callable[[int], bool] = lambda step: False,
+    backend: str = "fx",
+    reason: str | None = None,
+) -> list[Tensor]:
+    """The same by our SVI, from a graph unless there is a reason."""
+    pyro.set_rng_seed(7)
+    with pyro.get_param_store().scope():
+        fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), backend=backend, **variant._asdict())
+        for step, y in enumerate(data):
+            for half in variant[:2]:
+                half.train(not mode(step))
+            variant.model.advance(step, len(data))
+            fast.step(y, SIZE)
+    assert fast.reason == reason
+    assert reason is not None or any(fast._step.runs.values())
+    return [*state(variant), torch.get_rng_state()]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+CASES: dict[str, Callable[[], Variant]] = {
+    **{name: lambda name=name: small(name) for name in VARIANTS},
+    "linear KL weight": lambda: small("beta_vae", anneal="linear"),
+    "cyclical KL weight": lambda: small("beta_vae", anneal="cyclical"),
+    "random probes": lambda: small("rae_gp", probes=2),
+    "batch norm": lambda: small("sigma_vae", between=nn.BatchNorm1d),
+    "dropout": lambda: small("sigma_vae", between=lambda width: nn.Dropout(0.3)),
+    "looped particles": lambda: small("sigma_vae", loss=PathwiseELBO(num_particles=3)),
+    "vectorised particles": lambda: small(
+        "optimal_sigma_vae", loss=PathwiseELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    ),
+    "Trace_ELBO": lambda: small("sigma_vae", loss=Trace_ELBO()),
+    "Trace_ELBO, particles": lambda: small("sigma_vae", loss=Trace_ELBO(num_particles=2)),
+    "TraceMeanField_ELBO": lambda: small("sigma_vae", loss=TraceMeanField_ELBO()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_from_a_graph_is_training_by_hand_to_the_last_bit(case: str) -> None:
+    """Weights, buffers and the random stream, over short batches and schedules."""
+    variant = CASES[case]()
+    assert same(by_svi(copy.deepcopy(variant), batches()), by_hand(variant, batches()))
+
+
+@pytest.mark.parametrize("case", ["batch norm", "dropout", "rae_sn", "optimal_sigma_vae", "rae_gp"])
+def test_each_mode_has_its_own_graph(case: str) -> None:
+    variant, data = CASES[case](), batches([8] * 9)
+    assert same(by_svi(copy.deepcopy(variant), data, eval_at), by_hand(variant, data, eval_at))
+
+
+def test_images_are_trained_as_vectors_are() -> None:
+    variant, data = VARIANTS["bernoulli_vae"]((1, 8, 8), Z_DIM), batches((4, 4, 4), (1, 8, 8))
+    assert same(by_svi(copy.deepcopy(variant), data), by_hand(variant, data))
+
+
+class Doubling(Trace_ELBO):
+    """An estimator that works on the gradient of each draw, by a hook on an intermediate tensor."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
+        z = guide_trace.nodes["z"]["value"]
+        weight = z.detach().square().sum(-1, keepdim=True)
+        z.register_hook(lambda gradient: gradient * weight)
+        return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+
+
+def test_a_hook_on_an_intermediate_tensor_is_part_of_the_graph() -> None:
+    variant = small("sigma_vae", loss=Doubling())
+    plain = variant._replace(loss=PathwiseELBO())
+    found = by_svi(copy.deepcopy(variant), batches())
+    assert same(found, by_hand(copy.deepcopy(variant), batches()))
+    assert not same(found, by_hand(plain, batches()))
+
+
+# Pairs of plain functions, beside stock SVI.
+
+NET = {"encoder": (X_DIM, 5, 2 * Z_DIM), "decoder": (Z_DIM, 5, X_DIM)}
+
+
+def functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A plate that subsamples by itself, modules and a constrained parameter in the store."""
+    torch.manual_seed(3)
+    encoder, decoder = (net(*widths) for widths in NET.values())
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            z = pyro.sample("z", dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(1), obs=x[index])
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            loc, log_scale = encoder(x[index]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+def discrete() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A latent that cannot be reparameterised: the score function estimator."""
+    weight = torch.linspace(-1.0, 1.0, X_DIM)
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(X_DIM))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("x", dist.Normal(loc + z.unsqueeze(-1) * weight, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(X_DIM))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=x @ logits))
+
+    return model, guide
+
+
+def run(library: Any, pair: Callable[[], Any], loss: Any, data: list[Tensor], **options: Any) -> tuple[Any, list[Tensor]]:
+    """Parameters in the store after training, and the stream, under ``pyro.infer.SVI`` or ours."""
+    with pyro.get_param_store().scope() as store:
+        model, guide = pair()
+        pyro.set_rng_seed(7)
+        random.seed(7)
+        inference = library(model, guide, pyro.optim.Adam({"lr": 1e-2, "fused": True}), loss, **options)
+        for x in data:
+            inference.step(x)
+        return inference, [*(value.detach().clone() for value in store.values()), torch.get_rng_state()]
+
+
+STOCK = {"optim": None}
+
+
+@pytest.mark.parametrize("pair", [functions, discrete])
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+def test_a_pair_of_functions_trains_as_under_stock_svi(pair: Callable[[], Any], loss: Any) -> None:
+    if pair is discrete and loss is TraceMeanField_ELBO:
+        loss = Trace_ELBO  # a mean field wants reparameterised sites
+    _, theirs = run(pyro.infer.SVI, pair, loss(), batches())
+    fast, ours = run(without_fused(SVI), pair, loss(), batches())
+    assert same(ours, theirs)
+    assert fast.reason is None
+    assert sum(graph is not None for graph in fast._step.runs.values()) == 2
+
+
+def without_fused(library: Any) -> Any:
+    """Our Adam is the fused one, and takes no word for it."""
+    return lambda model, guide, optim, loss, **options: library(
+        model, guide, pyro.optim.Adam({"lr": optim.pt_optim_args["lr"]}), loss, **options
+    )
+
+
+def test_a_step_from_a_graph_reads_nothing_back() -> None:
+    class Blind(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert torch.Tag.data_dependent_output not in func.tags
+            return func(*args, **(kwargs or {}))
+
+    variant, y = small("bernoulli_vae"), batches()[0]
+    with pyro.get_param_store().scope():
+        fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), **variant._asdict())
+        for _ in range(2):
+            fast.step(y)
+        with Blind():
+            loss = fast.step(y)
+    assert loss.shape == ()
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, lambda p: torch.optim.RMSprop(p, 1e-2)], ids=["SGD", "RMSprop"])
+def test_any_optimizer_of_torch_will_do(make: Any) -> None:
+    states = []
+    for backend in ("fx", "eager"):
+        with pyro.get_param_store().scope():
+            pyro.set_rng_seed(0)
+            variant = small("sigma_vae")
+            fast = SVI(variant.model, variant.guide, make, variant.loss, backend)
+            for y in batches():
+                fast.step(y)
+            states.append(state(variant))
+    assert same(*states)
+
+
+def test_our_adam_is_that_of_torch_and_loads_its_state() -> None:
+    """A parameter that sometimes has no gradient keeps a count of its own; a loaded state goes on."""
+    start = [torch.randn(3, 2), torch.randn(2), torch.randn(4, dtype=torch.float32)]
+    ends = []
+    for make in (Adam, lambda p, **options: torch.optim.Adam(p, fused=True, **options)):
+        parameters = [t.clone().requires_grad_() for t in start]
+        optimizer: Any = make(parameters, lr=0.1, weight_decay=0.01)
+        for step in range(6):
+            for place, parameter in enumerate(parameters):
+                parameter.grad = None if place == 1 and step in (0, 3) else torch.full_like(parameter, step - 1.5)
+            optimizer.step()
+            if step == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        ends.append([t.detach() for t in parameters])
+    assert same(*ends)
+
+
+# What is refused.
+
+
+class Net(nn.Module):
+    """A model whose decoder does something to its code that a test names."""
+
+    def __init__(self, deed: Callable[["Net", Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.deed, self.calls = nn.Linear(Z_DIM, X_DIM), deed, 0
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(z) * self.deed(self, z)
+
+
+def counted(net: Net, z: Tensor) -> float:
+    net.calls += 1
+    return 1.0 + 0.1 * net.calls
+
+
+def rebound(net: Net, z: Tensor) -> Tensor:
+    net.mean = 0.9 * net.mean + 0.1 * z.detach().mean()
+    return 1 + net.mean
+
+
+def moved_then_read(net: Net, z: Tensor) -> float:
+    net.mean += 1
+    return 1 / net.mean.item()
+
+
+REFUSED = {
+    "item": (lambda net, z: z.detach().abs().mean().item(), "_local_scalar_dense"),
+    "a buffer moved, then read": (moved_then_read, "_local_scalar_dense"),
+    "values by way of NumPy": (lambda net, z: float(z.detach().numpy().mean()), "part"),
+    "control flow": (lambda net, z: 2.0 if z.sum() > 0 else 0.5, "_local_scalar_dense"),
+    "a shape from values": (lambda net, z: 1.0 + z[z > 0].sum(), "nonzero"),
+    "NumPy randomness": (lambda net, z: np.random.rand(), "part"),  # noqa: NPY002
+    "NumPy randomness in a tensor": (lambda net, z: torch.from_numpy(np.random.rand(X_DIM)), "part"),  # noqa: NPY002
+    "Python randomness": (lambda net, z: random.random(), "part"),
+    "a counter": (counted, "part"),
+    "a buffer bound anew": (rebound, "replaced by another object"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_static_is_refused_with_its_reason_and_trained_eagerly(case: str) -> None:
+    deed, reason = REFUSED[case]
+    states = []
+    for backend in ("eager", "fx"):
+        pyro.set_rng_seed(7)
+        variant = small("sigma_vae", decoder=Net(deed))
+        with pyro.get_param_store().scope():
+            fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), backend=backend, **variant._asdict())
+            losses = [fast.step(y) for y in batches()]
+        states.append([*state(variant), *losses, torch.get_rng_state(), torch.tensor(variant.model.decoder.calls)])
+    assert reason in fast.reason
+    assert same(*states)
+
+
+def test_a_number_that_changes_is_refused_and_a_tensor_that_changes_is_not() -> None:
+    def model(x: Tensor, weight: Any) -> None:
+        loc = pyro.param("loc", torch.zeros(X_DIM))
+        with pyro.poutine.scale(scale=weight), pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor, weight: Any) -> None:
+        pass
+
+    x, found = batches()[0], {}
+    for kind in (float, torch.tensor):
+        with pyro.get_param_store().scope() as store:
+            fast = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+            for step in range(40):
+                fast.step(x, weight=kind(1.0 + step))
+            found[kind] = fast.reason, store["loc"].detach().clone()
+    assert "a number that changes has to be a tensor" in found[float][0]
+    assert found[torch.tensor][0] is None
+    assert torch.equal(found[float][1], found[torch.tensor][1])
+
+
+def test_zero_gradients_and_lists_and_other_estimators_are_refused() -> None:
+    x = batches()[0]
+
+    def model(x: Any) -> None:
+        loc = pyro.param("loc", torch.zeros(X_DIM))
+        x = x[0] if isinstance(x, list) else x
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0 * loc if x.sum() is None else loc * 0, 1.0).to_event(1), obs=x)
+
+    for argument, loss, reason in (
+        (x, Trace_ELBO(), "every gradient is zero"),
+        ([x], Trace_ELBO(), "unhashable"),
+        (x, RenyiELBO(num_particles=2, vectorize_particles=False), "RenyiELBO has no differentiable_loss"),
+    ):
+        with pyro.get_param_store().scope():
+            fast = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), loss)
+            for _ in range(3):
+                fast.step(argument)
+        assert reason in fast.reason
+
+
+def test_renyi_trains_as_under_stock_svi() -> None:
+    loss = RenyiELBO(alpha=0.5, num_particles=3)
+    _, theirs = run(pyro.infer.SVI, discrete, loss, batches())
+    _, ours = run(without_fused(SVI), discrete, loss, batches())
+    assert same(ours, theirs)
+
+
+def test_an_error_of_the_pair_is_raised_as_it_is_and_nothing_has_moved() -> None:
+    class Failing(Net):
+        def forward(self, z: Tensor) -> Tensor:
+            self.mean += 1
+            if self.mean > 1.5:
+                raise KeyError("the pair's own")
+            return self.linear(z)
+
+    variant, y = small("sigma_vae", decoder=Failing(lambda net, z: 1.0)), batches()[0]
+    with pyro.get_param_store().scope():
+        fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), **variant._asdict())
+        fast.step(y)
+        with pytest.raises(RuntimeError):  # `if tensor` is what the recording sees first
+            raise RuntimeError(fast.reason) if fast.reason else RuntimeError("none yet")
+        with pytest.raises(KeyError, match="the pair's own"):
+            fast.step(y)
+
+
+BAD = [
+    ({"backend": "turbo"}, "backend must be one of auto, eager, fx, inductor, cudagraph, got 'turbo'"),
+    ({"optim": 3}, r"optim has to be pyro.optim.Adam\({...}\) or a function of the parameters.*got int"),
+    ({"optim": pyro.optim.Adam(lambda name: {"lr": 1.0})}, "arguments a parameter, a schedule or clipping"),
+    ({"optim": pyro.optim.Adam({"lr": 1.0}, {"clip_norm": 1.0})}, "arguments a parameter, a schedule or clipping"),
+    *([] if torch.cuda.is_available() else [({"backend": "cudagraph"}, "this torch sees no CUDA device: use fx")]),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_what_svi_cannot_use_is_refused_at_the_door(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SVI(**{"optim": torch.optim.SGD, **small("sigma_vae")._asdict(), **settings})
+
+
+def test_without_a_compiler_inductor_is_fx_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    assert backends.backend_for("inductor") == "fx"
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "backend inductor needs a C++ compiler and finds none: fx runs instead"
+    ]
+
+
+# The graph itself.
+
+
+def graph_of(function: Any, *inputs: Tensor) -> tuple[Any, Any]:
+    """What repeats a function of tensors, and the operations that are left of it."""
+    _, run = capture(lambda *tensors: [function(*tensors)], inputs, backends.fx)
+    assert not isinstance(run, svi.NotStatic), run
+    module = backends.clean(record(lambda *tensors: [function(*tensors)], inputs))
+    return run, [node.name for node in module.graph.nodes if node.op.startswith("call")]
+
+
+def through_a_view(x: Tensor) -> Tensor:
+    y = x * 2
+    before = y[0] + 1
+    y.view(-1)[0] = 5.0
+    return before + (y[0] + 1)
+
+
+def repeated_around_a_write(x: Tensor) -> Tensor:
+    y = x * 2
+    row = y[0]
+    first = row * 3
+    y.add_(1)
+    return first + row * 3
+
+
+def constants(x: Tensor) -> Tensor:
+    return x * torch.ones_like(x) + torch.zeros(3).exp().sum() * torch.tensor(2.0)
+
+
+def accumulated(x: Tensor) -> Tensor:
+    total = torch.tensor(0.0)
+    total += x.sum()
+    return total
+
+
+@pytest.mark.parametrize("function", [through_a_view, repeated_around_a_write, constants, accumulated])
+def test_a_shortened_graph_computes_what_the_function_does(function: Callable[[Tensor], Tensor]) -> None:
+    run, _ = graph_of(function, torch.randn(4, 3))
+    for _ in range(3):
+        x = torch.randn(4, 3)
+        assert torch.equal(run(x)[0], function(x))
+
+
+def test_what_is_known_repeated_or_unread_is_left_out() -> None:
+    def wordy(x: Tensor) -> Tensor:
+        unread = x.exp()
+        one = torch.ones_like(x) * 1.0 + 0.0
+        return (x.sin() * one + x.sin() / 1.0 + unread.detach() * 0.0 * 0).view(4, 3).detach()
+
+    _, left = graph_of(lambda x: (x.sin() * torch.ones_like(x) + x.sin().detach() / 1).view(4, 3), torch.randn(4, 3))
+    assert left == ["sin_default", "add_tensor"]
+    del wordy
+
+
+def test_a_draw_that_nobody_reads_still_moves_the_stream() -> None:
+    def wasteful(x: Tensor) -> Tensor:
+        torch.randn(5)
+        return x * 2
+
+    run, left = graph_of(wasteful, torch.randn(3))
+    assert len(left) == 2
+    torch.manual_seed(0)
+    run(torch.randn(3))
+    ours = torch.randn(2)
+    torch.manual_seed(0)
+    wasteful(torch.randn(3))
+    assert torch.equal(ours, torch.randn(2))
+
+
+def test_a_wrong_rewriting_is_seen_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were x / 1 taken for what x / 2 is, the pair would run eagerly, with the reason."""
+    monkeypatch.setitem(backends.clean.__globals__["_NEUTRAL"], torch.ops.aten.div.Tensor, 2)
+    variant = small("gaussian_vae")
+    reason = "the graph does not repeat the recorded step"
+    monkeypatch.setitem(CASES, "halved", lambda: variant)
+    deep = copy.deepcopy(variant)
+    halved = lambda model: model  # noqa: E731
+    del halved
+    assert same(by_svi(deep, [y / 2 for y in batches()], reason=reason), by_hand(variant, [y / 2 for y in batches()]))
+
+
+def test_the_compiled_step_has_the_gradients_of_the_eager_one() -> None:
+    """1e-5 in the norm of them all; the same noise, the same running statistics."""
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+    runs = []
+    for backend in ("eager", "inductor"):
+        pyro.set_rng_seed(7)
+        seen: list[list[Tensor]] = []
+        variant = small("bernoulli_vae", between=nn.BatchNorm1d)
+        for half in variant[:2]:
+            half.float()
+        with pyro.get_param_store().scope():
+            fast = SVI(variant.model, variant.guide, Spy, variant.loss, backend)
+            for y in batches([8] * 5):
+                fast.step(y.float())
+        runs.append([*(torch.cat([g.flatten() for g in step]) for step in seen), torch.cat([t.flatten() for t in state(variant)])])
+    assert fast.reason is None
+    for eager, compiled in zip(*runs, strict=True):
+        assert float((eager - compiled).norm() / eager.norm()) < 1e-5
