@@ -76,14 +76,14 @@ class Adam(torch.optim.Optimizer):
         group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         for place, parameter in enumerate(parameters):
             state = self.state[parameter]
+            index = group_of[parameter]
+            kind = (index, parameter.dtype, parameter.device)
             if not state:
-                zero = count.setdefault(parameter.device, torch.zeros((), dtype=torch.float32, device=parameter.device))
+                zero = count.setdefault(kind, torch.zeros((), dtype=torch.float32, device=parameter.device))
                 averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 state.update({"step": zero, **averages})
             elif len(parameters) < len(self.state):  # some stay behind: a count each
                 state["step"] = state["step"].clone()
-            index = group_of[parameter]
-            kind = (index, parameter.dtype, parameter.device)
             lists = kinds.setdefault(kind, (self.param_groups[index], [], [], [], [], []))
             row = (place, parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
             for column, entry in zip(lists[1:], row, strict=True):

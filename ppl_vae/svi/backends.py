@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import Function, NotStatic, Recording
+from .capture import Function, Recording
 from .clean import clean
 
 __all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
@@ -18,7 +18,7 @@ BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
 
 # Operations that torch binds under the same name and arguments: a microsecond less a call than by way of the schema.
 _BOUND = frozenset(
-    "add addmm bmm cat clone div exp log log1p mean mm mul neg pow relu rsub sigmoid softplus sqrt stack sub sum t tanh "
+    "add addmm bmm cat clone div exp log log1p mean mm mul neg pow relu rsub sigmoid sqrt stack sub sum t tanh "
     "unbind unsqueeze where binary_cross_entropy_with_logits".split()
 )
 _METHODS = frozenset("expand normal_ view".split())
@@ -55,11 +55,7 @@ def fx(recording: Recording) -> Function:
 
 
 def inductor(recording: Recording) -> Function:
-    """The same graph, compiled: sums in another order, the random stream that of eager torch.
-
-    Raises:
-        NotStatic: If the compiler refuses it.
-    """
+    """The same graph, compiled: sums in another order, the random stream that of eager torch."""
     from torch._decomp import get_decompositions
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
@@ -70,11 +66,9 @@ def inductor(recording: Recording) -> Function:
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
     module = clean(recording)
     inputs = [*recording.inputs, *recording.held]
-    try:
-        with torch.no_grad(), config.patch(fallback_random=True):
-            return compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})
-    except Exception as error:  # noqa: BLE001  the compiler has errors of many kinds
-        raise NotStatic(f"inductor: {str(error).partition(chr(10))[0]}") from error
+    with torch.no_grad(), config.patch(fallback_random=True):
+        run: Function = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})
+    return run
 
 
 class CudaGraph:

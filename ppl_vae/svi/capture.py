@@ -25,7 +25,6 @@ Function = Callable[..., list[Tensor]]
 
 # The same kernel under a name whose schema says that it writes the running statistics.
 _DECLARED = {aten.native_batch_norm.default: aten._native_batch_norm_legit.default}
-_READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class NotStatic(RuntimeError):
@@ -51,14 +50,14 @@ class Recording(TorchDispatchMode):
         self.constants = dict[str, Tensor]()
         self.nodes = WeakIdKeyDictionary()
         for index, tensor in enumerate(inputs):
-            self.nodes[tensor] = self.graph.placeholder(f"input_{index}")
+            self._name(tensor, self.graph.placeholder(f"input_{index}"))
         self.start = self.graph.call_function(print)  # where the inputs end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is aten.lift_fresh.default:
             return self._constant(args[0])
-        if _READS.intersection(func.tags):
+        if _reads(func, args):
             raise NotStatic(f"{func} makes a Python value or a shape of a tensor's values")
         func = _DECLARED.get(func, func)
         inputs = tree_map_only(Tensor, self.node, (args, kwargs))
@@ -78,7 +77,8 @@ class Recording(TorchDispatchMode):
     def _constant(self, tensor: Tensor) -> Tensor:
         name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor.clone()
-        self._name(tensor, self.graph.call_function(aten.clone.default, (self.graph.get_attr(name),)))
+        self._name(self.constants[name], constant := self.graph.get_attr(name))
+        self._name(tensor, self.graph.call_function(aten.clone.default, (constant,)))
         return tensor
 
     def _name(self, out: Any, node: Node) -> None:
@@ -99,6 +99,13 @@ class Recording(TorchDispatchMode):
     def rewind(self) -> None:
         """Give the held tensors the values they had before the call."""
         copy(self.before, self.held)
+
+
+def _reads(func: Any, args: Any) -> bool:
+    """Whether an operation needs to know values; an index does where it is a mask."""
+    if func is aten.index.Tensor:
+        return any(index is not None and not index.dtype.is_signed for index in args[1])
+    return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(func.tags)
 
 
 @torch.no_grad()
@@ -122,7 +129,7 @@ def record(function: Function, inputs: Sequence[Tensor]) -> Recording:
     except Exception as error:
         recording.rewind()
         set_streams(before)
-        raise NotStatic(str(error).partition("\n")[0]) from error
+        raise NotStatic(_line(error)) from error
     return recording
 
 
@@ -146,6 +153,10 @@ def _close(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
     error = sum(float((a - b).square().sum()) for a, b in pairs)
     return not error > tolerance**2 * sum(float(b.square().sum()) for _, b in pairs)
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _states(state: tuple[Any, list[Tensor]]) -> list[Tensor]:
@@ -210,8 +221,8 @@ def capture(
         repeated = _close(outputs, recording.outputs, tolerance) and _close(recording.held, values, tolerance)
         if not repeated or not _close(*map(_states, (streams(), after))):
             raise NotStatic("the graph does not repeat the recorded step")
-    except NotStatic as error:
-        return recording.outputs, error
+    except Exception as error:  # noqa: BLE001  a compiler has errors of many kinds; the call itself is done
+        return recording.outputs, NotStatic(_line(error))
     finally:
         copy(values, recording.held)
         set_streams(after)
