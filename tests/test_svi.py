@@ -432,8 +432,8 @@ def graph_of(function: Any, *inputs: Tensor) -> tuple[Any, Any]:
     """What repeats a function of tensors, and the operations that are left of it."""
     _, run = capture(lambda *tensors: [function(*tensors)], inputs, backends.fx)
     assert not isinstance(run, svi.NotStatic), run
-    module = clean.clean(record(lambda *tensors: [function(*tensors)], inputs))
-    return run, [node.name for node in module.graph.nodes if node.op.startswith("call")]
+    _, graph = clean.clean(record(lambda *tensors: [function(*tensors)], inputs))
+    return run, [node.name for node in graph.nodes if node.op.startswith("call")]
 
 
 def through_a_view(x: Tensor) -> Tensor:

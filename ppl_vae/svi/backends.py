@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from .adam import Adam
 from .capture import Function, Recording
 from .clean import clean
 
@@ -17,11 +19,11 @@ __all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
 BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
 
 # Operations that torch binds under the same name and arguments: a microsecond less a call than by way of the schema.
-_BOUND = frozenset(
-    "add addmm bmm cat clone div exp log log1p mean mm mul neg pow relu rsub sigmoid sqrt stack sub sum t tanh "
-    "unbind unsqueeze where binary_cross_entropy_with_logits".split()
-)
-_METHODS = frozenset("expand normal_ view".split())
+_BOUND = {
+    *("add", "addmm", "bmm", "cat", "clone", "div", "exp", "log", "mean", "mm", "mul", "neg", "pow", "relu"),
+    *("rsub", "sigmoid", "sqrt", "stack", "sub", "sum", "t", "tanh", "unbind", "unsqueeze", "where"),
+}
+_METHODS = {"expand", "normal_", "view"}
 
 
 def backend_for(name: str) -> str:
@@ -42,15 +44,14 @@ def backend_for(name: str) -> str:
 
 def fx(recording: Recording) -> Function:
     """The shortened graph, run by torch's kernels: every bit as it was recorded."""
-    module = clean(recording)
-    for node in module.graph.nodes:
+    constants, graph = clean(recording)
+    for node in graph.nodes:
         name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
         if name in _BOUND and not node.kwargs:
             node.target = getattr(torch, name)
         elif name in _METHODS and not node.kwargs:
             node.op, node.target = "call_method", name
-    module.recompile()
-    run: Function = module.forward
+    run: Function = GraphModule(constants, graph).forward
     return run
 
 
@@ -64,27 +65,28 @@ def inductor(recording: Recording) -> Function:
     aten = torch.ops.aten
     # As arithmetic batch norm is faster than the library's kernel, and keeps digits that the kernel loses.
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
-    module = clean(recording)
+    module = GraphModule(*clean(recording))
     inputs = [*recording.inputs, *recording.held]
     with torch.no_grad(), config.patch(fallback_random=True):
-        run: Function = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})
+        run: Any = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})  # type: ignore[dict-item]
     return run
 
 
 class CudaGraph:
     """A whole step, loss, gradients and optimizer, as one launch: its inputs are copied into place."""
 
-    def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor], group: dict[str, Any]) -> None:
-        self.inputs, self.group = [tensor.clone() for tensor in inputs], group
-        self.lr = torch.as_tensor(group["lr"], dtype=torch.float32, device=inputs[0].device).clone()
-        self.graph, rate = torch.cuda.CUDAGraph(), group["lr"]
-        group["lr"] = self.lr  # the kernel reads it at each launch
+    def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor], optimizer: Adam) -> None:
+        self.inputs, self.optimizer, self.state = [tensor.clone() for tensor in inputs], optimizer, optimizer.state
+        (group,) = optimizer.param_groups
+        rate, device = group["lr"], group["params"][0].device
+        group["lr"] = self.lr = torch.tensor(rate, dtype=torch.float32, device=device)  # read at each launch
+        self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss = step(*self.inputs)
         group["lr"] = rate
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        self.lr.fill_(self.group["lr"])
+        self.lr.fill_(self.optimizer.param_groups[0]["lr"])
         torch._foreach_copy_(self.inputs, inputs)
         self.graph.replay()
         return self.loss.clone()

@@ -139,10 +139,12 @@ def _same_graph(one: Recording, two: Recording) -> None:
         a, b = (None if n is None else f"{n.target}{n.args}{n.kwargs or ''}" for n in (ours, theirs))
         if a != b:
             raise NotStatic(f"{reason}: {a} in one, {b} in the other")
-    for a, b in zip(one.constants.values(), two.constants.values(), strict=True):
-        if not _close([a], [b]):
-            raise NotStatic(f"{reason}: a constant is {a.tolist()} in one, {b.tolist()} in the other")
-    if any(a is not b for a, b in zip(one.held, two.held, strict=True)):
+    for name, value in one.constants.items():
+        if not _close([value], [two.constants[name]]):
+            raise NotStatic(
+                f"{reason}: a constant is {value.tolist()} in one, {two.constants[name].tolist()} in the other"
+            )
+    if any(ours is not theirs for ours, theirs in zip(one.held, two.held, strict=True)):
         raise NotStatic(f"{reason}: a tensor was replaced by another object; write in place, and draw with torch")
 
 
@@ -165,7 +167,7 @@ def _states(state: tuple[Any, list[Tensor]]) -> list[Tensor]:
 
 
 def _other(tensor: Tensor) -> Tensor:
-    return torch.rand_like(tensor) if tensor.is_floating_point() else tensor.flip(range(tensor.ndim))
+    return torch.rand_like(tensor) if tensor.is_floating_point() else tensor.flip(tuple(range(tensor.ndim)))
 
 
 @contextmanager
@@ -219,7 +221,7 @@ def capture(
         with torch.no_grad():
             outputs = run(*inputs, *recording.held)
         repeated = _close(outputs, recording.outputs, tolerance) and _close(recording.held, values, tolerance)
-        if not repeated or not _close(*map(_states, (streams(), after))):
+        if not repeated or not _close(_states(streams()), _states(after)):
             raise NotStatic("the graph does not repeat the recorded step")
     except Exception as error:  # noqa: BLE001  a compiler has errors of many kinds; the call itself is done
         return recording.outputs, NotStatic(_line(error))

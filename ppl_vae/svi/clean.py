@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from .capture import Recording
@@ -38,8 +38,8 @@ _NEUTRAL = {  # operation with a second operand that makes it do nothing
 }
 
 
-def clean(recording: Recording) -> GraphModule:
-    """The graph of a recording, shortened: a module from inputs and held tensors to the outputs.
+def clean(recording: Recording) -> tuple[dict[Any, Tensor], Graph]:
+    """Constants by name and the graph, from inputs and held tensors to outputs, of a recording; it is used up.
 
     A random draw stays even where nobody reads it, so that the stream goes on as it did; so does what is written.
     """
@@ -60,7 +60,7 @@ def clean(recording: Recording) -> GraphModule:
             node.replace_all_uses_with(other)
     constants = _attributes(graph, known)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or _acts(node))
-    return GraphModule({node.target: constants[node.target] for node in graph.nodes if node.op == "get_attr"}, graph)
+    return {node.target: constants[node.target] for node in graph.nodes if node.op == "get_attr"}, graph
 
 
 def _shared(node: Node) -> Iterator[tuple[Node, bool]]:

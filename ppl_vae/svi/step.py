@@ -80,7 +80,8 @@ class Step:
             else (type(value), value)
             for value in values
         ]
-        key = (*kinds, *kwargs, *[module.training for module in self.modules])
+        state = id(getattr(self.optimizer, "state", None))  # a state that was loaded is another one
+        key = (*kinds, *kwargs, state, *[module.training for module in self.modules])
         hash(key)
         return key
 
@@ -112,6 +113,9 @@ class Step:
         """A step that is recorded, and from then on run from its graph."""
         if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in self.parameters):
             raise NotStatic("a parameter has a hook that waits for its .grad")
+        alone = isinstance(self.optimizer, Adam) and len(self.optimizer.param_groups) == 1
+        if self.backend == "cudagraph" and not (alone and self.parameters[0].is_cuda):
+            raise NotStatic("a CUDA graph holds the optimizer too: it wants Adam, of one group, on a CUDA device")
         values = [*args, *kwargs.values()]
         places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
         moved: list[Tensor] = []
@@ -122,9 +126,9 @@ class Step:
             with torch.enable_grad(), pyro.validation_enabled(False), _unread(self.elbo):
                 loss = self.objective(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
                 found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            pairs = [(p, g) for p, g in zip(self.parameters, found, strict=True) if g is not None]
-            moved[:] = [p for p, _ in pairs]
-            return [loss.detach(), *(_laid_out(g, p) for p, g in pairs)]
+            gradient_of: list[Any] = list(zip(self.parameters, found, strict=True))
+            moved[:] = [p for p, gradient in gradient_of if gradient is not None]
+            return [loss.detach(), *(_laid_out(gradient, p) for p, gradient in gradient_of if gradient is not None)]
 
         inputs = [values[place] for place in places]
         build = inductor if self.backend == "inductor" else fx
@@ -148,11 +152,8 @@ class Step:
             self._move(moved, gradients)
             return loss
 
-        if self.backend != "cudagraph":
-            return advance
-        if not isinstance(self.optimizer, Adam):
-            raise NotStatic("a CUDA graph holds the optimizer too, and only Adam's: optim=pyro.optim.Adam({...})")
-        return CudaGraph(advance, inputs, self.optimizer.param_groups[0])
+        held = self.backend == "cudagraph" and isinstance(self.optimizer, Adam)
+        return CudaGraph(advance, inputs, self.optimizer) if held else advance  # type: ignore[arg-type]
 
     def _move(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if isinstance(self.optimizer, Adam):

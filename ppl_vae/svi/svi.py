@@ -78,7 +78,8 @@ class SVI:
         with poutine.trace(param_only=True) as seen:
             run = self.differentiable or self.loss.loss_and_grads
             loss = run(self.model, self.guide, *args, **kwargs)
-        found = dict.fromkeys(site["value"].unconstrained() for site in seen.trace.nodes.values())
+        sites: Any = seen.trace.nodes.values()
+        found = dict.fromkeys(site["value"].unconstrained() for site in sites)
         held = set(self._step.parameters)
         new = [parameter for parameter in found if parameter.requires_grad and parameter not in held]
         if new and self._step.optimizer is None:
@@ -94,7 +95,7 @@ def _maker(optim: Any) -> Callable[[list[Tensor]], Optimizer]:
         if isinstance(optim, Optimizer) or not callable(optim):
             wanted = "pyro.optim.Adam({...}) or a function of the parameters such as torch.optim.SGD"
             raise ValueError(f"optim has to be {wanted}, got {type(optim).__name__}")
-        return optim  # type: ignore[no-any-return]
+        return optim
     if type(optim) is not PyroOptim or callable(optim.pt_optim_args) or optim.pt_clip_args:
         raise ValueError("optim has arguments a parameter, a schedule or clipping: pass a function of the parameters")
     make: Any = Adam if optim.pt_optim_constructor is torch.optim.Adam else optim.pt_optim_constructor
