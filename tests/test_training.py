@@ -350,6 +350,5 @@ def test_every_weight_moves_in_any_precision_and_layout(precision: str, channels
     assert all(a is b for a, b in zip(objects, [p for half in variant[:2] for p in half.parameters()], strict=True))
     assert all(parameter.is_contiguous() for parameter in objects)
     assert trained.settings["backend"] == "fx"
-    error = trained.settings.get("precision_error", 0.0)
-    assert error < 0.01 * abs(trained.rows[0]["loss"])
-    assert (error > 0) == (precision == "bf16")  # not every CPU multiplies in bfloat16
+    assert ("precision_error" in trained.settings) == (precision != "full")
+    assert trained.settings.get("precision_error", 0.0) < 0.01 * abs(trained.rows[0]["loss"])

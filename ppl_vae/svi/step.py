@@ -18,7 +18,6 @@ from .capture import Function, NotStatic, capture
 __all__ = ["Step"]
 
 GRAPHS = 16  # kinds of arguments: shapes and modes; more of them are numbers in disguise
-TOLERANCE = {"inductor": 1e-3}  # a compiler adds in another order; batch norm amplifies that
 
 
 class Step:
@@ -34,6 +33,8 @@ class Step:
         backend: ``"auto"`` (fx), ``"eager"``, ``"fx"``, ``"inductor"`` or ``"cudagraph"``.
         elbo: The estimator inside the objective, if it is one of Pyro's that reads its loss back.
         backward: What turns the eager loss into gradients.
+        tolerance: Of a compiled step beside the eager one, relative, in the norm of loss and gradients: a compiler adds
+            in another order, and batch norm amplifies that.
 
     Attributes:
         reason: Why the step runs eagerly; None where it need not.
@@ -47,10 +48,11 @@ class Step:
         backend: str = "auto",
         elbo: Any = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
+        tolerance: float = 1e-3,
     ) -> None:
         self.objective, self.optimizer, self.elbo, self.backward = objective, optimizer, elbo, backward
         self.backend = backend_for(backend)
-        self.modules = dict.fromkeys(modules)
+        self.modules, self.tolerance = dict.fromkeys(modules), tolerance
         self.reason: str | None = "eager was asked for" if self.backend == "eager" else None
         self.runs: dict[Any, Callable[..., Tensor] | None] = {}
 
@@ -63,7 +65,7 @@ class Step:
             run = self.runs.get(key)
             if run is None and key in self.runs:
                 return self._record(key, args, kwargs)
-        except (NotStatic, TypeError) as error:  # a list has no hash
+        except NotStatic as error:
             return self._refuse(error)._eagerly(args, kwargs)
         if run is not None:
             return run(*(value for value in values if isinstance(value, Tensor)))
@@ -82,7 +84,10 @@ class Step:
         ]
         state = id(getattr(self.optimizer, "state", None))  # a state that was loaded is another one
         key = (*kinds, *kwargs, state, *[module.training for module in self.modules])
-        hash(key)
+        try:
+            hash(key)
+        except TypeError as error:
+            raise NotStatic(f"an argument can change without notice: {error}") from None
         return key
 
     def _refuse(self, error: Exception) -> "Step":
@@ -131,8 +136,7 @@ class Step:
             return [loss.detach(), *(_laid_out(gradient, p) for p, gradient in gradient_of if gradient is not None)]
 
         inputs = [values[place] for place in places]
-        build = inductor if self.backend == "inductor" else fx
-        tolerance = TOLERANCE.get(self.backend, 0.0)
+        build, tolerance = (inductor, self.tolerance) if self.backend == "inductor" else (fx, 0.0)
         outputs, run = capture(gradients, inputs, build, list(self.modules), tolerance)
         self._move(moved, outputs[1:])
         if not isinstance(run, NotStatic) and not any(bool(gradient.any()) for gradient in outputs[1:]):

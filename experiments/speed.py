@@ -1,0 +1,550 @@
+"""How fast is a training step, beside hand-written PyTorch, stock Pyro and the other libraries?
+
+    python -m ppl_vae.experiments.speed [--device cuda] [--quick]
+
+One process, one data set, one optimizer (Adam, fused where torch has it), the same start. Each contestant runs in
+bursts, interleaved, in alternating order; its time is the median of its burst means, and its ratio to hand-written
+eager PyTorch is taken burst by burst, with the 10 % and 90 % quantiles over rounds. Losses are checked to agree and
+weights to move before anything is timed. Peak is of resident memory, of a process that holds every contestant (of the
+device's memory, on CUDA). The limit of the machine is the step's matrix products and convolutions, each alone.
+
+NumPyro and pythae take part where they are installed: pip install "ppl_vae[bench]".
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ppl_vae import VARIANTS, Variant
+from ppl_vae.svi import SVI, Adam, Step
+from ppl_vae.svi.capture import record
+from ppl_vae.svi.precision import networks_in_bf16
+
+LR, BATCHES = 1e-3, 20
+HAND = "hand-written, eager"
+Run = Callable[[int], Any]  # from a number of steps to the last loss
+
+
+class Net(NamedTuple):
+    """An architecture of the ladder."""
+
+    x_shape: tuple[int, ...]
+    z_dim: int
+    rows: int
+    width: int = 0
+    channels: tuple[int, ...] = ()
+
+    def encoder(self) -> nn.Sequential:
+        """From x to features."""
+        if not self.channels:
+            return nn.Sequential(nn.Flatten(), nn.Linear(self.x_shape[0], self.width), nn.ReLU())
+        layers: list[nn.Module] = []
+        for here, there in pairwise((self.x_shape[0], *self.channels)):
+            layers += [nn.Conv2d(here, there, 4, 2, 1), nn.BatchNorm2d(there), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten())
+
+    def decoder(self) -> nn.Sequential:
+        """From z to logits."""
+        if not self.channels:
+            return nn.Sequential(nn.Linear(self.z_dim, self.width), nn.ReLU(), nn.Linear(self.width, self.x_shape[0]))
+        side, back = self.x_shape[1] >> len(self.channels), self.channels[::-1]
+        layers: list[nn.Module] = [nn.Linear(self.z_dim, back[0] * side**2), nn.Unflatten(1, (back[0], side, side))]
+        for here, there in pairwise(back):
+            layers += [nn.ConvTranspose2d(here, there, 4, 2, 1), nn.BatchNorm2d(there), nn.ReLU()]
+        return nn.Sequential(*layers, nn.ConvTranspose2d(back[-1], self.x_shape[0], 4, 2, 1))
+
+
+NETS = {
+    "MLP, batch 128": Net((784,), 16, 128, 400),
+    "MLP, batch 512": Net((784,), 16, 512, 400),
+    "conv, batch 128": Net((1, 32, 32), 16, 128, channels=(32, 64, 128, 256)),
+    "tiny, batch 32": Net((8,), 2, 32, 16),
+}
+TARGETS = {  # at most so much of a contestant's time, for the best backend in full precision, in the order of NETS
+    HAND: (0.80, 0.90, 0.90, 0.25),
+    "hand-written, torch.compile": (0.82, 0.92, 1.0, 0.25),
+    "Pyro SVI": (0.35, 0.60, 0.82, 0.05),
+}
+
+
+# Contestants: from a pair and its data to what runs a number of steps.
+
+
+def hand_loss(variant: Variant, x: Tensor) -> Tensor:
+    """The negative bound as one writes it by hand, the KL in closed form."""
+    h = variant.guide.encoder(x).flatten(1)
+    loc, log_scale = (head(h) for head in variant.guide.heads)
+    z = loc + log_scale.exp() * torch.randn_like(loc)
+    kl = 0.5 * ((2 * log_scale).exp() + loc.square() - 1) - log_scale
+    logits = variant.model.decoder(z).reshape(x.shape)
+    return binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl.sum()
+
+
+def hand(variant: Variant, batches: list[Tensor], *, compiled: bool = False, channels_last: bool = False) -> Run:
+    """Hand-written PyTorch with the fused Adam."""
+    if channels_last:
+        for half in variant[:2]:
+            half.to(memory_format=torch.channels_last)
+        batches = [x.contiguous(memory_format=torch.channels_last) for x in batches]
+    networks = nn.ModuleList([*variant.guide.children(), variant.model.decoder])
+    optimizer = torch.optim.Adam(networks.parameters(), LR, fused=True)
+    loss_of = torch.compile(partial(hand_loss, variant)) if compiled else partial(hand_loss, variant)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return stepping(step, batches)
+
+
+def pyro_adam() -> Any:
+    """Adam as a user of Pyro writes it."""
+    return pyro.optim.Adam({"lr": LR})  # type: ignore[attr-defined]
+
+
+def stock(variant: Variant, batches: list[Tensor], *, validation: bool) -> Run:
+    """``pyro.infer.SVI``, whose step reads its loss back."""
+    svi = pyro.infer.SVI(optim=pyro_adam(), **variant._asdict())
+
+    def step(x: Tensor) -> Any:
+        with pyro.validation_enabled(validation):
+            return svi.step(x)
+
+    return in_own_store(stepping(step, batches))
+
+
+def ours(variant: Variant, batches: list[Tensor], *, backend: str, bf16: bool = False) -> Run:
+    """This library's step."""
+    if not bf16:
+        svi = SVI(optim=pyro_adam(), backend=backend, **variant._asdict())
+        return proved(in_own_store(stepping(svi.step, batches)), svi)
+    objective = variant.loss(variant.model, variant.guide)
+    networks = [variant.guide.encoder, *variant.guide.heads, variant.model.decoder]
+
+    def lowered(x: Tensor) -> Tensor:
+        with networks_in_bf16(networks):
+            return objective(x)
+
+    optimizer = Adam(objective.parameters(), LR)
+    step = Step(lowered, optimizer, objective.modules(), backend, variant.loss, tolerance=0.1)
+    return proved(stepping(step, batches), step)
+
+
+def proved(run: Run, step: SVI | Step) -> Run:
+    """The same, refusing to be timed while it runs eagerly."""
+
+    def checked(steps: int) -> Any:
+        loss = run(steps)
+        if step.reason is not None:
+            raise RuntimeError(f"runs eagerly: {step.reason}")
+        return loss
+
+    return checked
+
+
+def in_own_store(run: Run) -> Run:
+    """The same, with a parameter store of its own: names are those of every other contestant."""
+    state: Any = {"params": {}, "constraints": {}}
+
+    def alone(steps: int) -> Any:
+        with pyro.get_param_store().scope(state):
+            return run(steps)
+
+    return alone
+
+
+def stepping(step: Callable[[Tensor], Any], batches: list[Tensor]) -> Run:
+    """Many steps, over the batches in turn."""
+
+    def run(steps: int) -> Any:
+        loss = None
+        for index in range(steps):
+            loss = step(batches[index % len(batches)])
+        return loss
+
+    return run
+
+
+def by_pythae(variant: Variant, batches: list[Tensor]) -> Run:
+    """Model and loss of pythae, with torch's default Adam as its trainer has it."""
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            BaseEncoder.__init__(self)
+            self.network, self.heads = variant.guide.encoder, variant.guide.heads
+
+        def forward(self, x: Tensor) -> Any:
+            loc, log_scale = (head(self.network(x)) for head in self.heads)
+            return ModelOutput(embedding=loc, log_covariance=2 * log_scale)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            BaseDecoder.__init__(self)
+            self.network = variant.model.decoder
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.network(z).sigmoid())
+
+    config = VAEConfig(input_dim=tuple(batches[0].shape[1:]), latent_dim=variant.z_dim, reconstruction_loss="bce")
+    model = VAE(config, encoder=Encoder(), decoder=Decoder()).to(batches[0].device)
+    optimizer = torch.optim.Adam(model.parameters(), LR)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = model({"data": x}).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach() * len(x)
+
+    return stepping(step, batches)
+
+
+def numpyro_pair(variant: Variant) -> tuple[Any, Any]:
+    """The perceptrons of a pair, from the same start, as a model and a guide of NumPyro."""
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from jax import numpy as jnp
+
+    encoder, heads, decoder = variant.guide.encoder, list(variant.guide.heads), variant.model.decoder
+
+    def dense(name: str, layer: Any, x: Any) -> Any:
+        weight, bias = (jnp.asarray(p.detach().cpu().numpy()) for p in (layer.weight.T, layer.bias))
+        return x @ numpyro.param(f"{name}.weight", weight) + numpyro.param(f"{name}.bias", bias)
+
+    def model(x: Any) -> None:
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(variant.z_dim), 1.0).to_event(1))
+            h = jax.nn.relu(dense("decoder.0", decoder.get_submodule("0"), z))
+            logits = dense("decoder.2", decoder.get_submodule("2"), h)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        h = jax.nn.relu(dense("encoder", encoder.get_submodule("1"), x))
+        loc, log_scale = (dense(f"head.{index}", head, h) for index, head in enumerate(heads))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+    return model, guide
+
+
+def by_numpyro(variant: Variant, batches: list[Tensor], *, how: str) -> Run:
+    """NumPyro's SVI of the same perceptrons: ``jit`` of update, with donated state, or a scan of many steps."""
+    import jax
+    import numpyro
+    from jax import numpy as jnp
+
+    loss = numpyro.infer.TraceMeanField_ELBO()
+    svi = numpyro.infer.SVI(*numpyro_pair(variant), numpyro.optim.Adam(LR), loss)
+    data = jnp.stack([jnp.asarray(x.cpu().numpy()) for x in batches])
+    state = svi.init(jax.random.PRNGKey(0), data[0])
+    update = jax.jit(svi.update, donate_argnums=(0,) if how == "donated" else ())
+    sweep = jax.jit(lambda state, data: jax.lax.scan(svi.update, state, data))
+
+    def one_by_one(steps: int) -> float:
+        nonlocal state
+        for index in range(steps):
+            state, loss = update(state, data[index % len(data)])
+        return float(loss)
+
+    def in_a_scan(steps: int) -> float:
+        nonlocal state
+        for _ in range(steps // len(data)):
+            state, losses = sweep(state, data)
+        if steps % len(data):
+            state, losses = sweep(state, data[: steps % len(data)])
+        return float(losses[0 if steps % len(data) == 1 else -1])
+
+    return in_a_scan if how == "scan" else one_by_one
+
+
+def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tensor]], Run]]:
+    """Who takes part on this machine."""
+    field: dict[str, Any] = {
+        HAND: hand,
+        "hand-written, torch.compile": partial(hand, compiled=True),
+        "Pyro SVI": partial(stock, validation=True),
+        "Pyro SVI, validation off": partial(stock, validation=False),
+        "ours, fx": partial(ours, backend="fx"),
+        "ours, inductor": partial(ours, backend="inductor"),
+        "ours, fx, bf16": partial(ours, backend="fx", bf16=True),
+        "ours, inductor, bf16": partial(ours, backend="inductor", bf16=True),
+    }
+    if device == "cuda":
+        field["ours, cudagraph"] = partial(ours, backend="cudagraph")
+    if net.channels:
+        field["hand-written, channels_last"] = partial(hand, channels_last=True)
+        field["hand-written, torch.compile, channels_last"] = partial(hand, compiled=True, channels_last=True)
+    if find_spec("pythae"):
+        field["pythae"] = by_pythae
+    if find_spec("numpyro") and not net.channels:
+        field |= {f"NumPyro, {how}": partial(by_numpyro, how=how) for how in ("jit", "donated", "scan")}
+    return field
+
+
+# Measuring.
+
+
+class Entrant(NamedTuple):
+    """A contestant that is ready to run."""
+
+    run: Run
+    start: float  # seconds of the first three steps, what compiles included
+    loss: float  # of the first step
+
+
+def enter(build: Callable[[Variant, list[Tensor]], Run], variant: Variant, batches: list[Tensor]) -> Entrant:
+    """Set a contestant up on a copy of the pair, and see that its first loss is a number and its weights move."""
+    variant = copy.deepcopy(variant)
+    torch.manual_seed(1)
+    started = time.perf_counter()
+    run = build(variant, batches)
+    loss = float(run(1))
+    float(run(2))
+    return Entrant(run, time.perf_counter() - started, loss)
+
+
+def agree(name: str, entrant: Entrant, reference: Entrant) -> None:
+    """The loss of the first step is that of the reference, and after 40 more on the same batch it is lower."""
+    other_draws = any(word in name for word in ("NumPyro", "pythae", "bf16", "compile"))
+    if abs(entrant.loss / reference.loss - 1) > (0.02 if other_draws else 1e-4):
+        raise RuntimeError(f"the first loss is {entrant.loss:.6g}, that of {HAND} {reference.loss:.6g}")
+    if not (last := float(entrant.run(2 * BATCHES + 1))) < entrant.loss:
+        raise RuntimeError(f"the weights do not move: the loss went from {entrant.loss:.6g} to {last:.6g}")
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def burst(run: Run, steps: int, device: str) -> float:
+    """Mean seconds of a step."""
+    synchronise(device)
+    started = time.perf_counter()
+    run(steps)
+    synchronise(device)
+    return (time.perf_counter() - started) / steps
+
+
+def peak(device: str) -> Iterator[float]:
+    """First clears the record of the peak, then yields it in MiB; NaN where the system does not keep one."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield 0.0
+        yield torch.cuda.max_memory_allocated() / 2**20
+    elif not clear.exists():
+        yield 0.0
+        yield float("nan")
+    else:
+        clear.write_text("5")
+        yield 0.0
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        yield int(line.split()[1]) / 2**10
+
+
+def timed(field: dict[str, Entrant], device: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Interleaved bursts, the order reversed in every other round."""
+    steps, peaks = {}, {}
+    for name, entrant in field.items():
+        gauge = peak(device)
+        next(gauge)
+        pace = burst(entrant.run, 5, device)
+        steps[name], peaks[name] = max(2, round(seconds / pace)), next(gauge)
+        if "scan" in name:
+            steps[name] += -steps[name] % BATCHES
+    means: dict[str, list[float]] = {name: [] for name in field}
+    for index in range(rounds):
+        for name in reversed(field) if index % 2 else field:
+            means[name].append(burst(field[name].run, steps[name], device))
+    table = {}
+    for name, entrant in field.items():
+        ratios = sorted(a / b for a, b in zip(means[name], means[HAND], strict=True))
+        low, *_, high = statistics.quantiles(ratios, n=10) if len(ratios) > 1 else (ratios[0], ratios[0])
+        table[name] = {
+            "ms": 1e3 * statistics.median(means[name]),
+            "ratio": statistics.median(ratios),
+            "q10": low,
+            "q90": high,
+            "first_three_steps_s": entrant.start,
+            "peak_MiB": peaks[name],
+        }
+    return table
+
+
+def products_alone(variant: Variant, x: Tensor, device: str, repeats: int) -> tuple[float, float]:
+    """Seconds of a step's matrix products and convolutions, each run alone, and their number of operations."""
+    from torch.fx import GraphModule, Interpreter
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    variant, seconds = copy.deepcopy(variant), 0.0
+    networks = nn.ModuleList([*variant.guide.children(), variant.model.decoder])
+    parameters = list(networks.parameters())
+    recording = record(lambda x: list(torch.autograd.grad(hand_loss(variant, x), parameters)), [x])
+
+    class Alone(Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            nonlocal seconds
+            if getattr(target, "overloadpacket", None) in flop_registry:
+                runs = [burst(lambda _: target(*args, **kwargs), 1, device) for _ in range(repeats)]
+                seconds += statistics.median(runs)
+            return super().call_function(target, args, kwargs)
+
+    with torch.no_grad():
+        Alone(GraphModule(recording.constants, recording.graph)).run(x, *recording.held)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(hand_loss(variant, x), parameters)
+    return seconds, float(counter.get_total_flops())
+
+
+def race(net: Net, device: str, *, quick: bool) -> dict[str, Any]:
+    """Everything of one architecture."""
+    torch.manual_seed(0)
+    parts = {"encoder": net.encoder(), "decoder": net.decoder()}
+    variant = VARIANTS["bernoulli_vae"](net.x_shape, net.z_dim, **parts, loss=TraceMeanField_ELBO())
+    for half in variant[:2]:
+        half.to(device).train()
+    means = torch.rand(net.x_shape, device=device)
+    batches = [torch.bernoulli(means.expand(net.rows, *net.x_shape)) for _ in range(BATCHES)]
+    field: dict[str, Entrant] = {}
+    absent: dict[str, str] = {}
+    for name, build in contestants(net, device).items():
+        try:
+            entrant = enter(build, variant, batches)
+            field.setdefault(HAND, entrant)
+            agree(name, entrant, field[HAND])
+            field[name] = entrant
+        except Exception as error:  # noqa: BLE001  one that fails must not end the race, nor vanish
+            absent[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    absent |= {name: "not installed" for name in ("numpyro", "pythae") if find_spec(name) is None}
+    table = timed(field, device, 3 if quick else 21, 0.02 if quick else 0.3)
+    seconds, flops = products_alone(variant, batches[0], device, 3 if quick else 30)
+    for row in table.values():
+        row |= {"GFLOP/s": flops / row["ms"] / 1e6, "share_of_limit": 1e3 * seconds / row["ms"]}
+    limit = {"ms": 1e3 * seconds, "GFLOP": flops / 1e9}
+    return {"table": table, "absent": absent, "products_alone": limit}
+
+
+# Reporting.
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """Each target, reached or missed, by the best backend in full precision."""
+    lines = []
+    for name, bounds in TARGETS.items():
+        for net, bound in zip(NETS, bounds, strict=True):
+            table = results.get(net, {}).get("table", {})
+            best = min((row["ms"] for key, row in table.items() if "ours" in key and "bf16" not in key), default=None)
+            if best is None or name not in table:
+                continue
+            ratio = best / table[name]["ms"]
+            word = "reached" if ratio <= bound else "missed"
+            lines.append(f"{net}: ours / {name} = {ratio:.2f}, wanted at most {bound:.2f}: {word}")
+    return lines
+
+
+def show(net: str, result: dict[str, Any]) -> None:
+    """Print one table."""
+    limit = result["products_alone"]
+    print(f"\n{net}: {limit['GFLOP']:.3g} GFLOP a step, its products alone {limit['ms']:.3g} ms")
+    titles = {"ms": 9, "ratio": 7, "q10": 7, "q90": 7, "start s": 9, "MiB": 7, "GFLOP/s": 9, "limit": 7}
+    print(" " * 44 + "".join(f"{title:>{width}}" for title, width in titles.items()))
+    for name, row in sorted(result["table"].items(), key=lambda item: item[1]["ms"]):
+        print(
+            f"{name:44}{row['ms']:9.3f}{row['ratio']:7.2f}{row['q10']:7.2f}{row['q90']:7.2f}"
+            f"{row['first_three_steps_s']:9.2f}{row['peak_MiB']:7.0f}{row['GFLOP/s']:9.1f}{row['share_of_limit']:7.0%}"
+        )
+    for name, reason in result["absent"].items():
+        print(f"{name:44}absent: {reason}")
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Ratios to hand-written eager, an architecture a panel, with their spread."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3 * len(results)), layout="constrained")
+    for axes, (net, result) in zip(figure.subplots(len(results), squeeze=False)[:, 0], results.items(), strict=True):
+        rows = sorted(result["table"].items(), key=lambda item: -item[1]["ratio"])
+        ratios = [row["ratio"] for _, row in rows]
+        ends = [(row["ratio"] - row["q10"], row["q90"] - row["ratio"]) for _, row in rows]
+        spread = [[max(0.0, end) for end in side] for side in zip(*ends, strict=True)]
+        colours = ["#2a6f97" if name.startswith("ours") else "#adb5bd" for name, _ in rows]
+        axes.barh([name for name, _ in rows], ratios, xerr=spread, color=colours, error_kw={"lw": 1})
+        axes.axvline(1.0, color="black", lw=0.8)
+        axes.set_title(f"{net}: time of a step beside {HAND}", fontsize=10)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def processor() -> str:
+    """The name of the processor, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers belong to."""
+    versions = {}
+    for package in ("torch", "pyro-ppl", "ppl_vae", "numpyro", "jax", "pythae"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    threads = torch.get_num_threads()
+    return {"processor": name, "threads": threads, "python": platform.python_version(), "versions": versions}
+
+
+def main() -> None:
+    """Race, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="three short rounds: see that it runs")
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    chosen = parser.parse_args()
+    torch.optim.Adam([torch.zeros(1)])  # the first optimizer of a process imports for a second
+    results = {}
+    for net in chosen.nets:
+        results[net] = race(NETS[net], chosen.device, quick=chosen.quick)
+        show(net, results[net])
+    lines = verdicts(results)
+    print("", *lines, sep="\n")
+    stem = "speed" + ("-cuda" if chosen.device == "cuda" else "") + ("-quick" if chosen.quick else "")
+    path = Path(__file__).parent / "results" / f"{stem}.json"
+    path.parent.mkdir(exist_ok=True)
+    command = " ".join(["python -m ppl_vae.experiments.speed", *sys.argv[1:]])
+    written = {"command": command, **machine(chosen.device), "targets": lines, "results": results}
+    path.write_text(json.dumps(written, indent=2) + "\n")
+    plot(results, path.with_suffix(".png"))
+    print(f"wrote {path} and its .png", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
