@@ -19,7 +19,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -99,12 +99,17 @@ def hand_loss(variant: Variant, x: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl.sum()
 
 
+def laid_out(variant: Variant, batches: list[Tensor]) -> list[Tensor]:
+    """Put kernels in the layout channels_last, and return the data in it."""
+    for half in variant[:2]:
+        half.to(memory_format=torch.channels_last)
+    return [x.contiguous(memory_format=torch.channels_last) for x in batches]
+
+
 def hand(variant: Variant, batches: list[Tensor], *, compiled: bool = False, channels_last: bool = False) -> Run:
     """Hand-written PyTorch with the fused Adam."""
     if channels_last:
-        for half in variant[:2]:
-            half.to(memory_format=torch.channels_last)
-        batches = [x.contiguous(memory_format=torch.channels_last) for x in batches]
+        batches = laid_out(variant, batches)
     networks = nn.ModuleList([*variant.guide.children(), variant.model.decoder])
     optimizer = torch.optim.Adam(networks.parameters(), LR, fused=True)
     loss_of = torch.compile(partial(hand_loss, variant)) if compiled else partial(hand_loss, variant)
@@ -135,8 +140,12 @@ def stock(variant: Variant, batches: list[Tensor], *, validation: bool) -> Run:
     return in_own_store(stepping(step, batches))
 
 
-def ours(variant: Variant, batches: list[Tensor], *, backend: str, bf16: bool = False) -> Run:
+def ours(
+    variant: Variant, batches: list[Tensor], *, backend: str, bf16: bool = False, channels_last: bool = False
+) -> Run:
     """This library's step."""
+    if channels_last:
+        batches = laid_out(variant, batches)
     if not bf16:
         svi = SVI(optim=pyro_adam(), backend=backend, **variant._asdict())
         return proved(in_own_store(stepping(svi.step, batches)), svi)
@@ -300,6 +309,8 @@ def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tens
     if net.channels:
         field["hand-written, channels_last"] = partial(hand, channels_last=True)
         field["hand-written, torch.compile, channels_last"] = partial(hand, compiled=True, channels_last=True)
+        for backend in ("fx", "inductor"):
+            field[f"ours, {backend}, channels_last"] = partial(ours, backend=backend, channels_last=True)
     if find_spec("pythae"):
         field["pythae"] = by_pythae
     if find_spec("numpyro") and not net.channels:
@@ -353,31 +364,31 @@ def burst(run: Run, steps: int, device: str) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def peak(device: str) -> Iterator[float]:
-    """First clears the record of the peak, then yields it in MiB; NaN where the system does not keep one."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+def forget_peak(device: str) -> None:
+    """Start a new record of the peak of memory, where the system keeps one."""
+    record_of_process = Path("/proc/self/clear_refs")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        yield 0.0
-        yield torch.cuda.max_memory_allocated() / 2**20
-    elif not clear.exists():
-        yield 0.0
-        yield float("nan")
-    else:
-        clear.write_text("5")
-        yield 0.0
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        yield int(line.split()[1]) / 2**10
+    elif record_of_process.exists():
+        record_of_process.write_text("5")
+
+
+def peak(device: str) -> float:
+    """The peak since then, in MiB; NaN where there is no record."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), math.nan)
 
 
 def timed(field: dict[str, Entrant], device: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
     """Interleaved bursts, the order reversed in every other round."""
     steps, peaks = {}, {}
     for name, entrant in field.items():
-        gauge = peak(device)
-        next(gauge)
-        pace = burst(entrant.run, 5, device)
-        steps[name], peaks[name] = max(2, round(seconds / pace)), next(gauge)
+        forget_peak(device)
+        steps[name] = max(2, round(seconds / burst(entrant.run, 5, device)))
+        peaks[name] = peak(device)
         if "scan" in name:
             steps[name] += -steps[name] % BATCHES
     means: dict[str, list[float]] = {name: [] for name in field}

@@ -214,7 +214,9 @@ def capture(
     try:
         recording.rewind()
         with seeded(1), _attributes_kept(modules):
-            _same_graph(recording, record(function, [_other(tensor) for tensor in inputs]))
+            other = record(function, [_other(tensor) for tensor in inputs])
+            other.rewind()
+            _same_graph(recording, other)
         run = build(recording)
         recording.rewind()
         set_streams(before)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -106,7 +106,7 @@ class Step:
         """A step as torch runs it."""
         if self.optimizer is not None:
             self.optimizer.zero_grad()
-        with _met(self.modules):
+        with nullcontext() if self.reason else _met(self.modules):
             loss = self.objective(*args, **kwargs)
         self.backward(loss)
         if self.optimizer is not None:
