@@ -324,6 +324,8 @@ def moved_then_read(net: Net, z: Tensor) -> float:
 REFUSED = {
     "item": (lambda net, z: z.detach().abs().mean().item(), "_local_scalar_dense"),
     "a buffer moved, then read": (moved_then_read, "_local_scalar_dense"),
+    "a list of values": (lambda net, z: sum(z[0].tolist()), "part"),
+    "a weight by way of NumPy": (lambda net, z: float(net.linear.bias.detach().numpy().sum()), "part"),
     "values by way of NumPy": (lambda net, z: float(z.detach().numpy().mean()), "part"),
     "control flow": (lambda net, z: 2.0 if z.sum() > 0 else 0.5, "_local_scalar_dense"),
     "a shape from values": (lambda net, z: 1.0 + z[z > 0].sum(), "aten.index.Tensor"),

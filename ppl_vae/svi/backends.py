@@ -3,12 +3,14 @@
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from .adam import Adam
 from .capture import Function, Recording
@@ -17,13 +19,6 @@ from .clean import clean
 __all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
 
 BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
-
-# Operations that torch binds under the same name and arguments: a microsecond less a call than by way of the schema.
-_BOUND = {
-    *("add", "addmm", "bmm", "cat", "clone", "div", "exp", "log", "mean", "mm", "mul", "neg", "pow", "relu"),
-    *("rsub", "sigmoid", "sqrt", "stack", "sub", "sum", "t", "tanh", "unbind", "unsqueeze", "where"),
-}
-_METHODS = {"expand", "normal_", "view"}
 
 
 def backend_for(name: str) -> str:
@@ -46,13 +41,22 @@ def fx(recording: Recording) -> Function:
     """The shortened graph, run by torch's kernels: every bit as it was recorded."""
     constants, graph = clean(recording)
     for node in graph.nodes:
-        name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
-        if name in _BOUND and not node.kwargs:
-            node.target = getattr(torch, name)
-        elif name in _METHODS and not node.kwargs:
-            node.op, node.target = "call_method", name
+        _bind(node)
     run: Function = GraphModule(constants, graph).forward
     return run
+
+
+def _bind(node: Node) -> None:
+    """Call an operation under the name that Python has for it: a microsecond less than by way of its schema."""
+    name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+    if not name or node.kwargs:
+        return
+    bound = (getattr(space, name, None) for space in (torch, torch._C._nn))
+    function = next((found for found in bound if isinstance(found, BuiltinFunctionType)), None)
+    if function is not None:
+        node.target = function
+    elif isinstance(getattr(Tensor, name, None), MethodDescriptorType):
+        node.op, node.target = "call_method", name
 
 
 def inductor(recording: Recording) -> Function:
@@ -67,7 +71,8 @@ def inductor(recording: Recording) -> Function:
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
     module = GraphModule(*clean(recording))
     inputs = [*recording.inputs, *recording.held]
-    with torch.no_grad(), config.patch(fallback_random=True):
+    with torch.no_grad(), config.patch(fallback_random=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's deprecations are no news to who calls it
         run: Any = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})  # type: ignore[dict-item]
     return run
 

@@ -110,9 +110,10 @@ def _reads(func: Any, args: Any) -> bool:
 
 @torch.no_grad()
 def copy(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    """Write values into tensors, in place."""
+    """Write values into tensors, in place, where they differ: an expanded tensor cannot be written, nor has it been."""
     for value, tensor in zip(values, tensors, strict=True):
-        tensor.copy_(value)
+        if not torch.equal(value, tensor):
+            tensor.copy_(value)
 
 
 def record(function: Function, inputs: Sequence[Tensor]) -> Recording:
@@ -166,6 +167,14 @@ def _states(state: tuple[Any, list[Tensor]]) -> list[Tensor]:
     return [host["torch"], *devices]
 
 
+@torch.no_grad()
+def _shake(tensors: Sequence[Tensor]) -> None:
+    """Change values a little, so that one that is read behind torch's back, by NumPy, is seen to differ."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and 0 not in tensor.stride():
+            tensor.mul_(1.001)
+
+
 def _other(tensor: Tensor) -> Tensor:
     return torch.rand_like(tensor) if tensor.is_floating_point() else tensor.flip(tuple(range(tensor.ndim)))
 
@@ -192,8 +201,8 @@ def capture(
 ) -> tuple[list[Tensor], Function | NotStatic]:
     """Call a function and, if it can be proved right, return what repeats it.
 
-    A second recording under another seed and other data has to be the same graph, and what was built has to repeat the
-    recorded call: outputs, held tensors, random streams. All of them are left as the one call leaves them.
+    A second recording under another seed, other data and weights has to be the same graph, and what was built has to
+    repeat the recorded call: outputs, held tensors, streams. All of them are left as the one call leaves them.
 
     Args:
         function: From tensors to tensors, a draw from torch's generators and in-place writes allowed.
@@ -214,9 +223,10 @@ def capture(
     try:
         recording.rewind()
         with seeded(1), _attributes_kept(modules):
+            _shake(recording.held)
             other = record(function, [_other(tensor) for tensor in inputs])
             other.rewind()
-            _same_graph(recording, other)
+        _same_graph(recording, other)
         run = build(recording)
         recording.rewind()
         set_streams(before)
