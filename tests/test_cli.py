@@ -148,7 +148,8 @@ def test_training_keeps_a_checkpoint_and_says_so_in_json(trained: tuple[Path, Ra
     assert sorted(path.name for path in folder.iterdir()) == CHECKPOINT
     assert said["checkpoint"] == str(folder)
     assert said["data"] == {"source": "digits", "scale": "auto", "binarize": None, "limit": 60, "seed": 3}
-    assert said["fit"] == {"epochs": 1, "steps": 1, "batch_size": 64, "lr": 0.002, "seed": 3, "rows": 54}
+    numbers = {"epochs": 1, "steps": 1, "batch_size": 64, "lr": 0.002, "seed": 3, "rows": 54}
+    assert said["fit"] == {**numbers, "backend": "fx", "precision": "full"}
     assert {"data": said["data"], "fit": said["fit"]} == notes_of(folder)
     with (folder / "history.csv").open() as file:
         written = list(csv.DictReader(file))

@@ -3,7 +3,9 @@
 import copy
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -444,6 +446,27 @@ def test_without_a_compiler_inductor_is_fx_with_one_line(
     assert [entry.getMessage() for entry in caplog.records] == [
         "backend inductor needs a C++ compiler and finds none: fx runs instead"
     ]
+
+
+def test_a_launch_reads_inputs_and_learning_rate_where_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph of the device played by calling again what was captured, on the tensors that it held."""
+    optimizer, held = Adam([torch.zeros(1, requires_grad=True)], lr=0.5), []
+
+    def step(x: Tensor) -> Tensor:
+        held.append(optimizer.param_groups[0]["lr"])
+        return (x * held[0]).sum()
+
+    played = SimpleNamespace(replay=lambda: launch.loss.copy_(step(*launch.inputs)))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: played)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    launch = backends.CudaGraph(step, [torch.ones(3)], optimizer)
+    first = launch(torch.full((3,), 2.0))
+    optimizer.param_groups[0]["lr"] = 0.25
+    second = launch(torch.full((3,), 4.0))
+    assert [float(first), float(second)] == [3.0, 3.0]
+    optimizer.param_groups[0]["lr"] = 1.0
+    assert float(launch(torch.ones(3))) == 3.0
+    assert float(first) == 3.0
 
 
 # The graph itself.

@@ -84,11 +84,13 @@ class CudaGraph:
         self.inputs, self.optimizer, self.state = [tensor.clone() for tensor in inputs], optimizer, optimizer.state
         (group,) = optimizer.param_groups
         rate, device = group["lr"], group["params"][0].device
-        group["lr"] = self.lr = torch.tensor(rate, dtype=torch.float32, device=device)  # read at each launch
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = step(*self.inputs)
-        group["lr"] = rate
+        self.graph, self.lr = torch.cuda.CUDAGraph(), torch.tensor(rate, dtype=torch.float32, device=device)
+        try:
+            group["lr"] = self.lr  # the kernel reads it at each launch
+            with torch.cuda.graph(self.graph):
+                self.loss = step(*self.inputs)
+        finally:
+            group["lr"] = rate
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         self.lr.fill_(self.optimizer.param_groups[0]["lr"])

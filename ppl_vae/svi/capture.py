@@ -3,6 +3,7 @@
 The contract is that of ``jax.jit``: what changes from call to call is a tensor. Python values are frozen.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -155,7 +156,21 @@ def _close(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 
         return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(ours, theirs, strict=True))
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
     error = sum(float((a - b).square().sum()) for a, b in pairs)
-    return not error > tolerance**2 * sum(float(b.square().sum()) for _, b in pairs)
+    bound = tolerance**2 * sum(float(b.square().sum()) for _, b in pairs)
+    return error <= bound or math.isnan(bound)
+
+
+def _repeats(recording: Recording, outputs: Sequence[Tensor], values: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether a call has done what the recorded one did: the loss, the gradients and what was written, each apart."""
+    pairs = list(zip(recording.held, values, recording.before, strict=True))
+    written = [(held, value) for held, value, before in pairs if not torch.equal(value, before)]
+    kept = [(held, value) for held, value, before in pairs if torch.equal(value, before)]
+    return (
+        _close(outputs[:1], recording.outputs[:1], tolerance)
+        and _close(outputs[1:], recording.outputs[1:], tolerance)
+        and _close([held for held, _ in written], [value for _, value in written], tolerance)
+        and _close([held for held, _ in kept], [value for _, value in kept])
+    )
 
 
 def _line(error: Exception) -> str:
@@ -209,7 +224,7 @@ def capture(
         inputs: With what to call it.
         build: From a recording to a function of inputs and held tensors.
         modules: Whose Python attributes the function may move.
-        tolerance: Of outputs and held tensors, relative, in the norm of them all.
+        tolerance: Relative, of the first output, of the norm of the others, and of that of what is written.
 
     Returns:
         The outputs of the call, and a function of the inputs, or why there is none.
@@ -232,8 +247,8 @@ def capture(
         set_streams(before)
         with torch.no_grad():
             outputs = run(*inputs, *recording.held)
-        repeated = _close(outputs, recording.outputs, tolerance) and _close(recording.held, values, tolerance)
-        if not repeated or not _close(_states(streams()), _states(after)):
+        drawn = _close(_states(streams()), _states(after))
+        if not drawn or not _repeats(recording, outputs, values, tolerance):
             raise NotStatic("the graph does not repeat the recorded step")
     except Exception as error:  # noqa: BLE001  a compiler has errors of many kinds; the call itself is done
         return recording.outputs, NotStatic(_line(error))

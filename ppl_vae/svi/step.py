@@ -141,10 +141,12 @@ class Step:
         self._move(moved, outputs[1:])
         if not isinstance(run, NotStatic) and not any(bool(gradient.any()) for gradient in outputs[1:]):
             run = NotStatic("every gradient is zero: the parameters held are not those of the pair")
-        if isinstance(run, NotStatic):
-            self._refuse(run)
-        else:
+        try:
+            if isinstance(run, NotStatic):
+                raise run
             self.runs[key] = self._advance(run, moved, inputs)
+        except RuntimeError as error:  # a device's too
+            self._refuse(error)
         return outputs[0]
 
     def _advance(self, run: Function, moved: list[Tensor], inputs: list[Tensor]) -> Callable[..., Tensor]:
