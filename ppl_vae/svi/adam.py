@@ -43,11 +43,11 @@ class Adam(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter by its ``.grad``."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.move(parameters, [p.grad for p in parameters])
+        with torch.no_grad():
+            self.move(parameters, [p.grad for p in parameters])
 
-    @torch.no_grad()
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Move parameters by gradients; the same sequence object as in the call before is the quick way."""
+        """Move parameters by gradients, under ``no_grad``; the same sequence object as last time is the quick way."""
         if self.moved is not parameters:
             self.moved, self.kinds = parameters, self._kinds(parameters)
         for group, places, moved, averages, squares, steps in self.kinds:

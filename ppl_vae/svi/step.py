@@ -138,7 +138,8 @@ class Step:
         inputs = [values[place] for place in places]
         build, tolerance = (inductor, self.tolerance) if self.backend == "inductor" else (fx, 0.0)
         outputs, run = capture(gradients, inputs, build, list(self.modules), tolerance)
-        self._move(moved, outputs[1:])
+        with torch.no_grad():
+            self._move(moved, outputs[1:])
         if not isinstance(run, NotStatic) and not any(bool(gradient.any()) for gradient in outputs[1:]):
             run = NotStatic("every gradient is zero: the parameters held are not those of the pair")
         try:
