@@ -10,7 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from .elbo import PathwiseELBO
+from .elbo import PathwiseELBO, estimator
 from .guides import Guide, MeanField, PointMass, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .seeding import seeded
@@ -89,7 +89,7 @@ def pair(
     decoder: nn.Module | None = None,
     penalties: Iterable[nn.Module] = (),
     kl_weight: nn.Module | None = None,
-    loss: ELBO | None = None,
+    loss: ELBO | str | None = None,
 ) -> Variant:
     """Put a model and a guide together from parts: what every builder of the catalogue calls.
 
@@ -103,7 +103,8 @@ def pair(
         decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row; chosen unless given.
         penalties: Explicit regularisers of the training objective.
         kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
-        loss: The estimator of the bound; pathwise, one particle, unless given.
+        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``; pathwise, one draw,
+            unless given.
 
     Raises:
         ValueError: If a shape is empty, or the prior's event shape is not [z_dim].
@@ -120,7 +121,8 @@ def pair(
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
-    return Variant(model, inference, PathwiseELBO() if loss is None else loss)
+    loss = PathwiseELBO() if loss is None else loss
+    return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
 
 
 @contextmanager

@@ -1,0 +1,57 @@
+"""ESTIMATORS: every estimator by name, and how one is spelled with its options."""
+
+import inspect
+import json
+from collections.abc import Callable
+
+from pyro.infer import ELBO
+
+from .importance import IWAE, MIWAE, Renyi
+from .kl import BetaELBO, FreeBits, MeanFieldELBO
+from .path import CIWAE, PIWAE, DReG, StickingTheLanding
+from .pathwise import PathwiseELBO
+
+__all__ = ["ESTIMATORS", "estimator"]
+
+ESTIMATORS: dict[str, Callable[..., ELBO]] = {
+    "trace": PathwiseELBO,
+    "mean_field": MeanFieldELBO,
+    "stl": StickingTheLanding,
+    "iwae": IWAE,
+    "dreg": DReG,
+    "renyi": Renyi,
+    "ciwae": CIWAE,
+    "piwae": PIWAE,
+    "miwae": MIWAE,
+    "free_bits": FreeBits,
+    "beta": BetaELBO,
+}
+
+
+def estimator(spelled: str) -> ELBO:
+    """The estimator that ``NAME`` or ``NAME:OPTION=VALUE,...`` spells.
+
+    Example:
+        >>> estimator("renyi:alpha=0.5,num_particles=16")
+        Renyi(alpha=0.5, num_particles=16)
+
+    Raises:
+        ValueError: If the name or an option is unknown, or a value cannot be used.
+    """
+    name, _, rest = spelled.partition(":")
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {name!r}: wanted one of {', '.join(ESTIMATORS)}")
+    options = [option.partition("=")[::2] for option in rest.split(",") if option]
+    known = inspect.signature(ESTIMATORS[name]).parameters
+    for option, value in options:
+        if option not in known or not _is_number(value):
+            wanted = ", ".join(f"{key}=NUMBER" for key in known)
+            raise ValueError(f"estimator {name!r} cannot take {option}={value}: wanted {wanted}")
+    return ESTIMATORS[name](**{option: json.loads(value) for option, value in options})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), int | float)
+    except ValueError:
+        return False
