@@ -10,10 +10,12 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from .annealing import annealed
+from .psis import effective_sample_size, psis
 from .seeding import seeded
-from .variant import ROWS, Variant, evaluating
+from .variant import ROWS, Variant, evaluating, log_jacobian, needs_density
 
-__all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "log_jacobian", "terms"]
+__all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "terms"]
 
 
 BLOCK = 64  # data whose draws come from one random stream
@@ -71,8 +73,6 @@ class Draws(NamedTuple):
 
     def bounds(self) -> Bounds:
         """What these draws say of log p(x)."""
-        from .psis import effective_sample_size, psis
-
         log_weight, count = self.log_weight.mT, len(self.log_weight)
         ess = effective_sample_size(log_weight)
         error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
@@ -84,12 +84,6 @@ class Draws(NamedTuple):
             ess,
             psis(log_weight)[1],
         )
-
-
-def log_jacobian(variant: Variant) -> Tensor:
-    """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
-    scale = variant.model.scale.log_jacobian()
-    return torch.zeros_like(scale) if variant.support.is_discrete else scale
 
 
 def _site(trace: Any, name: str) -> Tensor:
@@ -159,11 +153,7 @@ def draws(variant: Variant, x: Tensor, num_particles: int = 100, *, seed: int = 
 
 def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int) -> Iterator[Draws]:
     """Draws for BLOCK rows at a time, each block from a random stream of its own, however it is then scored."""
-    if not variant.has_bound:
-        raise ValueError(
-            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
-            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
-        )
+    needs_density(variant)
     if num_particles < 1 or at_once < 1:
         raise ValueError(f"num_particles and at_once must be at least 1, got {num_particles!r} and {at_once!r}")
     with evaluating(variant), seeded(seed):
@@ -211,8 +201,6 @@ def bounds(
     (found,) = bounds_under(variant, [variant.model.prior], x, num_particles, seed=seed, at_once=at_once)
     if temperatures is None:
         return found
-    from .annealing import annealed
-
     chains = annealed(variant, x, temperatures=temperatures, seed=seed)
     return found._replace(annealed=chains.bound, annealed_error=chains.error)
 

@@ -9,11 +9,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .bounds import log_jacobian
 from .divergence import Snapshot
 from .elbo import PerDatumELBO
 from .seeding import seeded
-from .variant import Variant, in_mode
+from .variant import Variant, in_mode, log_jacobian
 
 __all__ = ["receipt"]
 

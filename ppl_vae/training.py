@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batches
-from .bounds import held_out, log_jacobian
+from .bounds import held_out
 from .data import Data, check_support, stack_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
+from .preflight import preflight
 from .progress import Progress
 from .receipt import receipt, scale_of
 from .seeding import seeded
-from .variant import Variant, evaluating
+from .variant import Variant, evaluating, log_jacobian
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,7 @@ def fit(
         progress: Show loss and time left, under a label of its own if it is a string.
 
     Raises:
-        ValueError: If the data or an argument cannot be used; the message says what came and what was wanted.
+        ValueError: If the data, an argument or the pair cannot be used; the message says what came, what was wanted.
         Diverged: If the loss turns non-finite: it names the step and the term; the last good weights are in place.
 
     Example:
@@ -117,6 +118,7 @@ def fit(
     with seeded(seed):
         train, kept_back = _hold_out(variant, data, validation)
         batches = Batches(variant, train, batch_size, draw=data.binarize is not None)
+        preflight(variant, _first(variant, train, draw=data.binarize is not None))
         loop = _Loop(variant, batches, kept_back, lr, factor, epochs * len(batches))
         label = progress if isinstance(progress, str) else variant.name
         with Progress(label, epochs, shown=bool(progress)) as bar, threads_for(batch_size * math.prod(data.x_shape)):
@@ -132,6 +134,13 @@ def fit(
         "rows": batches.rows,
     }
     return Fit(variant, data, loop.rows, loop.best_epoch, settings)
+
+
+def _first(variant: Variant, train: Any, *, draw: bool) -> Tensor:
+    """The first training data, in the model's units."""
+    some = train[:8] if isinstance(train, Tensor) else stack_of([train[index] for index in range(min(8, len(train)))])
+    y = variant.in_model_units(some)
+    return torch.bernoulli(y) if draw else y
 
 
 GRAIN = 32768  # elements that torch gives a thread at the least
@@ -190,7 +199,8 @@ class _Loop:
 
     def run_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch [rows, *x_shape]: what was optimised, in nats a datum, without reading it."""
-        self.variant.model.advance(self.step, self.total)
+        for half in self.variant[:2]:
+            half.advance(self.step, self.total)
         self.optimizer.param_groups[0]["lr"] = self.lr * self.schedule(self.step / self.total)
         self.optimizer.zero_grad(set_to_none=True)
         with pyro.validation_enabled(self.step == 0):  # Pyro's own checks cost a fifth of a step: once is enough

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
@@ -15,7 +16,18 @@ from .guides import Guide, MeanField, PointMass, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .seeding import seeded
 
-__all__ = ["Variant", "encode", "evaluating", "in_mode", "pair", "reconstruct", "sample", "with_prior"]
+__all__ = [
+    "Variant",
+    "encode",
+    "evaluating",
+    "in_mode",
+    "log_jacobian",
+    "needs_density",
+    "pair",
+    "reconstruct",
+    "sample",
+    "with_prior",
+]
 
 ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
@@ -76,6 +88,28 @@ class Variant(NamedTuple):
             raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
         parameter = next(self.model.parameters())
         return self.model.scale(x.to(parameter))
+
+
+def needs_density(variant: Variant) -> None:
+    """Refuse what only a guide with a density has.
+
+    Raises:
+        ValueError: If q(z | x) is a point mass.
+    """
+    with evaluating(variant), pyro.validation_enabled(False):
+        parameter = next(variant.model.parameters())
+        law = variant.guide.posterior(torch.zeros(2, *variant.model.x_shape).to(parameter))
+    if isinstance(law, dist.Delta):
+        raise ValueError(
+            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
+            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
+        )
+
+
+def log_jacobian(variant: Variant) -> Tensor:
+    """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
+    scale = variant.model.scale.log_jacobian()
+    return torch.zeros_like(scale) if variant.support.is_discrete else scale
 
 
 def pair(

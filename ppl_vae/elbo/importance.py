@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .per_datum import PerDatumELBO
+from .per_datum import PerDatumELBO, whole
 from .reading import Reading
 
 __all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean"]
@@ -54,9 +54,9 @@ class MIWAE(IWAE):
 
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
-        if groups < 1 or num_particles % groups:
+        self.groups = whole("groups", groups)
+        if self.num_particles % self.groups:
             raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
-        self.groups = groups
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(grouped(log_weight, self.groups)).mean(0)

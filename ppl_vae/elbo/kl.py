@@ -3,12 +3,11 @@
 import math
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from .per_datum import PerDatumELBO
-from .reading import Latent, Program, Reading
+from .reading import Latent, Program, Reading, is_weighted
 
 __all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO"]
 
@@ -41,9 +40,7 @@ class MeanFieldELBO(PerDatumELBO):
         kl = _closed_form(reading.latents[0]) if len(reading.latents) == 1 else None
         if kl is None:
             return (reading.guide - reading.prior).mean(0)
-        latent = reading.latents[0]
-        kl = scale_and_mask(kl, reading.weights.get(latent.name, 1.0), latent.mask)
-        return kl.expand(reading.guide.shape).mean(0)
+        return reading.latents[0].total(kl).expand(reading.guide.shape).mean(0)
 
     def kl_terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> dict[str, str]:
         """``"closed form"`` or ``"sampled"`` for each latent of a pair."""
@@ -107,8 +104,8 @@ class FreeBits(PerDatumELBO):
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
         super().refuse(model, guide, reading)
         for latent in reading.latents:
-            factorises = isinstance(latent.q, Independent) and isinstance(latent.prior, Independent)
-            if not factorises or latent.mask is not None or latent.name in reading.weights:
+            factorises = isinstance(latent.q, Independent) and isinstance(latent.prior, Independent) and not latent.dims
+            if not factorises or latent.mask is not None or is_weighted(latent.weight):
                 raise ValueError(
                     f"FreeBits holds a floor under the KL of each coordinate, and q or p of {latent.name!r} does not "
                     "factorise, is masked or is weighted: use independent coordinates and leave the KL weight at 1"
@@ -116,8 +113,8 @@ class FreeBits(PerDatumELBO):
 
 
 def _per_coordinate(latent: Latent) -> Tensor:
-    """KL of each coordinate, [z_dim]: the mean over draws and data."""
+    """KL of each coordinate, [*event_shape]: the mean over draws and data."""
     coordinates = latent._replace(q=latent.q.base_dist, prior=latent.prior.base_dist)
     kl = _closed_form(coordinates)
     kl = coordinates.q.log_prob(latent.z) - coordinates.prior.log_prob(latent.z) if kl is None else kl
-    return kl.flatten(0, -2).mean(0)
+    return kl.flatten(0, -1 - latent.q.event_dim).mean(0)

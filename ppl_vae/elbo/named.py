@@ -44,14 +44,16 @@ def estimator(spelled: str) -> ELBO:
     options = [option.partition("=")[::2] for option in rest.split(",") if option]
     known = inspect.signature(ESTIMATORS[name]).parameters
     for option, value in options:
-        if option not in known or not _is_number(value):
+        if option not in known or not _is_like(value, known[option].default):
             wanted = ", ".join(f"{key}=NUMBER" for key in known)
             raise ValueError(f"estimator {name!r} cannot take {option}={value}: wanted {wanted}")
     return ESTIMATORS[name](**{option: json.loads(value) for option, value in options})
 
 
-def _is_number(text: str) -> bool:
+def _is_like(text: str, default: object) -> bool:
+    """Whether ``text`` spells a number, or a truth value where the default is one."""
     try:
-        return isinstance(json.loads(text), int | float)
+        value = json.loads(text)
     except ValueError:
         return False
+    return isinstance(value, int | float) and isinstance(value, bool) == isinstance(default, bool)

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import torch
 from pyro.distributions.util import detach
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from .importance import grouped, log_mean
-from .per_datum import PerDatumELBO
+from .per_datum import PerDatumELBO, whole
 from .reading import Program, Reading
 
 __all__ = ["CIWAE", "PIWAE", "DReG", "StickingTheLanding", "Weights"]
@@ -42,15 +43,12 @@ class _PathELBO(PerDatumELBO):
         (latent,) = reading.latents
         log_weight = reading.log_weight.detach()
         model, path, score = self.weights(log_weight)
-        if latent.z.requires_grad and path is not model:
-            ratio = path / model.clamp_min(torch.finfo(model.dtype).tiny)
-            ratio = ratio.reshape(ratio.shape + (1,) * latent.q.event_dim)
-            latent.z.register_hook(lambda gradient: (gradient * ratio).reshape(gradient.shape))
-        kl_weight = reading.weights.get(latent.name, 1.0)
-        held = kl_weight * detach(latent.q).log_prob(latent.z)  # phi held: only the path is left
+        held = latent.total(detach(latent.q).log_prob(latent.z))  # phi held: only the path is left
         surrogate = (model * (reading.likelihood + reading.prior - held)).sum(0)
+        if latent.z.requires_grad and path is not model:
+            surrogate = _reweighted(surrogate, reading, path / model.clamp_min(torch.finfo(model.dtype).tiny))
         if score is not None:
-            surrogate = surrogate - (score * latent.q.log_prob(latent.z.detach())).sum(0)
+            surrogate = surrogate - (score * latent.total(latent.q.log_prob(latent.z.detach()))).sum(0)
         return surrogate + (self.bound(log_weight) - surrogate).detach()
 
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
@@ -60,6 +58,23 @@ class _PathELBO(PerDatumELBO):
             raise ValueError(f"{type(self).__name__} follows the path of one latent, this pair draws {names}: use IWAE")
         if reading.latents[0].mask is not None:
             raise ValueError(f"{type(self).__name__} scores {names[0]!r}, and it is masked: use Trace_ELBO")
+        z, q = reading.latents[0].z.detach(), reading.latents[0].q
+        if is_validation_enabled() and detach(q).log_prob(z).requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} holds the parameters of q({names[0]} | x), and some of them stand in functions "
+                "where they are out of reach: use IWAE or Trace_ELBO"
+            )
+
+
+def _reweighted(surrogate: Tensor, reading: Reading, ratio: Tensor) -> Tensor:
+    """``surrogate`` [*data], the path of z ``ratio`` [num_particles, *data] times; that of penalties once."""
+    (latent,) = reading.latents
+    ratio = ratio.reshape(ratio.shape + (1,) * latent.q.event_dim)
+    if not isinstance(reading.penalty, Tensor) or not reading.penalty.requires_grad:
+        latent.z.register_hook(lambda gradient: (gradient * ratio).reshape(gradient.shape))
+        return surrogate
+    (gradient,) = torch.autograd.grad(surrogate.sum(), latent.z, retain_graph=True)  # a hook would see theirs as well
+    return surrogate + (((ratio - 1) * gradient).detach() * latent.z).sum() / surrogate.numel()
 
 
 class StickingTheLanding(_PathELBO):
@@ -144,9 +159,9 @@ class PIWAE(_PathOfWeights):
 
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
-        if groups < 1 or num_particles % groups:
+        self.groups = whole("groups", groups)
+        if self.num_particles % self.groups:
             raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
-        self.groups = groups
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(log_weight)

@@ -1,9 +1,11 @@
 """Trace_ELBO for reparameterised guides, without reading a value back from the device."""
 
+import math
 from typing import Any
 
 from pyro.infer import Trace_ELBO
 
+from .per_datum import whole
 from .reading import Program
 
 __all__ = ["PathwiseELBO"]
@@ -21,6 +23,12 @@ class PathwiseELBO(Trace_ELBO):
     """
 
     target = "elbo"
+
+    def __init__(
+        self, num_particles: int = 1, max_plate_nesting: float = math.inf, *, vectorize_particles: bool = False
+    ) -> None:
+        num_particles = whole("num_particles", num_particles)
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The negative bound, in nats summed over the data set: a tensor of shape [] with its graph."""

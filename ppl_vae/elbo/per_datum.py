@@ -2,19 +2,29 @@
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, SupportsFloat
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from .reading import PARTICLES, Program, Reading, sort_traces
+from .reading import PARTICLES, Program, Reading, is_weighted, sort_traces
 
-__all__ = ["PerDatumELBO"]
+__all__ = ["PerDatumELBO", "whole"]
+
+
+def whole(name: str, value: Any) -> int:
+    """A count of any type as an integer.
+
+    Raises:
+        ValueError: If it is no whole number of at least 1.
+    """
+    if not isinstance(value, SupportsFloat) or not float(value).is_integer() or float(value) < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(float(value))
 
 
 class PerDatumELBO(ELBO):
@@ -36,10 +46,8 @@ class PerDatumELBO(ELBO):
     caution = ""  # why the objective is not a bound to be reported, where it is not
 
     def __init__(self, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
-        for name, value in {"num_particles": num_particles, "max_plate_nesting": max_plate_nesting}.items():
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        super().__init__(num_particles, max_plate_nesting, vectorize_particles=True)
+        num_particles, nesting = whole("num_particles", num_particles), whole("max_plate_nesting", max_plate_nesting)
+        super().__init__(num_particles, nesting, vectorize_particles=True)
 
     def objective(self, reading: Reading) -> Tensor:
         """In nats a datum, [*data]."""
@@ -73,7 +81,7 @@ class PerDatumELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
-        return float(loss)
+        return loss.item()
 
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
         """Raise where the objective would not be what its name says."""
@@ -102,8 +110,9 @@ def _reasons(model: Program, guide: Program, reading: Reading) -> Iterator[str]:
         if latent.mask is not None:
             yield f"site {latent.name!r} is masked (use Trace_ELBO)"
     for site, weight in reading.weights.items():
-        if (not isinstance(weight, Tensor) or is_validation_enabled()) and float(weight) != 1.0:  # no sync in a loop
-            yield f"site {site!r} counts {float(weight):.4g} times (leave the KL weight at 1)"
+        if is_weighted(weight):
+            count = float(torch.as_tensor(weight).max())
+            yield f"site {site!r} counts {count:.4g} times (leave the KL weight at 1, subsample plates of data alone)"
     halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
     for module in (module for half in halves for module in half.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
