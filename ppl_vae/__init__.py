@@ -8,12 +8,10 @@ from .check import check
 from .checkpoint import load, save
 from .conversion import convert
 from .data import Data, prepare
-from .diagnosis import diagnose
+from .diagnosis import collapse, diagnose, sbc, to_inferencedata
 from .estimators import compare_estimators
 from .evaluation import Evaluation, evaluate
 from .gaps import gaps
-from .inference_data import to_inferencedata
-from .sbc import sbc
 from .stacking import paired, stack
 from .training import Fit, fit
 from .variant import Variant, encode, pair, reconstruct, sample, with_prior
@@ -29,6 +27,7 @@ __all__ = [
     "bounds",
     "bracket",
     "check",
+    "collapse",
     "compare_estimators",
     "convert",
     "diagnose",

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, bounds, ex_post, pair, prepare, save
 from ppl_vae.cli import main
-from ppl_vae.collapse import collapse
 from ppl_vae.diagnosis import Diagnosis, diagnose, page, write
+from ppl_vae.diagnosis.collapse import collapse
+from ppl_vae.diagnosis.inference_data import arviz
 from ppl_vae.guides import FullRank, Laplace, PointMass
-from ppl_vae.inference_data import arviz
 from ppl_vae.models import Gaussian, LinearGaussian
 from ppl_vae.psis import k_threshold
 

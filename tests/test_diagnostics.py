@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
-from ppl_vae.collapse import collapse
+from ppl_vae.diagnosis.collapse import collapse
+from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
+from ppl_vae.diagnosis.sbc import FALSE_ALARMS, Ranks, sbc
 from ppl_vae.evaluation import Number, evaluate
 from ppl_vae.guides import FullRank, Laplace
 from ppl_vae.models import (
@@ -24,8 +26,6 @@ from ppl_vae.models import (
     StandardNormal,
     StudentT,
 )
-from ppl_vae.predictive import noise_calibration, prior_predictive
-from ppl_vae.sbc import FALSE_ALARMS, Ranks, sbc
 
 X_DIM, Z_DIM = 4, 2
 COORDINATES = ["z[0]", "z[1]"]
@@ -137,7 +137,7 @@ def test_ties_are_broken_at_random() -> None:
 
 def test_a_hand_made_panel_has_the_moments_and_the_p_value_of_its_ranks() -> None:
     """Ranks 0 and 1 of K = 1, 60 to 40: a binomial, 2 standard errors; chi-square 4 with 1 degree of freedom."""
-    module = __import__("ppl_vae.sbc", fromlist=["_uniformity"])
+    module = __import__("ppl_vae.diagnosis.sbc", fromlist=["_uniformity"])
     ranks = torch.tensor([0] * 60 + [1] * 40).unsqueeze(1)
 
     assert math.isclose(float(module._in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)

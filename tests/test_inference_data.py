@@ -11,7 +11,7 @@ import torch
 
 from ppl_vae import VARIANTS, bounds, pair
 from ppl_vae.bounds import draws
-from ppl_vae.inference_data import arviz, to_inferencedata, write
+from ppl_vae.diagnosis.inference_data import arviz, to_inferencedata, write
 from ppl_vae.models import Bernoulli, Gaussian, Scale
 from ppl_vae.variant import Variant, evaluating
 
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_draws_and_leaves_the_caller_s_stream() -> 
 
 
 def test_large_data_get_fewer_predictive_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.inference_data.NUMBERS", 3 * ROWS * 4)
+    monkeypatch.setattr("ppl_vae.diagnosis.inference_data.NUMBERS", 3 * ROWS * 4)
 
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 50)
 
@@ -153,7 +153,7 @@ def test_large_data_get_fewer_predictive_draws(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_arviz_is_imported_without_a_word() -> None:
-    code = "import ppl_vae.inference_data as d, sys; assert 'arviz' not in sys.modules; d.arviz()"
+    code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.arviz()"
 
     ran = subprocess.run(
         [sys.executable, "-W", "error::FutureWarning:arviz", "-c", code], capture_output=True, text=True

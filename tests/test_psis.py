@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from ppl_vae import psis as module
-from ppl_vae.inference_data import arviz
+from ppl_vae.diagnosis.inference_data import arviz
 from ppl_vae.psis import effective_sample_size, k_threshold, psis
 
 WEIGHTS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {

@@ -28,6 +28,10 @@ ESTIMATORS: dict[str, Callable[..., ELBO]] = {
 }
 
 
+BIASED = "leaving the guide's score out of an importance-weighted bound is biased for K > 1: use dreg"
+REFUSED = {"stl_iwae": BIASED, "iwae_stl": BIASED}
+
+
 def estimator(spelled: str) -> ELBO:
     """The estimator that ``NAME`` or ``NAME:OPTION=VALUE,...`` spells.
 
@@ -39,6 +43,8 @@ def estimator(spelled: str) -> ELBO:
         ValueError: If the name or an option is unknown, or a value cannot be used.
     """
     name, _, rest = spelled.partition(":")
+    if name in REFUSED:
+        raise ValueError(f"estimator {name!r} is refused: {REFUSED[name]}")
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}: wanted one of {', '.join(ESTIMATORS)}")
     options = [option.partition("=")[::2] for option in rest.split(",") if option]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .evaluation import ACTIVE
-from .figures import COLOURS, GREY, embedded, panels, tidy
+from ..evaluation import ACTIVE
+from ..figures import COLOURS, GREY, embedded, panels, tidy
 from .inference_data import arviz
 from .sbc import Ranks
 

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from ..evaluation import mean_over_data
+from ..psis import k_threshold
 from .collapse import Collapse
-from .evaluation import mean_over_data
 from .predictive import CENTRAL, Check, NoiseCalibration
-from .psis import k_threshold
 from .sbc import FALSE_ALARMS
 
 if TYPE_CHECKING:

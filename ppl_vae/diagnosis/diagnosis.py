@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from . import diagnosis_figures as figures
-from .bounds import Bounds, bounds, draws
+from ..bounds import Bounds, bounds, draws
+from ..comparison import writable, write_text
+from ..data import check_support, tensor_of
+from ..evaluation import Number, mean_over_data
+from ..guides import Laplace
+from ..progress import Progress
+from ..psis import k_threshold
+from ..report import figure_of, page as filled
+from ..variant import Variant
+from . import figures
 from .collapse import Collapse, collapse
-from .comparison import writable, write_text
-from .data import check_support, tensor_of
-from .evaluation import Number, mean_over_data
-from .guides import Laplace
 from .inference_data import labelled, write as write_draws
 from .predictive import CENTRAL, Check, NoiseCalibration, noise_calibration, prior_predictive
-from .progress import Progress
-from .psis import k_threshold
-from .report import figure_of, page as filled
 from .sbc import FALSE_ALARMS, Ranks, sbc
-from .variant import Variant
 from .verdicts import Verdict, verdicts
 
 __all__ = ["Diagnosis", "diagnose", "page", "write"]
@@ -246,7 +246,7 @@ def page(found: Diagnosis) -> str:
     k_hat = found.bounds.k_hat
     finite = k_hat[k_hat.isfinite()]
     return filled(
-        "diagnosis.html.jinja",
+        "diagnosis/diagnosis.html.jinja",
         found=found,
         threshold=k_threshold(found.num_particles),
         left_out=len(k_hat) - len(finite),

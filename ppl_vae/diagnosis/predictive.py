@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bounds import draws
-from .data import tensor_of
-from .evaluation import Number, mean_over_data
-from .seeding import seeded
-from .variant import ROWS, Variant, evaluating, sample
+from ..bounds import draws
+from ..data import tensor_of
+from ..evaluation import Number, mean_over_data
+from ..seeding import seeded
+from ..variant import ROWS, Variant, evaluating, sample
 
 __all__ = ["CENTRAL", "Check", "NoiseCalibration", "noise_calibration", "prior_predictive"]
 

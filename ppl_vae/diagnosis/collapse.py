@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bounds import draws
-from .data import tensor_of
-from .evaluation import ACTIVE, Number, divergence, mean_over_data
-from .seeding import seeded
-from .variant import Variant, encode, evaluating
+from ..bounds import draws
+from ..data import tensor_of
+from ..evaluation import ACTIVE, Number, divergence, mean_over_data
+from ..seeding import seeded
+from ..variant import Variant, encode, evaluating
 
 __all__ = ["Collapse", "collapse"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bounds import Draws, draws as draw
-from .data import tensor_of
-from .seeding import seeded
-from .variant import ROWS, Variant, evaluating
+from ..bounds import Draws, draws as draw
+from ..data import tensor_of
+from ..seeding import seeded
+from ..variant import ROWS, Variant, evaluating
 
 __all__ = ["arviz", "labelled", "to_inferencedata", "write"]
 

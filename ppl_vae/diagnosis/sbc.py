@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bounds import Draws, terms
-from .seeding import seeded
-from .variant import ROWS, Variant, evaluating, needs_density
+from ..bounds import Draws, terms
+from ..seeding import seeded
+from ..variant import ROWS, Variant, evaluating, needs_density
 
 __all__ = ["FALSE_ALARMS", "Ranks", "sbc"]
 
