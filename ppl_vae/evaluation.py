@@ -13,6 +13,7 @@ from .data import check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
 from .models.networks import is_image
+from .psis import k_threshold
 from .seeding import seeded
 from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample
 
@@ -57,6 +58,9 @@ class Column(NamedTuple):
 COLUMNS = {
     "bound": Column("bound", "nats", True, "ELBO of held-out data, a datum, in the data's units"),
     "importance_weighted": Column("IW bound", "nats", True, "importance-weighted bound, K draws, a datum"),
+    "heavy_tails": Column(
+        "k-hat high", "share", False, "of data whose K weights tell too little to trust their IW bound"
+    ),
     "bound_ex_post": Column("bound, ex post", "nats", True, "ELBO with the fitted mixture as the prior"),
     "log_joint": Column("MAP", "nats", True, "log p(x, z) at the code of a point mass: no bound, comparable to none"),
     "bits_per_dim": Column("bits/dim", "bits", False, "-bound / (D log 2), of a probability mass only"),
@@ -170,7 +174,7 @@ def _densities(
         joint = Number(None, reason="codes not scored")
         if variant.codes_are_scored:
             joint = mean_over_data(held_out(variant, variant.in_model_units(x), 1))
-        names = ("bound", "importance_weighted", "bound_ex_post", "bits_per_dim")
+        names = ("bound", "importance_weighted", "heavy_tails", "bound_ex_post", "bits_per_dim")
         return {**dict.fromkeys(names, none), "log_joint": joint}, []
     priors = [variant.model.prior] if ex_post is None else [variant.model.prior, ex_post]
     found, *under = bounds_under(variant, priors, x, num_particles, seed=seed)
@@ -178,6 +182,7 @@ def _densities(
     numbers = {
         "bound": bound,
         "importance_weighted": mean_over_data(found.importance_weighted),
+        "heavy_tails": _heavy_tails(found.k_hat, num_particles),
         "bound_ex_post": Number(None, reason="no mixture"),
         "log_joint": Number(None, reason="has a bound"),
         "bits_per_dim": Number(None, reason="a density"),
@@ -188,6 +193,13 @@ def _densities(
         per_dim = -1 / (x[0].numel() * math.log(2))
         numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
     return numbers, found.elbo.tolist()
+
+
+def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
+    """The share of data above the threshold of the tail index."""
+    if bool(torch.isposinf(k_hat).all()):
+        return Number(None, reason="too few draws")
+    return mean_over_data((k_hat > k_threshold(num_particles)).double())
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:

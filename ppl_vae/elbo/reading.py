@@ -88,7 +88,9 @@ def sort_traces(model_trace: Any, guide_trace: Any, num_particles: int, nesting:
     priors, posteriors = [scored[name] for name in latents], [drawn[name] for name in latents]
     every = [*observed, *posteriors, *priors]
     data = _data_plates(every, nesting)
-    shape = (num_particles, *[1] * nesting)
+    shape = [num_particles, *[1] * nesting]
+    for frame in data.values():
+        shape[frame.dim or 0] = frame.size
     weights = {site["name"]: _weight(site, data) for site in every}
     factors = [site["log_prob_sum"] for site in scored.values() if _is_factor(site)]
     factors += [-site["log_prob_sum"] for site in drawn.values() if _is_factor(site)]
@@ -195,7 +197,7 @@ def _weight(site: Site, data: Plates) -> Tensor | float | None:
     return None if isinstance(scale, int | float) and math.isclose(scale, plates) else scale / plates
 
 
-def _sum(sites: list[Site], data: Plates, shape: tuple[int, ...]) -> Tensor:
+def _sum(sites: list[Site], data: Plates, shape: list[int]) -> Tensor:
     """Log densities of some sites, [num_particles, *data]: plates of their own are summed, masks hold."""
     total = torch.zeros(())
     for site in sites:
