@@ -38,4 +38,5 @@ class Laplace(Guide):
         noise = self.model.x_given_z(loc).variance.flatten(1)
         precision = torch.einsum("ibx,bx,jbx->bij", columns, 1 / noise, columns)
         precision = precision + torch.diag(1 / self.model.prior().variance)
+        precision = (precision + precision.mT) / 2  # in single precision a product is symmetric up to rounding only
         return dist.MultivariateNormal(loc, precision_matrix=precision / self.inflation)

@@ -1,22 +1,62 @@
-"""Log densities a datum, from the traces of a pair in eval mode: what every reported bound is made of."""
+"""Bounds of log p(x) a datum, from the traces of a pair in eval mode."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
-from .variant import ROWS, Variant, evaluating
+from .annealing import annealed
+from .psis import effective_sample_size, psis
+from .seeding import seeded
+from .variant import ROWS, Variant, evaluating, log_jacobian, needs_density
 
-__all__ = ["Bounds", "Terms", "bounds", "held_out", "log_jacobian", "terms"]
+__all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "terms"]
 
 
-class Terms(NamedTuple):
-    """Natural logarithms, [num_particles, rows], in the model's units: at each draw of z from the guide."""
+BLOCK = 64  # data whose draws come from one random stream
 
+
+class Bounds(NamedTuple):
+    """Lower bounds of log p(x), nats a datum, in the data's units; every field is [rows].
+
+    Attributes:
+        elbo: Mean of the log weights (Kingma and Welling, 2014, eq. 2).
+        elbo_error: Its Monte Carlo standard error.
+        importance_weighted: Log of the mean weight (Burda et al., 2016, eq. 8), with as many draws.
+        importance_weighted_error: Its Monte Carlo standard error, ``sqrt(1 / ess - 1 / K)`` by the delta method.
+        ess: Effective number of the K draws, ``(sum w)**2 / sum w**2``.
+        k_hat: Tail index of the weights: above min(1 - 1 / log10(K), .7) the weighted bound and its error are not to be
+            trusted; -inf for equal weights, inf for too few draws (Vehtari et al., 2024).
+        annealed: Log of the mean weight of annealed importance sampling; None unless asked for.
+        annealed_error: Its Monte Carlo standard error.
+    """
+
+    elbo: Tensor
+    elbo_error: Tensor
+    importance_weighted: Tensor
+    importance_weighted_error: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    annealed: Tensor | None = None
+    annealed_error: Tensor | None = None
+
+
+class Draws(NamedTuple):
+    """Draws of z from the guide for each datum, and natural logarithms of their densities.
+
+    Attributes:
+        z: [num_particles, rows, z_dim].
+        likelihood: Log p(x | z), [num_particles, rows], as the next two.
+        prior: Log p(z).
+        guide: Log q(z | x).
+    """
+
+    z: Tensor
     likelihood: Tensor
     prior: Tensor
     guide: Tensor
@@ -26,23 +66,24 @@ class Terms(NamedTuple):
         """Log p(x, z) - log q(z | x): its mean over draws is the bound."""
         return self.likelihood + self.prior - self.guide
 
+    def under(self, prior: nn.Module) -> "Draws":
+        """The same draws under another p(z), an ex-post mixture, say: no network is run again."""
+        with torch.no_grad():
+            return self._replace(prior=prior().log_prob(self.z))
 
-class Bounds(NamedTuple):
-    """Lower bounds of log p(x), nats a datum, [rows], in the data's units.
-
-    Attributes:
-        elbo: Mean of the log weights (Kingma and Welling, 2014, eq. 2).
-        importance_weighted: Log of the mean weight (Burda et al., 2016, eq. 8), with as many draws.
-    """
-
-    elbo: Tensor
-    importance_weighted: Tensor
-
-
-def log_jacobian(variant: Variant) -> Tensor:
-    """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
-    scale = variant.model.scale.log_jacobian()
-    return torch.zeros_like(scale) if variant.support.is_discrete else scale
+    def bounds(self) -> Bounds:
+        """What these draws say of log p(x)."""
+        log_weight, count = self.log_weight.mT, len(self.log_weight)
+        ess = effective_sample_size(log_weight)
+        error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
+        return Bounds(
+            log_weight.mean(-1),
+            error / math.sqrt(count),
+            log_weight.logsumexp(-1) - math.log(count),
+            (1 / ess - 1 / count).clamp_min(0).sqrt(),
+            ess,
+            psis(log_weight)[1],
+        )
 
 
 def _site(trace: Any, name: str) -> Tensor:
@@ -52,17 +93,21 @@ def _site(trace: Any, name: str) -> Tensor:
     return value
 
 
-def terms(variant: Variant, y: Tensor, num_particles: int) -> Terms:
+def terms(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None = None) -> Draws:
     """Trace the guide, replay the model: y [rows, *x_shape] in the model's units. Call it under ``evaluating``.
 
-    Draws are independent for each datum; every site must stand in the plate ``data``.
+    Draws are independent for each datum, or ``z`` [num_particles, rows, z_dim] where it is given; every site must
+    stand in the plate ``data``.
     """
 
     def particles(half: Any) -> Any:
         return pyro.plate("particles", num_particles, dim=-2)(half)
 
+    given = poutine.Trace()
+    if z is not None:
+        given.add_node("z", name="z", type="sample", value=z, is_observed=False, infer={})
     with pyro.validation_enabled(False):
-        guide = poutine.trace(particles(variant.guide)).get_trace(y)
+        guide = poutine.trace(particles(poutine.replay(variant.guide, trace=given))).get_trace(y)
         model = poutine.trace(poutine.replay(particles(variant.model), trace=guide)).get_trace(y)
         guide.compute_log_prob()
         model.compute_log_prob()
@@ -70,7 +115,8 @@ def terms(variant: Variant, y: Tensor, num_particles: int) -> Terms:
     latent = [name for name, site in guide.nodes.items() if _is_latent(site)]
     log_prior = sum((_site(model, name).expand(shape) for name in latent), torch.zeros(shape).to(y))
     log_guide = sum((_site(guide, name).expand(shape) for name in latent), torch.zeros(shape).to(y))
-    return Terms(_site(model, "x").expand(shape), log_prior, log_guide)
+    drawn: Any = guide.nodes["z"]["value"]
+    return Draws(drawn.expand(*shape, -1), _site(model, "x").expand(shape), log_prior, log_guide)
 
 
 def _is_latent(site: Any) -> bool:
@@ -96,32 +142,81 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
     return torch.cat(chunks) + log_jacobian(variant)
 
 
-def bounds(variant: Variant, x: Tensor, num_particles: int = 100) -> Bounds:
-    """Bounds of log p(x) for x [rows, *x_shape] in the data's units.
+def draws(variant: Variant, x: Tensor, num_particles: int = 100, *, seed: int = 0, at_once: int = ROWS) -> Draws:
+    """Draw ``num_particles`` codes from q(z | x) for each datum, and score them in the data's units.
 
-    Data are taken in chunks of about 1000 decoder rows, and draws are summed in log space, so that memory does not
-    grow with ``num_particles`` and exactly so many draws are used.
+    Arguments and errors are those of ``bounds``. The result holds ``num_particles * rows * (z_dim + 3)`` numbers.
+    """
+    parts = list(_blocks(variant, x, num_particles, seed, at_once))
+    return Draws(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+
+
+def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int) -> Iterator[Draws]:
+    """Draws for BLOCK rows at a time, each block from a random stream of its own, however it is then scored."""
+    needs_density(variant)
+    if num_particles < 1 or at_once < 1:
+        raise ValueError(f"num_particles and at_once must be at least 1, got {num_particles!r} and {at_once!r}")
+    with evaluating(variant), seeded(seed):
+        shift = log_jacobian(variant)
+        for block, y in enumerate(variant.in_model_units(x).split(BLOCK)):
+            torch.manual_seed((seed * 1_000_003 + block) % 2**32)
+            z = variant.guide.posterior(y).sample((num_particles,))
+            size = max(1, at_once // num_particles)
+            parts = [_scored(variant, *some, at_once) for some in zip(y.split(size), z.split(size, dim=1), strict=True)]
+            some = Draws(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+            yield some._replace(likelihood=some.likelihood + shift)
+
+
+def _scored(variant: Variant, y: Tensor, z: Tensor, at_once: int) -> Draws:
+    """Given draws z [num_particles, rows, z_dim], at most ``at_once`` a pass where there is one row."""
+    parts = [terms(variant, y, len(some), some) for some in z.split(at_once)]
+    return Draws(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def bounds(
+    variant: Variant,
+    x: Tensor,
+    num_particles: int = 100,
+    *,
+    temperatures: int | None = None,
+    seed: int = 0,
+    at_once: int = ROWS,
+) -> Bounds:
+    """The ladder of bounds: ``elbo <= importance_weighted <= annealed <= log p(x)``, each in expectation.
+
+    Data are taken in blocks, so that memory does not grow with their number; the draws depend on ``seed`` and x alone,
+    not on ``at_once``. Exactly ``num_particles`` draws are used for each datum.
+
+    Args:
+        variant: A pair whose guide has a density; with an ex-post mixture, ``with_prior(variant, mixture)``.
+        x: [rows, *x_shape], in the data's units.
+        num_particles: Draws K a datum.
+        temperatures: Steps of annealed importance sampling from the guide to the posterior; left out unless given.
+        seed: Of the draws; the caller's random streams are left as they were.
+        at_once: Codes that a network sees at once; larger temporaries fall out of the cache.
 
     Raises:
         ValueError: If the guide is a point mass: there is no bound.
     """
-    if not variant.has_bound:
-        raise ValueError(
-            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
-            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
-        )
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles!r}")
-    elbo, weighted = [], []
-    draws = [ROWS] * (num_particles // ROWS) + [num_particles % ROWS] * bool(num_particles % ROWS)
-    with evaluating(variant):
-        for rows in variant.in_model_units(x).split(max(1, ROWS // num_particles)):
-            total, log_total = torch.zeros(len(rows)).to(rows), torch.full((len(rows),), -math.inf).to(rows)
-            for count in draws:
-                log_weight = terms(variant, rows, count).log_weight
-                total += log_weight.sum(0)
-                log_total = torch.logaddexp(log_total, log_weight.logsumexp(0))
-            elbo.append(total / num_particles)
-            weighted.append(log_total - math.log(num_particles))
-        shift = log_jacobian(variant)
-    return Bounds(torch.cat(elbo) + shift, torch.cat(weighted) + shift)
+    (found,) = bounds_under(variant, [variant.model.prior], x, num_particles, seed=seed, at_once=at_once)
+    if temperatures is None:
+        return found
+    chains = annealed(variant, x, temperatures=temperatures, seed=seed)
+    return found._replace(annealed=chains.bound, annealed_error=chains.error)
+
+
+def bounds_under(
+    variant: Variant,
+    priors: Sequence[nn.Module],
+    x: Tensor,
+    num_particles: int = 100,
+    *,
+    seed: int = 0,
+    at_once: int = ROWS,
+) -> list[Bounds]:
+    """``bounds`` of the same model under each of several p(z), from the same draws: networks run once for all."""
+    blocks = _blocks(variant, x, num_particles, seed, at_once)
+    parts = [[some.under(prior).bounds()[:6] for prior in priors] for some in blocks]
+    return [
+        Bounds(*(torch.cat(part) for part in zip(*under_one, strict=True))) for under_one in zip(*parts, strict=True)
+    ]

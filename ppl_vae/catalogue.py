@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .elbo import IWAE, DReG
 from .guides import ConstantVariance, PointMass
 from .models import (
     MMD,
@@ -40,8 +41,10 @@ __all__ = [
     "beta_vae",
     "continuous_bernoulli_vae",
     "cv_vae",
+    "dreg_vae",
     "gaussian_vae",
     "heteroscedastic_vae",
+    "iwae",
     "l2_vae",
     "optimal_sigma_vae",
     "rae",
@@ -170,6 +173,18 @@ def cv_vae(x_shape: tuple[int, ...], z_dim: int, *, spread: float = 0.5, **parts
     """A guide of one constant ``spread`` for all data: the step between a VAE and RAE."""
     guide = partial(ConstantVariance, scale=spread)
     return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "guide": guide, **parts})
+
+
+@_declare("as sigma_vae", NORMAL, "-log mean_k w_k", "Burda et al., 2016")
+def iwae(x_shape: tuple[int, ...], z_dim: int, *, num_particles: int = 8, **parts: Any) -> Variant:
+    """Trained on the importance-weighted bound of ``num_particles`` draws, ``w = p(x, z) / q(z | x)``."""
+    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "loss": IWAE(num_particles), **parts})
+
+
+@_declare("as sigma_vae", NORMAL, "-log mean_k w_k, doubly reparameterised", "Tucker et al., 2019")
+def dreg_vae(x_shape: tuple[int, ...], z_dim: int, *, num_particles: int = 8, **parts: Any) -> Variant:
+    """As iwae, with the gradient whose signal for the guide does not drown as ``num_particles`` grows."""
+    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "loss": DReG(num_particles), **parts})
 
 
 @_declare("x ~ Normal(loc(z), sigma); p(z) not scored", POINT, "-log p(x | z), MAP", "Hinton and Salakhutdinov, 2006")

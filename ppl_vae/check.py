@@ -5,6 +5,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor
 from .bounds import terms
 from .checkpoint import load, save
 from .data import check_support, tensor_of
+from .preflight import READINGS, one_pass
 from .seeding import seeded
 from .variant import Variant, evaluating
 
 __all__ = ["check"]
 
-Check = Callable[[Variant, Tensor], str | None]
 NEWLINE = "\n"
 CLOSE = 1e-4  # relative error that float32 sums may have
 
@@ -36,7 +37,8 @@ def check(variant: Variant, x: Any) -> list[str]:
         x: At least 4 data [rows, *x_shape], in the data's units.
 
     Returns:
-        One line a failure, with the remedy; empty when all hold.
+        One line a failure, with the remedy, named as in ``CHECKS``; empty when all hold. Where one of ``GATES`` is
+        reached after a failure, what follows is not tried, for it would say the same again.
 
     Example:
         >>> import torch
@@ -47,19 +49,21 @@ def check(variant: Variant, x: Any) -> list[str]:
     x = tensor_of(x)
     if len(x) < 4:
         raise ValueError(f"check needs at least 4 data to split, got {len(x)}")
+    run = cache(lambda: one_pass(copy.deepcopy(variant), variant.in_model_units(x)))
     failures: list[str] = []
     for name, (test, remedy) in CHECKS.items():
-        with seeded(0), warnings.catch_warnings(), pyro.validation_enabled(True):
+        store = pyro.get_param_store().scope()
+        with seeded(0), torch.enable_grad(), warnings.catch_warnings(), pyro.validation_enabled(True), store:
             warnings.simplefilter("error", UserWarning)
             warnings.filterwarnings("ignore", message="Encountered", category=UserWarning)  # NaN: told with its remedy
             try:
-                failure = test(copy.deepcopy(variant), x)
+                failure = test(run()) if name in READINGS else test(copy.deepcopy(variant), x)
             except Exception as error:  # noqa: BLE001 - a user's part may raise anything, and it is what is reported
                 failure = f"{type(error).__name__}: {str(error).strip().partition(NEWLINE)[0]} ({remedy})"
         if failure is not None:
             failures.append(f"{name}: {failure}")
-            if name in ("data", "shapes"):
-                break  # nothing that follows would say more
+        if failures and name in GATES:
+            break  # what follows would say the same again
     return failures
 
 
@@ -97,22 +101,37 @@ def _shape(name: str, law: Any, batch: tuple[int, ...], event: tuple[int, ...], 
     return None if right else f"{name} has {got}, wanted {list(batch)} and {list(event)} ({remedy})"
 
 
-def _gradients(variant: Variant, x: Tensor) -> str | None:
-    """The loss is finite, and every parameter gets a finite gradient once all schedules are open."""
+def _loss(variant: Variant, x: Tensor) -> str | None:
+    """The loss is one finite number once all schedules are open."""
+    loss = _objective(variant, x)
+    if loss.ndim == 0 and bool(loss.isfinite()):
+        return None
+    return f"the loss is {loss.tolist()}, wanted one finite number (look at log_prob at these data, at the scales)"
+
+
+def _objective(variant: Variant, x: Tensor) -> Tensor:
     variant.model.train()
     variant.guide.train()
     variant.model.advance(1, 1)
-    loss = variant.loss(variant.model, variant.guide)(variant.in_model_units(x))
-    if loss.ndim != 0 or not bool(loss.isfinite()):
-        return f"the loss is {loss.tolist()}, wanted one finite number (look at log_prob at these data, at the scales)"
-    loss.backward()
-    for half in variant[:2]:
-        for name, parameter in half.named_parameters():
-            label = f"{type(half).__name__}.{name}"
-            if parameter.requires_grad and parameter.grad is None:
-                return f"{label} gets no gradient (it is not used in forward: use it, or delete it)"
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"{label} gets a gradient that is not finite (bound the scales away from 0)"
+    loss: Tensor = variant.loss(variant.model, variant.guide)(variant.in_model_units(x))
+    return loss
+
+
+def _gradients(variant: Variant, x: Tensor) -> str | None:
+    """Every parameter gets a finite gradient."""
+    named = [
+        (f"{type(half).__name__}.{name}", parameter)
+        for half in variant[:2]
+        for name, parameter in half.named_parameters()
+        if parameter.requires_grad
+    ]
+    parameters = [parameter for _, parameter in named]
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(_objective(variant, x), parameters, allow_unused=True)
+    for (label, _), gradient in zip(named, gradients, strict=True):
+        if gradient is None:
+            return f"{label} gets no gradient (it is not used in forward: use it, or delete it)"
+        if not bool(gradient.isfinite().all()):
+            return f"{label} gets a gradient that is not finite (bound the scales away from 0)"
     return None
 
 
@@ -130,28 +149,6 @@ def _rows(variant: Variant, x: Tensor) -> str | None:
         alone = torch.cat(parts)
         if not torch.allclose(together[: len(alone)], alone, rtol=CLOSE, atol=CLOSE):
             return f"{name} of a row depends on the rows beside it (no statistics of the batch in eval mode)"
-    return None
-
-
-def _counts(variant: Variant, x: Tensor) -> str | None:
-    """Sites in the plate count size / batch times each, factors outside it once, the KL weight on both sides."""
-    variant.model.train()
-    variant.guide.train()
-    y = variant.in_model_units(x)
-    guide = poutine.trace(variant.guide).get_trace(y, 10 * len(y))
-    model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, 10 * len(y))
-    for trace in (guide, model):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-                continue
-            inside = any(frame.name == "data" for frame in site["cond_indep_stack"])
-            if name in ("z", "x") and not inside:
-                return f"site {name!r} stands outside the plate (open it: pyro.plate('data', size, subsample=x))"
-            weight = variant.kl_weight if name == "z" and variant.codes_are_scored else 1.0
-            wanted = (10 if inside else 1) * weight
-            if not math.isclose(float(site["scale"]), wanted, rel_tol=CLOSE):
-                remedy = "give the plate its size" + (", sample z under self.weighted()" if weight != 1.0 else "")
-                return f"site {name!r} counts {float(site['scale']):g} times, wanted {wanted:g} ({remedy})"
     return None
 
 
@@ -180,11 +177,14 @@ def _particles(variant: Variant, x: Tensor) -> str | None:
     """Several draws a datum in one pass give what they give one by one."""
     y = variant.in_model_units(x)
     with evaluating(variant):
-        several = terms(variant, y, 3)
+        try:
+            several = terms(variant, y, 3)
+        except ValueError as error:
+            return str(error)
         z = variant.guide.posterior(y).sample((3,))
         together = variant.model.x_given_z(z).log_prob(y)
         apart = torch.stack([variant.model.x_given_z(draw).log_prob(y) for draw in z])
-    shapes = [list(part.shape) for part in several]
+    shapes = [list(part.shape) for part in (several.likelihood, several.prior, several.guide)]
     if shapes != [[3, len(y)]] * 3:
         return f"3 draws of {len(y)} data give log densities {shapes} ({FOLD})"
     same = torch.allclose(together, apart, rtol=CLOSE, atol=CLOSE)
@@ -227,12 +227,14 @@ def _save_and_load(variant: Variant, x: Tensor) -> str | None:
 
 FOLD = "let networks see [rows, ...], count axes from the right: fold leading axes"
 KEEP = "keep state in parameters or buffers"
-CHECKS: dict[str, tuple[Check, str]] = {
+GATES = ("data", "shapes", "sites", "importance weights", "loss", "rows")
+CHECKS: dict[str, tuple[Callable[..., str | None], str]] = {
     "data": (_data, "decode a batch of any size"),
     "shapes": (_shapes, "prior.forward, guide.posterior and likelihood.forward return distributions"),
-    "gradients": (_gradients, "the loss has to be computable in training mode"),
+    **READINGS,
+    "loss": (_loss, "the loss is an ELBO with a differentiable_loss: Pyro's RenyiELBO has none, ppl_vae.elbo.IWAE has"),
+    "gradients": (_gradients, "the loss has to be differentiable"),
     "rows": (_rows, "a batch of any size has to do"),
-    "counts": (_counts, "sample z and x in pyro.plate('data', size, subsample=x)"),
     "eval mode": (_eval_mode, "in eval mode the model is p(x, z)"),
     "particles": (_particles, FOLD),
     "stock svi": (_stock_svi, "train each pair inside pyro.get_param_store().scope()"),

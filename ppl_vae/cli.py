@@ -1,4 +1,4 @@
-"""The command line: ``ppl-vae variants | train | evaluate | sample | compare``."""
+"""The command line: ``ppl-vae variants | train | evaluate | sample | compare | estimators | diagnose``."""
 
 import json
 import sys
@@ -39,6 +39,15 @@ def _readable(source: str | None) -> str | None:
     return source
 
 
+def _spelled(name: str | None) -> str | None:
+    from .elbo import estimator
+
+    try:
+        return name if name is None else repr(estimator(name)) and name
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Source = Annotated[
     str,
     typer.Option(
@@ -69,6 +78,16 @@ Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many ep
 Place = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto is CUDA where there is one.")]
 Codes = Annotated[int, typer.Option("--z-dim", min=1, help="Size of a code.")]
 Particles = Annotated[int, typer.Option("--num-particles", "-K", min=1, help="Draws a datum for the bounds.")]
+Estimator = Annotated[
+    str | None,
+    typer.Option(
+        "--estimator",
+        metavar="NAME[:OPTION=VALUE,...]",
+        callback=_spelled,
+        help="Of the bound, in training: trace, mean_field, stl, iwae, dreg, renyi, ciwae, piwae, miwae, free_bits, "
+        "beta; dreg:num_particles=16, say. The variant's own unless given.",
+    ),
+]
 Components = Annotated[str, typer.Option(help="Components of the ex-post mixture: a number, held_out or bic.")]
 FeatureSpace = Annotated[
     str | None, typer.Option("--features", help="Of the Frechet distance: pca, classifier, inception, or a FILE.onnx.")
@@ -104,6 +123,10 @@ def _options(variant: str, pairs: list[str] | None) -> dict[str, Any]:
         wanted = ", ".join(known) or "none"
         raise typer.BadParameter(f"{variant} has no option {unknown[0]!r}; it has: {wanted}", param_hint="--set")
     return {name.strip(): _value(value) for name, _, value in split}
+
+
+def _all_spelled(names: list[str] | None) -> list[str] | None:
+    return [str(_spelled(name)) for name in names] if names else names
 
 
 def _components(text: str) -> int | str:
@@ -147,6 +170,7 @@ def train(
     binarize: Binary = None,
     limit: Limit = None,
     z_dim: Codes = 8,
+    estimator: Estimator = None,
     epochs: Epochs = 40,
     batch_size: BatchSize = 64,
     lr: Rate = 2e-3,
@@ -169,11 +193,12 @@ def train(
 
     prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name / variant
+    loss = {} if estimator is None else {"loss": estimator}
     writable(folder.parent)
     refuse_other(folder)
     try:
         with seeded(seed):
-            pair = VARIANTS[variant](prepared.x_shape, z_dim, **_options(variant, options))
+            pair = VARIANTS[variant](prepared.x_shape, z_dim, **_options(variant, options), **loss)
     except TypeError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from None
     trained = fit(
@@ -281,6 +306,53 @@ def sample(
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A checkpoint folder.")] = None,
+    *,
+    named: Annotated[Path | None, typer.Option("--run", help="The checkpoint folder, named.")] = None,
+    data: Annotated[
+        str | None, typer.Option(callback=_readable, help="Other data than it was trained on, as for train.")
+    ] = None,
+    data_root: Root = None,
+    binarize: Binary = None,
+    limit: Limit = None,
+    rows: Annotated[int, typer.Option(min=2, help="Held-out data that are looked at, at the most.")] = 500,
+    seed: Seed = 0,
+    num_particles: Particles = 1000,
+    temperatures: Annotated[
+        int | None, typer.Option(min=1, help="Steps of annealed importance sampling, on 20 data; without it, none.")
+    ] = None,
+    components: Annotated[
+        str | None, typer.Option(help="Judge under an ex-post mixture too: a number, held_out or bic.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page, the numbers and the draws: RUN's.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether a checkpoint's numbers can be trusted: diagnosis.html, diagnosis.json, and draws.nc for arviz."""
+    from . import ex_post
+    from .comparison import writable
+    from .diagnosis import diagnose as examine, write
+
+    given = [one for one in (run, named) if one is not None]
+    if len(given) != 1:
+        raise typer.BadParameter(f"wanted one folder, got {len(given)}: ppl-vae diagnose RUN", param_hint="--run")
+    variant, found = _reopened(given[0], data_root, source=data, binarize=binarize, limit=limit)
+    folder = writable(out or given[0])
+    diagnosis = examine(
+        variant,
+        found.test[:rows],
+        ex_post=None if components is None else ex_post.fit(variant, found, _components(components), seed),
+        num_particles=num_particles,
+        temperatures=temperatures,
+        seed=seed,
+        progress=not quiet,
+    )
+    page = write(diagnosis, folder)
+    _say(json.dumps(diagnosis.as_dict(), indent=2) if as_json else f"{diagnosis}\n\npage: {page}")
+
+
+@app.command()
 def compare(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[VARIANT]...", callback=_all_known, help="All of them unless named.")
@@ -299,6 +371,7 @@ def compare(
     patience: Patience = None,
     seed: Seed = 0,
     device: Place = "auto",
+    estimator: Estimator = None,
     num_particles: Particles = 100,
     components: Components = "10",
     features: FeatureSpace = None,
@@ -321,6 +394,7 @@ def compare(
         components=_components(components),
         num_particles=num_particles,
         features=features,
+        estimator=estimator,
         progress=not quiet,
         command=" ".join(["ppl-vae", *sys.argv[1:]]),
         epochs=epochs,
@@ -338,6 +412,45 @@ def compare(
         _say(f"report: {folder / 'report.html'}")
     if any(result.reason for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def estimators(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME[:OPTION=VALUE,...]]...", callback=_all_spelled, help="As --estimator of train."),
+    ] = None,
+    *,
+    run: Annotated[Path | None, typer.Option(help="A checkpoint folder; without one, estimators are listed.")] = None,
+    data: Annotated[str | None, typer.Option(callback=_readable, help="Other data than it was trained on.")] = None,
+    data_root: Root = None,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out data in the batch.")] = 64,
+    draws: Annotated[int, typer.Option(min=20, help="Values and gradients of each estimator.")] = 1000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the table and the plot: RUN unless given.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare estimators of the bound on a checkpoint: bias, variance, signal over noise, time, memory."""
+    from .comparison import writable, write_text
+    from .elbo import ESTIMATORS
+    from .estimators import DEFAULT, compare_estimators
+
+    if run is None:
+        lines = {name: str(each.__doc__).partition("\n")[0] for name, each in ESTIMATORS.items()}
+        _say(json.dumps(lines, indent=2) if as_json else "\n".join(f"{name:<12}{line}" for name, line in lines.items()))
+        return
+    variant, found = _reopened(run, data_root, source=data)
+    folder = writable(out or run)
+    compared = compare_estimators(
+        variant, found.test[:rows], names or DEFAULT, draws=draws, seed=seed, progress=not quiet
+    )
+    write_text(folder / "estimators.csv", compared.table.to_csv())
+    compared.plot(folder / "estimators.png")
+    if as_json:
+        _say(json.dumps({"rows": compared.rows, "draws": draws, "data": compared.data}, indent=2))
+    else:
+        _say(f"{compared}\n\ntable: {folder / 'estimators.csv'}\nplot: {folder / 'estimators.png'}")
 
 
 SHOWN = ("bound", "importance_weighted", "bound_ex_post", "rmse", "active_units", "sigma", "frechet_floor",

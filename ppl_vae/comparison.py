@@ -133,6 +133,7 @@ def compare(
     components: int | str = 10,
     num_particles: int = 100,
     features: str | None = None,
+    estimator: str | None = None,
     progress: bool = True,
     command: str = "",
     **training: Any,
@@ -147,6 +148,7 @@ def compare(
         components: Of the ex-post mixture.
         num_particles: Draws K of the bounds.
         features: ``"pca"``, ``"classifier"``, ``"inception"`` or an ONNX file; chosen by the data unless given.
+        estimator: Of the bound, for all variants, ``"dreg:num_particles=16"`` say; each one's own unless given.
         progress: Show loss and time left.
         command: For the report: what was typed.
         training: Arguments of ``fit``.
@@ -173,7 +175,7 @@ def compare(
             components=components,
             num_particles=num_particles,
             features=space,
-            options={},
+            options={} if estimator is None else {"loss": estimator},
             progress=label,
             **training,
         )
@@ -181,6 +183,7 @@ def compare(
             save(out / name, result.trained.variant, {"data": result.data.origin, "fit": result.trained.settings})
         results.append(result)
     settings = {"z_dim": z_dim, "components": components, "K": num_particles, "features": space.name, **training}
+    settings |= {} if estimator is None else {"estimator": estimator}
     settings |= {"command": command, "versions": versions(), "data": data.name, "scale": repr(data.scale)}
     write_text(out / "table.csv", as_csv(results))
     write_text(out / "table.json", as_json(results, settings))

@@ -8,15 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
-from .bounds import bounds, held_out
+from .bounds import bounds_under, held_out
 from .data import check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
 from .models.networks import is_image
+from .psis import k_threshold
 from .seeding import seeded
-from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample, with_prior
+from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample
 
-__all__ = ["COLUMNS", "Column", "Evaluation", "Number", "evaluate", "slerp"]
+__all__ = [
+    "ACTIVE",
+    "COLUMNS",
+    "Column",
+    "Evaluation",
+    "Number",
+    "divergence",
+    "evaluate",
+    "mean_over_data",
+    "slerp",
+]
 
 ACTIVE = 0.01  # variance over data of a posterior mean above which a unit counts as active (Burda et al., 2016)
 MOST = 5000  # data that a Frechet distance takes at the most
@@ -47,6 +58,9 @@ class Column(NamedTuple):
 COLUMNS = {
     "bound": Column("bound", "nats", True, "ELBO of held-out data, a datum, in the data's units"),
     "importance_weighted": Column("IW bound", "nats", True, "importance-weighted bound, K draws, a datum"),
+    "heavy_tails": Column(
+        "k-hat high", "share", False, "of data whose K weights tell too little to trust their IW bound"
+    ),
     "bound_ex_post": Column("bound, ex post", "nats", True, "ELBO with the fitted mixture as the prior"),
     "log_joint": Column("MAP", "nats", True, "log p(x, z) at the code of a point mass: no bound, comparable to none"),
     "bits_per_dim": Column("bits/dim", "bits", False, "-bound / (D log 2), of a probability mass only"),
@@ -139,7 +153,7 @@ def evaluate(
     with evaluating(variant), seeded(seed):
         if features is None:
             features = principal_components(real if train is None else variant.in_model_units(train))
-        numbers, per_datum = _densities(variant, x, num_particles, ex_post)
+        numbers, per_datum = _densities(variant, x, num_particles, ex_post, seed)
         numbers["rmse"], numbers["sigma"] = _reconstruction(variant, x)
         numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
@@ -147,36 +161,45 @@ def evaluate(
     return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum)
 
 
-def _mean(values: Tensor) -> Number:
+def mean_over_data(values: Tensor) -> Number:
     """Mean over data and its standard error."""
     return Number(float(values.mean()), float(values.std() / math.sqrt(len(values))))
 
 
 def _densities(
-    variant: Variant, x: Tensor, num_particles: int, ex_post: nn.Module | None
+    variant: Variant, x: Tensor, num_particles: int, ex_post: nn.Module | None, seed: int
 ) -> tuple[dict[str, Number], list[float]]:
     if not variant.has_bound:
         none = Number(None, reason="MAP")
         joint = Number(None, reason="codes not scored")
         if variant.codes_are_scored:
-            joint = _mean(held_out(variant, variant.in_model_units(x), 1))
-        names = ("bound", "importance_weighted", "bound_ex_post", "bits_per_dim")
+            joint = mean_over_data(held_out(variant, variant.in_model_units(x), 1))
+        names = ("bound", "importance_weighted", "heavy_tails", "bound_ex_post", "bits_per_dim")
         return {**dict.fromkeys(names, none), "log_joint": joint}, []
-    found = bounds(variant, x, num_particles)
-    bound = _mean(found.elbo)
+    priors = [variant.model.prior] if ex_post is None else [variant.model.prior, ex_post]
+    found, *under = bounds_under(variant, priors, x, num_particles, seed=seed)
+    bound = mean_over_data(found.elbo)
     numbers = {
         "bound": bound,
-        "importance_weighted": _mean(found.importance_weighted),
+        "importance_weighted": mean_over_data(found.importance_weighted),
+        "heavy_tails": _heavy_tails(found.k_hat, num_particles),
         "bound_ex_post": Number(None, reason="no mixture"),
         "log_joint": Number(None, reason="has a bound"),
         "bits_per_dim": Number(None, reason="a density"),
     }
     if ex_post is not None:
-        numbers["bound_ex_post"] = _mean(bounds(with_prior(variant, ex_post), x, num_particles).elbo)
+        numbers["bound_ex_post"] = mean_over_data(under[0].elbo)
     if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
         numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
     return numbers, found.elbo.tolist()
+
+
+def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
+    """The share of data above the threshold of the tail index."""
+    if bool(torch.isposinf(k_hat).all()):
+        return Number(None, reason="too few draws")
+    return mean_over_data((k_hat > k_threshold(num_particles)).double())
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
@@ -194,11 +217,11 @@ def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
     active = Number(float((encode(variant, x).var(0) > ACTIVE).sum()))
     if not variant.has_bound:
         return active, Number(None, reason="MAP"), []
-    kl, per_dim = _divergence(variant, x)
-    return active, _mean(kl), [] if per_dim is None else per_dim.mean(0).sort(descending=True).values.tolist()
+    kl, per_dim = divergence(variant, x)
+    return active, mean_over_data(kl), [] if per_dim is None else per_dim.mean(0).sort(descending=True).values.tolist()
 
 
-def _divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """KL(q(z | x) || p(z)) of each datum, [rows], and by code where both factorise, [rows, z_dim].
 
     In closed form where torch knows one, else by 100 draws.
@@ -270,7 +293,7 @@ def _pictures(
         train = variant.in_model_units(train)
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
         numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
-        numbers["nearest_held_out"] = _mean(nearest(real, train))
+        numbers["nearest_held_out"] = mean_over_data(nearest(real, train))
         if ex_post is not None:
-            numbers["nearest_ex_post"] = _mean(nearest(made["frechet_ex_post"], train))
+            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train))
     return numbers

@@ -27,12 +27,15 @@ __all__ = [
     "Judged",
     "bound_per_datum",
     "colour",
+    "embedded",
     "kl_per_unit",
     "latent_space",
     "moved",
     "objectives",
     "over_time",
+    "panels",
     "table_samples",
+    "tidy",
     "tiles",
     "training",
 ]
@@ -97,20 +100,22 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure
     return Figure((width, height), dpi=DPI, layout=layout)
 
 
-def _uri(figure: "Figure") -> str:
+def embedded(figure: "Figure") -> str:
+    """A figure as text that stands in a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return uri(buffer.getvalue())
 
 
-def _tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
+def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
+    """Small grey ticks, two spines, the title on the left."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=7, color=GREY, labelcolor="#444444")
     axes.set_title(title, fontsize=9, color=ink, loc="left")
 
 
-def _panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:
+def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:
     """So many panels of one size, ``columns`` side by side."""
     rows = math.ceil(count / columns)
     figure = _figure(width * columns, height * rows)
@@ -178,21 +183,21 @@ def _curves(axes: "Axes", height: float, rows: Sequence[Judged], key: str) -> No
 def objectives(groups: Mapping[str, Sequence[Judged]]) -> str:
     """Held-out objectives against epochs, a panel and an axis for each kind, every curve labelled at its end."""
     width, height = 5.6, 2.9
-    figure, every = _panels(len(groups), 2, width, height)
+    figure, every = panels(len(groups), 2, width, height)
     for axes, (title, rows) in zip(every, groups.items(), strict=True):
-        _tidy(axes, title)
+        tidy(axes, title)
         _curves(axes, height, rows, "held_out")
         axes.set_ylim(_held([_series(row.fit, "held_out") for row in rows], 0.25))
         axes.set_ylabel("nats a datum", fontsize=8)
         _label_ends(axes, 0.75 * height, rows, "held_out")
-    return _uri(figure)
+    return embedded(figure)
 
 
 def training(rows: Sequence[Judged]) -> str:
     """A panel a variant, each on its own axis: held-out objective, and minus the training loss."""
-    figure, every = _panels(len(rows), COLUMNS, 2.24, 1.55)
+    figure, every = panels(len(rows), COLUMNS, 2.24, 1.55)
     for axes, row in zip(every, rows, strict=True):
-        _tidy(axes, row.name, colour(row.name))
+        tidy(axes, row.name, colour(row.name))
         held_out, loss = _series(row.fit, "held_out"), -_series(row.fit, "loss")
         epochs = range(1, len(loss) + 1)
         aside = axes if _is_objective(row) else axes.twinx()
@@ -210,7 +215,7 @@ def training(rows: Sequence[Judged]) -> str:
         aside.spines[:].set_visible(False)
         aside.locator_params("y", nbins=4)
         aside.tick_params(labelsize=7, color=GREY, labelcolor="#999999")
-    return _uri(figure)
+    return embedded(figure)
 
 
 def _is_objective(row: Judged) -> bool:
@@ -224,9 +229,9 @@ def over_time(rows: Mapping[str, tuple[str, Sequence[Judged]]]) -> str:
     from matplotlib.ticker import LogLocator
 
     width, height = 5.6, 2.6
-    figure, every = _panels(len(rows), 2, width, height)
+    figure, every = panels(len(rows), 2, width, height)
     for axes, (key, (title, some)) in zip(every, rows.items(), strict=True):
-        _tidy(axes, title)
+        tidy(axes, title)
         _curves(axes, height, some, key)
         low, high = axes.get_ylim()
         if key == "sigma" and high > 2 * low > 0:
@@ -235,7 +240,7 @@ def over_time(rows: Mapping[str, tuple[str, Sequence[Judged]]]) -> str:
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.yaxis.set_minor_formatter("")
         _label_ends(axes, 0.75 * height, some, key)
-    return _uri(figure)
+    return embedded(figure)
 
 
 def _dots(axes: "Axes", points: Tensor, ink: Any, alpha: float = 1.0) -> None:
@@ -294,7 +299,7 @@ def latent_space(rows: Sequence[Judged]) -> str:
     """Codes of held-out data in their first principal plane, and the ex-post mixture's components as ellipses."""
     from matplotlib.lines import Line2D
 
-    figure, every = _panels(len(rows), COLUMNS, 2.24, 2.24)
+    figure, every = panels(len(rows), COLUMNS, 2.24, 2.24)
     legend: dict[str, Any] = {}
     for axes, row in zip(every, rows, strict=True):
         z = encode(row.variant, row.data.test[:SHOWN]).cpu()
@@ -304,13 +309,13 @@ def latent_space(rows: Sequence[Judged]) -> str:
         _dots(axes, plane, inks)
         _ellipses(axes, row.mixture, centre, directions)
         axes.set_aspect("equal", adjustable="datalim")
-        _tidy(axes, row.name, colour(row.name))
+        tidy(axes, row.name, colour(row.name))
         axes.set_xlabel(f"{share:.0%} of the variance", fontsize=7, color="#444444", labelpad=2)
     marks = [Line2D([], [], ls="", marker="o", ms=5, color=ink) for ink in legend.values()]
     if marks:
         names = list(legend)
         figure.legend(marks, names, loc="outside upper center", ncols=10, fontsize=8, frameon=False, handletextpad=0)
-    return _uri(figure)
+    return embedded(figure)
 
 
 def _units(row: Judged) -> tuple[Tensor, Tensor]:
@@ -326,15 +331,15 @@ def _units(row: Judged) -> tuple[Tensor, Tensor]:
 
 def kl_per_unit(rows: Sequence[Judged]) -> str:
     """Bars of the KL of each coordinate of a code, filled where the unit is active, hollow where it is not."""
-    figure, every = _panels(len(rows), COLUMNS, 2.24, 1.5, sharey=True)
+    figure, every = panels(len(rows), COLUMNS, 2.24, 1.5, sharey=True)
     for axes, row in zip(every, rows, strict=True):
         kl, active = _units(row)
         fills = [colour(row.name) if on else "white" for on in active.tolist()]
         axes.bar(range(1, len(kl) + 1), kl.tolist(), color=fills, edgecolor=colour(row.name), lw=0.9)
-        _tidy(axes, f"{row.name}: {row.evaluation['active_units']} of {len(kl)}", colour(row.name))
+        tidy(axes, f"{row.name}: {row.evaluation['active_units']} of {len(kl)}", colour(row.name))
         axes.set_xticks([1, len(kl)] if len(kl) > 1 else [1])
     every[0].set_ylabel("KL, nats", fontsize=8)
-    return _uri(figure)
+    return embedded(figure)
 
 
 def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
@@ -347,7 +352,7 @@ def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
     look |= {f"{part}props": line for part in ("median", "box", "whisker", "cap")}
     look["meanprops"] = {"marker": "D", "mfc": "white", "mec": "black", "ms": 3.5}
     for axes, (title, rows) in zip(every, groups.items(), strict=True):
-        _tidy(axes, title)
+        tidy(axes, title)
         values = [np.array(row.evaluation.bound_per_datum) for row in rows]
         places = list(range(len(rows), 0, -1))
         for place, row, one in zip(places, rows, values, strict=True):
@@ -361,7 +366,7 @@ def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
         for place, one in zip(places, values, strict=True):
             _say_outside(axes, int((one < low).sum()), place - 0.3, "left")
         axes.set_xlabel("nats", fontsize=8)
-    return _uri(figure)
+    return embedded(figure)
 
 
 def table_samples(row: Judged) -> str:
@@ -386,11 +391,11 @@ def table_samples(row: Judged) -> str:
         axes.hist(real.numpy(), bins=bins, weights=weights, color=LIGHT)
         for ink, y in whole.items():
             axes.hist(y[:, column].numpy(), bins=bins, weights=weights, color=ink, histtype="step", lw=1)
-        _tidy(axes)
+        tidy(axes)
         axes.set_title(f"column {column + 1}", fontsize=6.5, pad=2, color="#444444")
         axes.set_yticks([])
         axes.tick_params(labelsize=5.5, pad=1.5, length=2)
-    return _uri(figure)
+    return embedded(figure)
 
 
 def _scatters(

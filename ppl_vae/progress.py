@@ -8,25 +8,26 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A context that is told of each epoch.
+    """A context that is told of each epoch, or of other units of work.
 
     Args:
         label: What is trained.
         epochs: How many there are.
         shown: Whether to show anything.
+        unit: What is counted.
     """
 
-    def __init__(self, label: str, epochs: int, *, shown: bool = True) -> None:
+    def __init__(self, label: str, epochs: int, *, shown: bool = True, unit: str = "epoch") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-        self.label, self.epochs, self.shown = label, epochs, shown
+        self.label, self.epochs, self.shown, self.unit = label, epochs, shown, unit
         self.console = Console(file=sys.stderr)
         self.started = time.perf_counter()
         self.bar = Bar(
             TextColumn("{task.description:<24}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} epochs  {task.fields[status]}"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit + "s  {task.fields[status]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
@@ -45,10 +46,14 @@ class Progress:
         status = f"loss {row['loss']:.4g}" + (
             f"  held out {row['held_out']:.4g}" if row["held_out"] is not None else ""
         )
-        self.bar.update(self.task, completed=row["epoch"], status=status)
         tenth = max(1, self.epochs // 5)
-        if self.shown and not self.console.is_terminal and (row["epoch"] % tenth == 0 or row["epoch"] == self.epochs):
+        self.advance(row["epoch"], status, line=row["epoch"] % tenth == 0 or row["epoch"] == self.epochs)
+
+    def advance(self, done: int, status: str = "", *, line: bool = True) -> None:
+        """Say how much is done, and off a terminal, where there is no bar, print it if it is worth a ``line``."""
+        self.bar.update(self.task, completed=done, status=status)
+        if line and self.shown and not self.console.is_terminal:
             elapsed = time.perf_counter() - self.started
-            left = elapsed * (self.epochs - row["epoch"]) / row["epoch"]
-            line = f"{self.label}: epoch {row['epoch']}/{self.epochs}  {status}  {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - progress is what this module prints
+            left = elapsed * (self.epochs - done) / done
+            text = f"{self.label}: {self.unit} {done:,}/{self.epochs:,}  {status}  {left:.0f} s left"
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress is what this module prints

@@ -9,10 +9,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .bounds import log_jacobian
 from .divergence import Snapshot
+from .elbo import PerDatumELBO
 from .seeding import seeded
-from .variant import Variant, in_mode
+from .variant import Variant, in_mode, log_jacobian
 
 __all__ = ["receipt"]
 
@@ -35,6 +35,8 @@ def nature(variant: Variant) -> str:
         return f"a MAP objective, {scored} at a point mass: no bound"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
+    if isinstance(variant.loss, PerDatumELBO) and variant.loss.caution:
+        return f"not the bound: {variant.loss.caution}; the bound is reported without"
     if len(variant.model.penalties):
         return "the bound of log p(x) plus the log factors below: MAP in what they penalise"
     return "a lower bound of log p(x)"
@@ -50,17 +52,22 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
     """Each site's part of the objective in training mode, nats a datum, weighted as it was optimised."""
     before = Snapshot(variant)
     with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
+        total = float(variant.loss(variant.model, variant.guide)(y, size)) / size
+    before.restore(variant)  # statistics move in training mode
+    with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
         guide = poutine.trace(variant.guide).get_trace(y, size)
         model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
         guide.compute_log_prob()
         model.compute_log_prob()
-    before.restore(variant)  # statistics move in training mode
+    before.restore(variant)
     parts = {}
     for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not site_is_subsample(site):
                 kind = "factor of" if name.startswith("penalty") else f"log {letter}"
                 parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
+    if getattr(variant.loss, "target", "elbo") != "elbo":
+        parts["the estimator"] = -total - sum(parts.values())  # what it makes of its draws, beside one draw's terms
     return parts
 
 
@@ -100,4 +107,5 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
 def estimator(variant: Variant) -> str:
     """The estimator of the loss and its number of draws."""
     particles = variant.loss.num_particles
-    return f"{type(variant.loss).__name__}, {particles} draw{'s' * (particles > 1)} a datum and step"
+    name = repr(variant.loss) if isinstance(variant.loss, PerDatumELBO) else type(variant.loss).__name__
+    return f"{name}, {particles} draw{'s' * (particles > 1)} a datum and step"

@@ -19,7 +19,7 @@ from .variant import reconstruct, sample
 if TYPE_CHECKING:
     from .comparison import Result
 
-__all__ = ["report"]
+__all__ = ["Plate", "figure_of", "page", "report"]
 
 TILES = (2, 8)  # fewest and most pictures on a side of a grid
 PIXELS = 5_000_000  # numbers that all grids of a page may hold together: it stays below some 8 MB
@@ -72,23 +72,15 @@ def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) ->
     Returns:
         HTML that needs no other file, and is the same for the same fits.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     rows = [
         Judged(result.name, result.trained, result.mixture, result.evaluation, result.measure)
         for result in results
         if result.trained is not None and result.mixture is not None and result.evaluation is not None
     ]
     images = is_image(data.x_shape)
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     with seeded(0):
-        return pages.get_template("report.html.jinja").render(
+        return page(
+            "report.html.jinja",
             data=data,
             settings=settings,
             summary=_summary(results, rows, data, settings),
@@ -102,6 +94,20 @@ def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) ->
             compared=min(len(data.test), len(data.resident), MOST),
             means=images,
         )
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill in a template of this package, values escaped; every page shares the style of ``page.html.jinja``."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(**values)
 
 
 def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, settings: dict[str, Any]) -> list[str]:
@@ -133,7 +139,8 @@ def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, se
     return lines
 
 
-def _figure_of(number: Number, *, best: bool) -> Cell:
+def figure_of(number: Number, *, best: bool = False) -> Cell:
+    """A number to two digits of its error, or the reason why there is none."""
     if number.value is None:
         return Cell("", reason=number.reason)
     value, error = number.value, number.error
@@ -161,7 +168,7 @@ def _groups(results: Sequence["Result"], rows: Sequence[Judged]) -> list[Group]:
             Line(
                 row.name,
                 colour(row.name),
-                [_figure_of(row.evaluation[name], best=row.evaluation[name] is best[name]) for name in COLUMNS],
+                [figure_of(row.evaluation[name], best=row.evaluation[name] is best[name]) for name in COLUMNS],
                 "",
             )
             for row in some

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batches
-from .bounds import held_out, log_jacobian
+from .bounds import held_out
 from .data import Data, check_support, stack_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
+from .preflight import preflight
 from .progress import Progress
 from .receipt import receipt, scale_of
 from .seeding import seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
 from .svi.precision import PRECISIONS, networks_in_bf16, products_in_bf16
-from .variant import Variant, evaluating
+from .variant import Variant, evaluating, log_jacobian
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +110,7 @@ def fit(
         channels_last: Hold the kernels of convolutions in that layout while training, which CPUs are faster with.
 
     Raises:
-        ValueError: If the data or an argument cannot be used; the message says what came and what was wanted.
+        ValueError: If the data, an argument or the pair cannot be used; the message says what came, what was wanted.
         Diverged: If the loss turns non-finite: it names the step and the term; the last good weights are in place.
 
     Example:
@@ -132,6 +133,7 @@ def fit(
     with seeded(seed):
         train, kept_back = _hold_out(variant, data, validation)
         batches = Batches(variant, train, batch_size, draw=data.binarize is not None)
+        preflight(variant, _first(variant, train, draw=data.binarize is not None))
         loop = _Loop(variant, batches, kept_back, lr, factor, epochs * len(batches), backend, precision)
         label = progress if isinstance(progress, str) else variant.name
         elements = batch_size * math.prod(data.x_shape)
@@ -156,6 +158,13 @@ def fit(
     if loop.precision_error is not None:
         settings["precision_error"] = loop.precision_error
     return Fit(variant, data, loop.rows, loop.best_epoch, settings)
+
+
+def _first(variant: Variant, train: Any, *, draw: bool) -> Tensor:
+    """The first training data, in the model's units."""
+    some = train[:8] if isinstance(train, Tensor) else stack_of([train[index] for index in range(min(8, len(train)))])
+    y = variant.in_model_units(some)
+    return torch.bernoulli(y) if draw else y
 
 
 GRAIN = 32768  # elements that torch gives a thread at the least
@@ -238,7 +247,8 @@ class _Loop:
 
     def run_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch [rows, *x_shape]: what was optimised, in nats a datum, without reading it."""
-        self.variant.model.advance(self.step, self.total)
+        for half in self.variant[:2]:
+            half.advance(self.step, self.total)
         self.optimizer.param_groups[0]["lr"] = self.lr * self.schedule(self.step / self.total)
         if self.step == 0 and self.precision != "full":
             self.precision_error = self.error_of_precision(y)

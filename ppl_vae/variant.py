@@ -6,16 +6,28 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from .elbo import PathwiseELBO
+from .elbo import PathwiseELBO, estimator
 from .guides import Guide, MeanField, PointMass, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .seeding import seeded
 
-__all__ = ["Variant", "encode", "evaluating", "in_mode", "pair", "reconstruct", "sample", "with_prior"]
+__all__ = [
+    "Variant",
+    "encode",
+    "evaluating",
+    "in_mode",
+    "log_jacobian",
+    "needs_density",
+    "pair",
+    "reconstruct",
+    "sample",
+    "with_prior",
+]
 
 ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
@@ -78,6 +90,28 @@ class Variant(NamedTuple):
         return self.model.scale(x.to(parameter))
 
 
+def needs_density(variant: Variant) -> None:
+    """Refuse what only a guide with a density has.
+
+    Raises:
+        ValueError: If q(z | x) is a point mass.
+    """
+    with evaluating(variant), pyro.validation_enabled(False):
+        parameter = next(variant.model.parameters())
+        law = variant.guide.posterior(torch.zeros(2, *variant.model.x_shape).to(parameter))
+    if isinstance(law, dist.Delta):
+        raise ValueError(
+            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
+            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
+        )
+
+
+def log_jacobian(variant: Variant) -> Tensor:
+    """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
+    scale = variant.model.scale.log_jacobian()
+    return torch.zeros_like(scale) if variant.support.is_discrete else scale
+
+
 def pair(
     x_shape: Iterable[int],
     z_dim: int,
@@ -89,7 +123,7 @@ def pair(
     decoder: nn.Module | None = None,
     penalties: Iterable[nn.Module] = (),
     kl_weight: nn.Module | None = None,
-    loss: ELBO | None = None,
+    loss: ELBO | str | None = None,
 ) -> Variant:
     """Put a model and a guide together from parts: what every builder of the catalogue calls.
 
@@ -103,7 +137,8 @@ def pair(
         decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row; chosen unless given.
         penalties: Explicit regularisers of the training objective.
         kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
-        loss: The estimator of the bound; pathwise, one particle, unless given.
+        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``; pathwise, one draw,
+            unless given.
 
     Raises:
         ValueError: If a shape is empty, or the prior's event shape is not [z_dim].
@@ -120,7 +155,8 @@ def pair(
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
-    return Variant(model, inference, PathwiseELBO() if loss is None else loss)
+    loss = PathwiseELBO() if loss is None else loss
+    return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
 
 
 @contextmanager

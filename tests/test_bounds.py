@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, pair, reconstruct, with_prior
-from ppl_vae.bounds import Terms, held_out
+from ppl_vae.bounds import BLOCK, Bounds, Draws, draws, held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
@@ -66,6 +66,10 @@ def law(variant: Variant, x: Tensor) -> MultivariateNormal:
         return variant.guide.posterior(x)
 
 
+def levels(found: Bounds) -> tuple[Tensor, Tensor]:
+    return found.elbo, found.importance_weighted
+
+
 def agree(found: Tensor, truth: Tensor) -> bool:
     """Whether the mean over data is within 4 standard errors of what is true of each datum."""
     difference = found - truth
@@ -78,15 +82,14 @@ def agree(found: Tensor, truth: Tensor) -> bool:
 @pytest.mark.parametrize("rows_at_once", [60, 1000])
 @pytest.mark.parametrize("num_particles", [1, 7, 1000, 2500])
 def test_both_bounds_are_the_log_evidence_where_the_guide_is_the_posterior(
-    num_particles: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+    num_particles: int, rows_at_once: int
 ) -> None:
     """For every K and however the work is cut: a wrong count of draws would show as its logarithm."""
-    monkeypatch.setattr(module, "ROWS", rows_at_once)
     model, x = problem()
 
-    found = bounds(program(model), x[:3], num_particles)
+    found = bounds(program(model), x[:3], num_particles, at_once=rows_at_once)
 
-    for bound in found:
+    for bound in levels(found):
         assert torch.allclose(bound, model.log_evidence(x[:3]), rtol=0, atol=1e-9)
 
 
@@ -97,7 +100,7 @@ def test_the_bounds_of_a_part_of_the_data_are_the_part_of_the_bounds() -> None:
     whole = bounds(variant, x, 2)
     parts = [bounds(variant, rows, 2) for rows in x.split([1, 700, 799])]
 
-    for name in whole._fields:
+    for name in ("elbo", "importance_weighted"):
         assert torch.allclose(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]), atol=1e-10)
 
 
@@ -115,7 +118,8 @@ def test_a_mixture_of_one_component_as_the_prior_has_the_evidence_of_the_moved_m
     loc.weight.data, loc.bias.data = tril @ rotation.mT, centre + tril @ u.loc[0]
     log_diagonal.bias.data, below.bias.data = factor.diagonal().log(), factor[1:, 0].clone()
 
-    for bound in bounds(variant, x, 5):
+    found = bounds(variant, x, 5)
+    for bound in levels(found):
         assert torch.allclose(bound, moved.log_evidence(x), rtol=0, atol=1e-10)
 
 
@@ -136,15 +140,12 @@ def moment(order: int, model: LinearGaussian, guide: MultivariateNormal, x: Tens
 
 @pytest.mark.parametrize("rows_at_once", [500, 4000])
 @pytest.mark.parametrize("num_particles", [1, 8, 90])
-def test_the_elbo_is_the_closed_form_bound(
-    num_particles: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_elbo_is_the_closed_form_bound(num_particles: int, rows_at_once: int) -> None:
     """On average over draws, however data are cut into chunks."""
-    monkeypatch.setattr(module, "ROWS", rows_at_once)
     model, x = problem(2000)
     variant = program(model, **OFF)
 
-    found = bounds(variant, x, num_particles)
+    found = bounds(variant, x, num_particles, at_once=rows_at_once)
 
     exact = model.bound(x, law(variant, x))
     assert agree(found.elbo, exact)
@@ -152,53 +153,92 @@ def test_the_elbo_is_the_closed_form_bound(
     assert (found.importance_weighted >= found.elbo - 1e-12).all()  # Jensen, draw by draw
 
 
-@pytest.mark.parametrize("num_particles", [1, 64, 65, 300])
-def test_draws_are_averaged_in_log_space_however_they_are_cut(
-    num_particles: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights over 20 orders of magnitude, given in the order in which they are asked for."""
-    monkeypatch.setattr(module, "ROWS", 64)
-    variant, x = program(problem()[0]), torch.randn(4, X_DIM)
-    log_weights = 10 * torch.randn(num_particles, len(x))
-    queues = {tuple(row.tolist()): weights for row, weights in zip(x, log_weights.mT, strict=True)}
+@pytest.mark.parametrize("num_particles", [1, 64, 5000])
+def test_weights_are_averaged_in_log_space(num_particles: int) -> None:
+    """Over 200 orders of magnitude, and 10,000 nats down."""
+    log_weight = 100 * torch.randn(num_particles, 4) - 1e4
+    zero = torch.zeros_like(log_weight)
 
-    def served(variant: Variant, y: Tensor, count: int) -> Terms:
-        keys = [tuple(row.tolist()) for row in y]
-        columns = torch.stack([queues[key][:count] for key in keys], -1)
-        queues.update({key: queues[key][count:] for key in keys})
-        return Terms(columns, torch.zeros(()), torch.zeros(()))
+    found = Draws(zero, log_weight, zero, zero).bounds()
 
-    monkeypatch.setattr(module, "terms", served)
-    found = bounds(variant, x, num_particles)
-
-    assert torch.allclose(found.elbo, log_weights.mean(0), rtol=0, atol=1e-10)
-    exact = log_weights.logsumexp(0) - math.log(num_particles)
-    assert torch.allclose(found.importance_weighted, exact, rtol=0, atol=1e-10)
-    assert all(len(left) == 0 for left in queues.values())
+    assert torch.allclose(found.elbo, log_weight.mean(0), rtol=1e-12)
+    exact = log_weight.logsumexp(0) - math.log(num_particles)
+    assert torch.allclose(found.importance_weighted, exact, rtol=1e-12)
 
 
-def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS", 100_000)
+@pytest.mark.parametrize("num_particles", [1, 7, 64])
+@pytest.mark.parametrize("at_once", [1, 5, 64, 10_000])
+def test_the_bounds_of_a_datum_are_the_same_however_the_work_is_cut(num_particles: int, at_once: int) -> None:
+    """Draw by draw: every block of data has a random stream of its own."""
+    model, x = problem(70)
+    variant = program(model, **OFF)
+
+    whole, cut = draws(variant, x, num_particles, seed=3), draws(variant, x, num_particles, seed=3, at_once=at_once)
+    found = bounds(variant, x, num_particles, seed=3, at_once=at_once)
+
+    assert torch.equal(whole.z, cut.z)
+    assert torch.allclose(whole.log_weight, cut.log_weight, rtol=0, atol=1e-11)
+    for name in ("elbo", "importance_weighted", "ess", "importance_weighted_error"):
+        assert torch.allclose(getattr(found, name), getattr(whole.bounds(), name), rtol=0, atol=1e-9)
+    assert not torch.equal(draws(variant, x, num_particles, seed=4).z, whole.z)
+    assert len(whole.z.flatten().unique()) == whole.z.numel()  # no stream twice
+
+
+def test_draws_of_neighbouring_data_are_uncorrelated() -> None:
+    """The correlation of 4000 pairs has standard error 4000 ** -1/2; the largest of 2 x 2 is below 5 of them."""
+    model, x = problem(1)
+    z = draws(program(model), x.expand(4000 + BLOCK, -1), 1).z[0]
+
+    for lag in (1, BLOCK):
+        pairs = torch.cat([z[:4000], z[lag : 4000 + lag]], 1)
+        assert torch.corrcoef(pairs.mT)[:2, 2:].abs().max() < 5 / math.sqrt(4000)
+
+
+def test_the_errors_are_the_spread_over_repetitions() -> None:
+    """Of 1500 data alike, 200 draws each: the stated error against the spread, which has a standard error of 2 %."""
+    model, x = problem(1)
+    found = bounds(program(model, **OFF), x.expand(1500, -1), 200)
+
+    for name in ("elbo", "importance_weighted"):
+        stated, spread = getattr(found, f"{name}_error").square().mean().sqrt(), getattr(found, name).std()
+        assert abs(stated / spread - 1) < 0.1
+        assert stated > 1e-3
+
+
+def test_draws_under_another_prior_are_the_draws_of_the_swapped_model_without_running_it() -> None:
+    model, x = problem()
+    variant = program(model, **OFF)
+    mixture = Mixture.of(torch.ones(2) / 2, torch.randn(2, Z_DIM), torch.eye(Z_DIM).expand(2, -1, -1))
+    found = draws(variant, x, 20)
+    swapped, calls = draws(with_prior(variant, mixture), x, 20), []
+    variant.model.decoder.register_forward_hook(lambda net, args, out: calls.append(len(out)))
+
+    under = found.under(mixture)
+
+    assert torch.allclose(under.log_weight, swapped.log_weight, rtol=0, atol=1e-10)
+    assert calls == []
+
+
+def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k() -> None:
     model, x = problem(4000)
     variant, evidence = program(model, shift=0.3, stretch=1.3), model.log_evidence(x)
 
-    levels = [bounds(variant, x, num_particles).importance_weighted for num_particles in (1, 4, 16, 64)]
+    rising = [
+        bounds(variant, x, num_particles, at_once=100_000).importance_weighted for num_particles in (1, 4, 16, 64)
+    ]
 
-    for low, high in zip(levels, [*levels[1:], evidence], strict=True):
+    for low, high in zip(rising, [*rising[1:], evidence], strict=True):
         rise = high - low
         assert rise.mean() > 4 * rise.std() / math.sqrt(len(rise))
 
 
 @pytest.mark.parametrize("num_particles", [50, 1000])
-def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k(
-    num_particles: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k(num_particles: int) -> None:
     """And the next term of the series. A mean weight over p(x) has expectation 1: the control variate that shows it."""
-    monkeypatch.setattr(module, "ROWS", 200_000)
     model, x = problem(2_000_000 // num_particles)
     variant = program(model, **OFF)
 
-    log_ratio = bounds(variant, x, num_particles).importance_weighted - model.log_evidence(x)
+    log_ratio = bounds(variant, x, num_particles, at_once=200_000).importance_weighted - model.log_evidence(x)
 
     second, third = (moment(order, model, law(variant, x), x) for order in (2, 3))
     chi, skew = second - 1, third - 3 * second + 2  # central moments of a weight over p(x)
@@ -233,7 +273,7 @@ def test_each_datum_gets_exactly_the_draws_that_were_asked_for(
 @pytest.mark.parametrize("num_particles", [0, -3])
 def test_no_draws_are_refused(num_particles: int) -> None:
     model, x = problem()
-    with pytest.raises(ValueError, match=f"num_particles must be at least 1, got {num_particles}"):
+    with pytest.raises(ValueError, match=f"num_particles and at_once must be at least 1, got {num_particles}"):
         bounds(program(model), x, num_particles)
 
 
@@ -261,7 +301,7 @@ def test_data_ten_times_as_large_lose_d_log_ten_and_nothing_else(guide: type[Gui
     with seeded(0):
         ten = bounds(ten_times, 10 * x, 6)
 
-    for before, after in zip(one, ten, strict=True):
+    for before, after in zip(levels(one), levels(ten), strict=True):
         assert torch.allclose(after, before - X_DIM * math.log(10), rtol=0, atol=1e-9)
     assert torch.allclose(encode(ten_times, 10 * x), code, rtol=0, atol=1e-12)
     assert torch.allclose(reconstruct(ten_times, 10 * x), 10 * image, rtol=0, atol=1e-11)
@@ -276,7 +316,7 @@ def test_units_of_each_coordinate_count_by_their_own_width() -> None:
     covariance = width[:, None] * (model.loading @ model.loading.mT + model.sigma**2 * torch.eye(X_DIM)) * width
     evidence = MultivariateNormal(shift + width * model.loc, covariance).log_prob(shift + width * y)
 
-    for bound in bounds(variant, shift + width * y, 4):
+    for bound in levels(bounds(variant, shift + width * y, 4)):
         assert torch.allclose(bound, evidence, rtol=0, atol=1e-8)
 
 
@@ -299,7 +339,7 @@ def test_a_mass_has_no_units(likelihood: Callable[[], nn.Module], mass: bool) ->
         grey = bounds(rescaled(variant, 255.0), 255 * x, 6)
 
     shift = 0.0 if mass else X_DIM * math.log(255)
-    for before, after in zip(one, grey, strict=True):
+    for before, after in zip(levels(one), levels(grey), strict=True):
         assert torch.allclose(after, before - shift, rtol=0, atol=1e-9)
     assert not mass or one.elbo.max() < 0
 
@@ -332,7 +372,7 @@ def test_training_weights_change_no_reported_bound(
 
     def reported() -> list[Tensor]:
         with seeded(0):
-            numbers = list(bounds(variant, x, 5))
+            numbers = list(bounds(variant, x, 5)[:6])
         with seeded(0), evaluating(variant):
             numbers.append(held_out(variant, x, 5))
         found = evaluate(variant, x, 5)
@@ -363,7 +403,7 @@ def test_bounds_are_of_eval_mode_whatever_mode_the_pair_is_in() -> None:
     with seeded(0):
         moving = bounds(variant, x, 5)
 
-    assert all(torch.equal(a, b) for a, b in zip(still, moving, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(still[:6], moving[:6], strict=True))
     assert all(torch.equal(value, before[name]) for name, value in variant.model.state_dict().items())
 
 

@@ -22,7 +22,7 @@ from ppl_vae.cli import app, main
 from ppl_vae.evaluation import COLUMNS
 from ppl_vae.seeding import seeded
 
-COMMANDS = ["variants", "train", "evaluate", "sample", "compare"]
+COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]
 TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # of the digits: 60 to train on, 15 held out
 SMALL = ("--z-dim", 2, "--components", 2, "-K", 5)
 CHECKPOINT = ["history.csv", "receipt.txt", "variant.json", "variant.safetensors"]

@@ -36,7 +36,6 @@ from ppl_vae.models import (
     Scale,
     StandardNormal,
 )
-from ppl_vae.seeding import seeded
 from ppl_vae.variant import evaluating
 
 X_DIM, Z_DIM, ROWS = 5, 2, 40
@@ -191,6 +190,20 @@ def test_a_point_mass_says_map_where_a_bound_would_stand(name: str) -> None:
     assert found["log_joint"].reason == ("" if scored else "codes not scored")
 
 
+def test_the_share_of_heavy_tails_counts_data_above_the_threshold() -> None:
+    """A guide far too narrow has heavy tails, a wide one has bounded weights: k near 1 and below 0."""
+    x, shares = torch.randn(ROWS, X_DIM), {}
+    for spread in (0.05, 1.5):
+        variant = VARIANTS["cv_vae"]((X_DIM,), Z_DIM, spread=spread, decoder=nn.Linear(Z_DIM, X_DIM))
+        shares[spread] = evaluate(variant, x, 200, seed=1)["heavy_tails"].value
+        counted = (bounds(variant, x, 200, seed=1).k_hat > 1 - 1 / math.log10(200)).double().mean().item()
+        assert shares[spread] == pytest.approx(counted, abs=1e-12)
+
+    assert shares[0.05] > 0.9
+    assert shares[1.5] < 0.1
+    assert evaluate(variant, x, 20)["heavy_tails"].reason == "too few draws"
+
+
 @pytest.mark.parametrize("name", HAS_BOUND)
 def test_the_bound_is_that_of_bounds_with_its_error_over_data(name: str) -> None:
     variant, x = VARIANTS[name]((X_DIM,), Z_DIM), binary()
@@ -198,12 +211,14 @@ def test_the_bound_is_that_of_bounds_with_its_error_over_data(name: str) -> None
 
     found = evaluate(variant, x, 7, ex_post=mixture, seed=3)
 
-    with seeded(3):
-        alone = bounds(variant, x, 7)
-        under_the_mixture = bounds(with_prior(variant, mixture), x, 7).elbo
-    for column, values in zip(
-        ("bound", "importance_weighted", "bound_ex_post"), (*alone, under_the_mixture), strict=True
-    ):
+    alone = bounds(variant, x, 7, seed=3)
+    under_the_mixture = bounds(with_prior(variant, mixture), x, 7, seed=3).elbo
+    bounds_of = {
+        "bound": alone.elbo,
+        "importance_weighted": alone.importance_weighted,
+        "bound_ex_post": under_the_mixture,
+    }
+    for column, values in bounds_of.items():
         assert found[column].value == pytest.approx(values.mean().item(), rel=1e-12)
         assert found[column].error == pytest.approx(values.std().item() / math.sqrt(ROWS), rel=1e-12)
     assert found.bound_per_datum == alone.elbo.tolist()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae import VARIANTS, Variant, svi
-from ppl_vae.elbo import PathwiseELBO
+from ppl_vae.elbo import ESTIMATORS, PathwiseELBO, estimator
 from ppl_vae.svi import SVI, Adam, backends, clean
 from ppl_vae.svi.capture import capture, record
 
@@ -106,6 +106,11 @@ CASES: dict[str, Callable[[], Variant]] = {
     "Trace_ELBO": lambda: small("sigma_vae", loss=Trace_ELBO()),
     "Trace_ELBO, particles": lambda: small("sigma_vae", loss=Trace_ELBO(num_particles=2)),
     "TraceMeanField_ELBO": lambda: small("sigma_vae", loss=TraceMeanField_ELBO()),
+}
+
+
+CASES |= {
+    name: lambda name=name: small("sigma_vae", loss=estimator(f"{name}:num_particles=4")) for name in sorted(ESTIMATORS)
 }
 
 

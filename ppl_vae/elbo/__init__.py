@@ -1,5 +1,25 @@
 """Estimators of the bound beyond Pyro's own; each is a ``pyro.infer.ELBO``."""
 
+from .importance import IWAE, MIWAE, Renyi
+from .kl import BetaELBO, FreeBits, MeanFieldELBO
+from .named import ESTIMATORS, estimator
+from .path import CIWAE, PIWAE, DReG, StickingTheLanding
 from .pathwise import PathwiseELBO
+from .per_datum import PerDatumELBO
 
-__all__ = ["PathwiseELBO"]
+__all__ = [
+    "CIWAE",
+    "ESTIMATORS",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "BetaELBO",
+    "DReG",
+    "FreeBits",
+    "MeanFieldELBO",
+    "PathwiseELBO",
+    "PerDatumELBO",
+    "Renyi",
+    "StickingTheLanding",
+    "estimator",
+]

@@ -1,13 +1,14 @@
 """Trace_ELBO for reparameterised guides, without reading a value back from the device."""
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 from pyro.infer import Trace_ELBO
 
-__all__ = ["PathwiseELBO"]
+from .per_datum import whole
+from .reading import Program
 
-Program = Callable[..., Any]
+__all__ = ["PathwiseELBO"]
 
 
 class PathwiseELBO(Trace_ELBO):
@@ -21,9 +22,15 @@ class PathwiseELBO(Trace_ELBO):
         https://arxiv.org/abs/1312.6114
     """
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    target = "elbo"
+
+    def __init__(
+        self, num_particles: int = 1, max_plate_nesting: float = math.inf, *, vectorize_particles: bool = False
+    ) -> None:
+        num_particles = whole("num_particles", num_particles)
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The negative bound, in nats summed over the data set: a tensor of shape [] with its graph."""
         total: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -34,3 +41,6 @@ class PathwiseELBO(Trace_ELBO):
                 loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
                 total = total + loss + surrogate - surrogate.detach()
         return total / self.num_particles  # vectorised draws stand in one trace
+
+    def __repr__(self) -> str:
+        return f"PathwiseELBO(num_particles={self.num_particles})"

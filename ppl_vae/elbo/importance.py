@@ -1,0 +1,83 @@
+"""Bounds that weigh draws by ``w = p(x, z) / q(z | x)``: one weight a draw and datum, on unscaled log densities."""
+
+import math
+
+from torch import Tensor
+
+from .per_datum import PerDatumELBO, whole
+from .reading import Reading
+
+__all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean"]
+
+
+def log_mean(log_weight: Tensor) -> Tensor:
+    """Log of the mean weight: [num_particles, *data] to [*data]."""
+    return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+def grouped(log_weight: Tensor, groups: int) -> Tensor:
+    """Draws in groups: [num_particles, *data] to [num_particles / groups, groups, *data]."""
+    return log_weight.unflatten(0, (-1, groups))
+
+
+class IWAE(PerDatumELBO):
+    """``log mean_k w_k``: a lower bound of log p(x) that grows with K (Burda et al., 2016, eq. 8).
+
+    Its gradient for the guide has a signal-to-noise ratio of order ``1 / sqrt(K)`` (Rainforth et al., 2018, theorem 1);
+    ``DReG`` has the same value and none of that.
+    """
+
+    target = "iwae"
+    weighs_draws = True
+
+    def __init__(self, num_particles: int = 8, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles, max_plate_nesting)
+
+    def objective(self, reading: Reading) -> Tensor:
+        return self.bound(reading.log_weight)
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        """Of log weights [num_particles, *data]: [*data]."""
+        return log_mean(log_weight)
+
+
+class MIWAE(IWAE):
+    """``mean_m log mean_k w_mk``: M bounds of K / M draws each, averaged (Rainforth et al., 2018, section 4).
+
+    Args:
+        num_particles: Draws of a datum in all, M times those of one bound.
+        groups: Bounds M.
+        max_plate_nesting: As in Pyro.
+    """
+
+    target = "miwae"
+
+    def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles, max_plate_nesting)
+        self.groups = whole("groups", groups)
+        if self.num_particles % self.groups:
+            raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return log_mean(grouped(log_weight, self.groups)).mean(0)
+
+
+class Renyi(IWAE):
+    """``log(mean_k w_k**(1 - alpha)) / (1 - alpha)`` (Li and Turner, 2016, eq. 9).
+
+    Between the ELBO (alpha to 1) and log p(x) (alpha = 0, K to infinity); for a finite K biased downwards. Below
+    alpha = 0 it is no lower bound: as K grows it passes log p(x).
+    """
+
+    target = "renyi"
+
+    def __init__(self, alpha: float = 0.5, num_particles: int = 8, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles, max_plate_nesting)
+        if not -math.inf < alpha < math.inf or alpha == 1.0:
+            raise ValueError(f"alpha must be finite and not 1, where the bound is the ELBO: got {alpha!r}")
+        self.alpha = alpha
+        self.caution = "Renyi's with alpha < 0 passes log p(x) as K grows" if alpha < 0 else ""
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        order = 1.0 - self.alpha
+        return log_mean(order * log_weight) / order

@@ -1,0 +1,120 @@
+"""Bounds that take the Kullback-Leibler term apart: in closed form, weighted, or with a floor."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from .per_datum import PerDatumELBO
+from .reading import Latent, Program, Reading, is_weighted
+
+__all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO"]
+
+
+def _closed_form(latent: Latent) -> Tensor | None:
+    """KL(q || p) of a site, [..., *data], where torch knows one."""
+    try:
+        return kl_divergence(latent.q, latent.prior)
+    except NotImplementedError:
+        return None
+
+
+class MeanFieldELBO(PerDatumELBO):
+    """``E_q log p(x | z) - KL(q || p)``, the KL in closed form where torch knows one, else sampled.
+
+    ``kl_terms`` says which. The closed form takes out the noise of the KL alone: at the exact posterior ``Trace_ELBO``
+    has no variance, this has. With several latents the KL is sampled, for KLs of sites do not add up for every
+    hierarchy; Pyro's ``TraceMeanField_ELBO`` adds them up.
+
+    References:
+        Kingma and Welling, Auto-Encoding Variational Bayes, 2014, eq. 7 (estimator B).
+    """
+
+    target = "elbo"
+
+    def objective(self, reading: Reading) -> Tensor:
+        return reading.likelihood.mean(0) - self._kl(reading)
+
+    def _kl(self, reading: Reading) -> Tensor:
+        kl = _closed_form(reading.latents[0]) if len(reading.latents) == 1 else None
+        if kl is None:
+            return (reading.guide - reading.prior).mean(0)
+        return reading.latents[0].total(kl).expand(reading.guide.shape).mean(0)
+
+    def kl_terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> dict[str, str]:
+        """``"closed form"`` or ``"sampled"`` for each latent of a pair."""
+        reading = self.read(model, guide, *args, **kwargs)
+        alone = len(reading.latents) == 1
+        known = {latent.name: alone and _closed_form(latent) is not None for latent in reading.latents}
+        return {name: "closed form" if is_known else "sampled" for name, is_known in known.items()}
+
+
+class BetaELBO(PerDatumELBO):
+    """``E_q[log p(x | z) - beta (log q - log p)]`` (Higgins et al., 2017, eq. 4): for beta below 1 no bound.
+
+    The same as ``KLWeight(constant(beta))`` in the pair; a KL weight of the pair multiplies it.
+
+    Args:
+        beta: The weight, not negative.
+        num_particles, max_plate_nesting: As in Pyro.
+    """
+
+    target = "beta"
+
+    def __init__(self, beta: float = 4.0, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles, max_plate_nesting)
+        if not 0.0 <= beta < math.inf:
+            raise ValueError(f"beta must be finite and not negative, got {beta!r}")
+        self.beta = beta
+        self.caution = "" if beta == 1.0 else f"the estimator weighs its KL by {beta:.4g}"
+
+    def objective(self, reading: Reading) -> Tensor:
+        return (reading.likelihood + self.beta * (reading.prior - reading.guide)).mean(0)
+
+
+class FreeBits(PerDatumELBO):
+    """``E_q log p(x | z) - sum_j max(floor, KL_j)``, KL_j of coordinate j averaged over the batch: a training loss.
+
+    A coordinate below the floor gets no gradient from its KL, so that it is not driven to the prior; the objective is
+    below the bound. The KL is in closed form where torch knows one, else sampled.
+
+    Args:
+        floor: Nats a coordinate, not negative.
+        num_particles, max_plate_nesting: As in Pyro.
+
+    References:
+        Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15.
+        https://arxiv.org/abs/1606.04934
+    """
+
+    target = "free_bits"
+
+    def __init__(self, floor: float = 0.1, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles, max_plate_nesting)
+        if not 0.0 <= floor < math.inf:
+            raise ValueError(f"floor is in nats a coordinate, finite and not negative, got {floor!r}")
+        self.floor = floor
+        self.caution = f"the KL of a coordinate counts at least {floor:.4g} nats"
+
+    def objective(self, reading: Reading) -> Tensor:
+        floored = [_per_coordinate(latent).clamp_min(self.floor).sum() for latent in reading.latents]
+        return reading.likelihood.mean(0) - torch.stack(floored).sum()
+
+    def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
+        super().refuse(model, guide, reading)
+        for latent in reading.latents:
+            factorises = isinstance(latent.q, Independent) and isinstance(latent.prior, Independent) and not latent.dims
+            if not factorises or latent.mask is not None or is_weighted(latent.weight):
+                raise ValueError(
+                    f"FreeBits holds a floor under the KL of each coordinate, and q or p of {latent.name!r} does not "
+                    "factorise, is masked or is weighted: use independent coordinates and leave the KL weight at 1"
+                )
+
+
+def _per_coordinate(latent: Latent) -> Tensor:
+    """KL of each coordinate, [*event_shape]: the mean over draws and data."""
+    coordinates = latent._replace(q=latent.q.base_dist, prior=latent.prior.base_dist)
+    kl = _closed_form(coordinates)
+    kl = coordinates.q.log_prob(latent.z) - coordinates.prior.log_prob(latent.z) if kl is None else kl
+    return kl.flatten(0, -1 - latent.q.event_dim).mean(0)

@@ -1,0 +1,65 @@
+"""ESTIMATORS: every estimator by name, and how one is spelled with its options."""
+
+import inspect
+import json
+from collections.abc import Callable
+
+from pyro.infer import ELBO
+
+from .importance import IWAE, MIWAE, Renyi
+from .kl import BetaELBO, FreeBits, MeanFieldELBO
+from .path import CIWAE, PIWAE, DReG, StickingTheLanding
+from .pathwise import PathwiseELBO
+
+__all__ = ["ESTIMATORS", "estimator"]
+
+ESTIMATORS: dict[str, Callable[..., ELBO]] = {
+    "trace": PathwiseELBO,
+    "mean_field": MeanFieldELBO,
+    "stl": StickingTheLanding,
+    "iwae": IWAE,
+    "dreg": DReG,
+    "renyi": Renyi,
+    "ciwae": CIWAE,
+    "piwae": PIWAE,
+    "miwae": MIWAE,
+    "free_bits": FreeBits,
+    "beta": BetaELBO,
+}
+
+
+BIASED = "leaving the guide's score out of an importance-weighted bound is biased for K > 1: use dreg"
+REFUSED = {"stl_iwae": BIASED, "iwae_stl": BIASED}
+
+
+def estimator(spelled: str) -> ELBO:
+    """The estimator that ``NAME`` or ``NAME:OPTION=VALUE,...`` spells.
+
+    Example:
+        >>> estimator("renyi:alpha=0.5,num_particles=16")
+        Renyi(alpha=0.5, num_particles=16)
+
+    Raises:
+        ValueError: If the name or an option is unknown, or a value cannot be used.
+    """
+    name, _, rest = spelled.partition(":")
+    if name in REFUSED:
+        raise ValueError(f"estimator {name!r} is refused: {REFUSED[name]}")
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {name!r}: wanted one of {', '.join(ESTIMATORS)}")
+    options = [option.partition("=")[::2] for option in rest.split(",") if option]
+    known = inspect.signature(ESTIMATORS[name]).parameters
+    for option, value in options:
+        if option not in known or not _is_like(value, known[option].default):
+            wanted = ", ".join(f"{key}=NUMBER" for key in known)
+            raise ValueError(f"estimator {name!r} cannot take {option}={value}: wanted {wanted}")
+    return ESTIMATORS[name](**{option: json.loads(value) for option, value in options})
+
+
+def _is_like(text: str, default: object) -> bool:
+    """Whether ``text`` spells a number, or a truth value where the default is one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(value, int | float) and isinstance(value, bool) == isinstance(default, bool)

@@ -1,0 +1,325 @@
+"""What one pass over a few data shows before training: whether the loss would be the one that was meant."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from .divergence import Snapshot
+from .models.schedules import Schedule
+from .seeding import seeded
+from .variant import Variant, in_mode
+
+__all__ = ["READINGS", "Pass", "one_pass", "preflight"]
+
+ROWS = 8  # data that the pass at the door sees
+SIZE = 10  # what the whole set holds for each datum of the pass
+PROBE = 3.0  # the KL weight of the pass: a weight that happens to be 1 would not show where it acts
+ALIVE = 0.01  # change of a log scale as its parameters move by their own size, or by 1: below, a floor holds it
+DIGITS = 8.0  # spacings of floats that a scale has to span, for an error of its size to be seen
+
+
+class Pass(NamedTuple):
+    """A training pass on ``y`` [rows, *x_shape], in the model's units, out of ``size`` data; schedules at their end.
+
+    Attributes:
+        variant: The pair, in training mode.
+        y: The batch.
+        size: Data in the whole set.
+        traces: Of ``"guide"``, and of ``"model"`` at the guide's z.
+        stored: What the pair put into Pyro's parameter store, empty before, by its name.
+    """
+
+    variant: Variant
+    y: Tensor
+    size: int
+    traces: dict[str, Any]
+    stored: dict[str, Tensor]
+
+    @property
+    def owned(self) -> set[int]:
+        """The identities of the tensors that either half calls its parameters."""
+        return {id(parameter) for half in self.variant[:2] for parameter in half.parameters()}
+
+    def site(self, half: str, name: str) -> Any:
+        """What Pyro notes of a site: its law ``fn``, its value, its scale."""
+        return self.traces[half].nodes[name]
+
+    def sites(self) -> Iterator[tuple[str, str, Any]]:
+        """Whatever either half samples, observes or adds: the half, the name, the site."""
+        for half, trace in self.traces.items():
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and not site_is_subsample(site):
+                    yield half, name, site
+
+
+def one_pass(variant: Variant, y: Tensor) -> Pass:
+    """Run both halves as a training step would, Pyro's own checks off: these name the remedy. It moves statistics."""
+    size = SIZE * len(y)
+    variant.model.train()
+    variant.guide.train()
+    variant.model.advance(1, 1)
+    if isinstance(variant.model.kl_weight, Schedule):
+        variant.model.kl_weight.value.fill_(PROBE)
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        guide = poutine.trace(variant.guide).get_trace(y, size)
+        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+        stored: dict[str, Tensor] = dict(pyro.get_param_store().get_state()["params"])
+    return Pass(variant, y, size, {"guide": guide, "model": model}, stored)
+
+
+def preflight(variant: Variant, y: Tensor) -> None:
+    """Refuse a pair whose loss would not be what it says, in milliseconds, and leave it as it was.
+
+    Args:
+        variant: The pair.
+        y: Training data [rows, *x_shape] in the model's units; the first few are used.
+
+    Raises:
+        ValueError: With the first line that ``check`` would say. A scale at its floor is let through: an earlier
+            training may have ended there.
+    """
+    before = Snapshot(variant)
+    try:
+        with in_mode(variant, training=True), torch.enable_grad(), seeded(0):
+            run = one_pass(variant, y[:ROWS])
+            for name, (reading, _) in READINGS.items():
+                line = None if name == "sigma" else reading(run)
+                if line is not None:
+                    raise ValueError(f"{name}: {line}")
+    finally:
+        before.restore(variant)
+
+
+# The plate.
+
+
+def _sites(run: Pass) -> str | None:
+    """The guide samples z, the model samples z and observes x."""
+    found = {(half, name): bool(site["is_observed"]) for half, name, site in run.sites()}
+    for half, name, observed in (("guide", "z", False), ("model", "z", False), ("model", "x", True)):
+        if found.get((half, name)) is not observed:
+            verb, theirs = "observes" if observed else "samples", [site for at, site in found if at == half]
+            return f"the {half} {verb} no site {name!r}, its sites are {theirs} (the code is 'z', the datum is 'x')"
+    return None
+
+
+def _plate(run: Pass) -> str | None:
+    """Z and x stand in the plate of the data, which has the batch and the size that it was given, on both sides."""
+    for half, name, site in run.sites():
+        frame = next((frame for frame in site["cond_indep_stack"] if frame.name == "data"), None)
+        if frame is None and name in ("z", "x"):
+            return f"site {name!r} of the {half} stands outside the plate (open it: {PLATE})"
+        if frame is not None and _ratio(frame) != SIZE:
+            counts = f"a datum at site {name!r} counts {_ratio(frame):g} times, wanted {SIZE}, the size over the batch"
+            return f"in the {half} {counts} (give the plate the size that forward is given: {PLATE})"
+    return None
+
+
+def _ratio(frame: Any) -> float:
+    return (frame.full_size or frame.size) / frame.size
+
+
+def _weights(run: Pass) -> str | None:
+    """The KL weight acts on z in both halves, as one number; nothing else is weighted."""
+    acts: dict[str, tuple[float, bool]] = {}
+    for half, name, site in run.sites():
+        weight = float(site["scale"]) / math.prod(map(_ratio, site["cond_indep_stack"]))
+        act = round(weight, 4), site["mask"] is not None
+        if name == "z":
+            acts[half] = act
+        elif act != UNWEIGHTED:
+            return f"site {name!r} of the {half} is masked or counts {weight:.4g} times, wanted 1 ({NO_SCALE})"
+    acting = [half for half, act in acts.items() if act != UNWEIGHTED]
+    halves = {"model": run.variant.model, "guide": run.variant.guide}
+    weights = {half: getattr(part, "kl_weight", None) for half, part in halves.items()}
+    held = [half for half, weight in weights.items() if weight is not None]
+    shared = weights["model"] is weights["guide"]
+    if not shared or acts["model"] != acts["guide"]:
+        sides = acting if shared else held
+        where = f"on the {sides[0]} alone" if len(sides) == 1 else "on each half by itself"
+        return f"the KL weight acts {where}: that is another model, not another weight ({BOTH})"
+    if held and not acting:
+        return f"the KL weight acts on neither half ({BOTH})"
+    if acting and not held:
+        return f"site 'z' is masked or counts {acts['model'][0]:.4g} times, wanted 1 ({NO_SCALE})"
+    return None
+
+
+def _axes(run: Pass) -> str | None:
+    """A site in the plate has one log density a datum; a factor outside it is one number."""
+    for half, name, site in run.sites():
+        wanted: dict[int, int] = {-frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
+        sizes = [wanted.get(axis, 1) for axis in range(max(wanted, default=0), 0, -1)]
+        got = list(site["unscaled_log_prob"].shape)
+        if not wanted and name in ("z", "x"):
+            continue  # outside the plate, which has a line of its own
+        if any(a != b for a, b in zip_longest(reversed(got), reversed(sizes), fillvalue=1)):
+            times = math.prod(got) // math.prod(sizes)
+            excess = f", and each would count {times} times" if sizes and times > 1 else ""
+            kind = "penalty" if isinstance(site["fn"], dist.Unit) else name
+            where = f"site {name!r} of the {half} has log densities of shape {got}, wanted {sizes}{excess}"
+            return f"{where} ({AXES.get(kind, AXES['z'])})"
+    return None
+
+
+def _support(run: Pass) -> str | None:
+    """Q(z | x) draws nothing to which p(z) gives no density."""
+    q, prior = run.site("guide", "z")["fn"], run.site("model", "z")["fn"]
+    try:
+        support: Any = prior.support
+        inside = bool(support.check(_points(q, run.site("guide", "z")["value"])).all())
+    except (NotImplementedError, ValueError):  # a law that does not say where it lies
+        return None
+    remedy = "give the guide the prior's support, by a transform of its distribution, or choose another prior"
+    return None if inside else f"q(z | x) reaches beyond the support of p(z), {_name(support)} ({remedy})"
+
+
+def _points(q: Any, z: Tensor) -> Tensor:
+    """Draws, and points from all over the support, [count, rows, z_dim]: a few draws may miss what is rare."""
+    z = z.detach()
+    if isinstance(q, dist.Delta):
+        return z.unsqueeze(0)  # its support is called the reals, whatever network made the code
+    try:
+        return torch.cat([z.unsqueeze(0), transform_to(q.support)(3 * torch.randn(16, *z.shape).to(z)).detach()])
+    except NotImplementedError:
+        return z.unsqueeze(0)
+
+
+def _name(support: Any) -> str:
+    return str(getattr(support, "base_constraint", support))
+
+
+# Who owns the tensors.
+
+
+def _store(run: Pass) -> str | None:
+    """No parameter of the pair goes by a name of Pyro's global store."""
+    for name, tensor in run.stored.items():
+        if id(tensor) in run.owned:
+            return (
+                f"{name!r} goes by its name through Pyro's global store: of two pairs with that name one is never "
+                "trained (no PyroModule, pyro.module or pyro.param in a part: nn.Parameter in a plain nn.Module)"
+            )
+    return None
+
+
+def _parameters(run: Pass) -> str | None:
+    """Whatever the loss could move is a parameter of either half."""
+    for name, tensor in run.stored.items():
+        if id(tensor) not in run.owned:
+            return (
+                f"pyro.param {name!r} is in the parameters() of neither half: training moves those alone "
+                "(hold it as an nn.Parameter of the part)"
+            )
+    strange = [leaf for leaf in _leaves(run) if id(leaf) not in run.owned]
+    if not strange:
+        return None
+    again = one_pass(run.variant, run.y)  # a leaf that a penalty makes afresh in each pass is no parameter
+    kept = {id(leaf) for leaf in _leaves(again)}
+    for leaf in strange:
+        if id(leaf) in kept:
+            return (
+                f"the loss rests on a tensor {list(leaf.shape)} in the parameters() of neither half, never trained "
+                "(hold networks as attributes or in nn.ModuleList; requires_grad_(False) if it is to stand still)"
+            )
+    return None
+
+
+def _leaves(run: Pass) -> list[Tensor]:
+    """The tensors at the far end of the graph of the log densities."""
+    total: Any = run.traces["guide"].log_prob_sum() - run.traces["model"].log_prob_sum()
+    seen, todo, found = set(), [getattr(total, "grad_fn", None)], []
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":
+            found.append(node.variable)
+        todo += [before for before, _ in node.next_functions]
+    return found
+
+
+# Numbers.
+
+
+def _sigma(run: Pass) -> str | None:
+    """The scale of p(x | z) can move, and is wider than the rounding of the data."""
+    law: Any = run.site("model", "x")["fn"]
+    law = getattr(law, "base_dist", law)
+    scale = getattr(law, "scale", None)
+    if not isinstance(scale, Tensor):
+        return None
+    smallest = float(scale.detach().min())
+    if scale.requires_grad and _slope(run.variant, scale) < ALIVE:
+        return f"the learned scale, {smallest:.4g}, stands at a floor where it has no gradient ({LARGER})"
+    spacing = DIGITS * torch.finfo(scale.dtype).eps * run.y.abs()
+    if law.support is constraints.real and bool((scale.detach() < spacing).any()):
+        kind = str(scale.dtype).removeprefix("torch.")
+        return f"the scale, {smallest:.4g}, is within the rounding of {kind} at data like {_largest(run.y)} ({LARGER})"
+    return None
+
+
+def _largest(y: Tensor) -> str:
+    return f"{float(y.flatten()[y.abs().argmax()]):.4g}"
+
+
+def _slope(variant: Variant, scale: Tensor) -> float:
+    """How far the log scale moves, at most, as each parameter moves by its own size, or by 1."""
+    parameters = [parameter for parameter in variant.model.parameters() if parameter.requires_grad]
+    weights = torch.rand_like(scale) * (2 / scale.numel())  # a plain mean would miss what moves scales apart
+    slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+        scale.log(), parameters, weights, retain_graph=True, allow_unused=True
+    )
+    pairs = [(slope, at.detach()) for slope, at in zip(slopes, parameters, strict=True) if slope is not None]
+    return sum(float((slope * at.abs().clamp_min(1.0)).abs().sum()) for slope, at in pairs) if pairs else math.inf
+
+
+def _importance_weights(run: Pass) -> str | None:
+    """A loss that weighs draws takes this pair, wherever its schedules stand."""
+    variant = run.variant
+    if not getattr(variant.loss, "weighs_draws", False):
+        return None
+    for step in (0, 1, 2) if variant.model.kl_weight is not None else (2,):
+        variant.model.advance(step, 2)
+        try:
+            with pyro.validation_enabled(True), pyro.get_param_store().scope():
+                variant.loss(variant.model, variant.guide)(run.y, run.size)
+        except ValueError as error:  # the loss knows why, and says it
+            return str(error).partition("\n")[0]
+    return None
+
+
+UNWEIGHTED = (1.0, False)
+PLATE = "pyro.plate('data', len(x) if size is None else size, subsample=x)"
+NO_SCALE = "a pair has one weight, kl_weight=KLWeight(...): no poutine.scale or poutine.mask of one's own"
+BOTH = "hand both halves one object, and sample z under self.weighted() in each"
+LARGER = "start from a larger scale, lower the floor, or bring the data to scale='standardize'"
+AXES = {
+    "x": "a likelihood returns [..., *x_shape], and its log_prob as many numbers; then .to_event over all of x_shape",
+    "z": "a prior has batch shape [], q(z | x) has [rows]; coordinates are an event, .to_event(1)",
+    "penalty": "a penalty gives [rows] with per_datum, or one number; without, one number: drop the axis, or .sum()",
+}
+RUNS = f"forward(x, size) has to run in training mode, z and x in {PLATE}"
+READINGS: dict[str, tuple[Callable[[Pass], str | None], str]] = {
+    "sites": (_sites, RUNS),
+    "plate": (_plate, PLATE),
+    "kl weight": (_weights, BOTH),
+    "axes": (_axes, RUNS),
+    "support": (_support, "laws of z have a support"),
+    "store": (_store, RUNS),
+    "parameters": (_parameters, "hold what is learned as nn.Parameter"),
+    "sigma": (_sigma, "the scale of p(x | z) is positive"),
+    "importance weights": (_importance_weights, "the loss has to be computable in training mode"),
+}

@@ -1,0 +1,104 @@
+"""Pareto smoothed importance sampling: can an average of these weights be trusted?"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["effective_sample_size", "k_threshold", "psis"]
+
+FEWEST = 5  # draws that a tail is fitted to
+NUMBERS = 2**22  # of a fit at once: more rows are taken in turn
+ROUNDING = 64  # units in the last place within which log weights are equal
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """``(sum w)**2 / sum w**2``, from 1 to ``draws`` (Kong, 1992): log_weights [..., draws] to [...]."""
+    return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
+
+
+def k_threshold(draws: int) -> float:
+    """The tail index above which ``draws`` weights are too few: ``min(1 - 1 / log10(draws), 0.7)``.
+
+    References:
+        Vehtari et al., Pareto Smoothed Importance Sampling, 2024, section 3.2. https://jmlr.org/papers/v25/19-556.html
+    """
+    if draws < 2:
+        raise ValueError(f"k_threshold is for 2 draws or more, got {draws!r}: one weight has no tail")
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
+@torch.no_grad()
+def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+    """Replace the largest weights by order statistics of a generalised Pareto distribution that is fitted to them.
+
+    Args:
+        log_weights: Log p(x, z) - log q(z | x), [..., draws]. The sign matters: of a log likelihood, as for
+            leave-one-out, it is the negative.
+        normalize: Whether smoothed weights sum to one. Without it ``logsumexp - log(draws)`` estimates log p(x).
+
+    Returns:
+        Smoothed log weights [..., draws], and the shape k-hat of their tail [...]: moments below ``1 / k-hat`` exist,
+        and above ``k_threshold(draws)`` neither an average nor its standard error is to be trusted. It is -inf where
+        weights are equal (an exact guide), and inf where there is no tail to fit: fewer than 5 draws in it, as with 20
+        draws or fewer in all, or weights that are not finite.
+
+    References:
+        Vehtari et al., Pareto Smoothed Importance Sampling, 2024, algorithm 1. https://jmlr.org/papers/v25/19-556.html
+        Zhang and Stephens, A New and Efficient Estimation Method for the Generalized Pareto Distribution, 2009.
+    """
+    draws = log_weights.shape[-1] if log_weights.ndim else 0
+    if draws == 0:
+        raise ValueError(f"psis wants [..., draws], at least one draw, got shape {list(log_weights.shape)}")
+    rows = log_weights.reshape(-1, draws)
+    largest = rows.amax(-1, keepdim=True)
+    length = math.ceil(min(draws / 5, 3 * math.sqrt(draws)))
+    at_once = max(1, NUMBERS // (draws + _grid(length) * length))
+    parts = [_smooth(part, length) for part in (rows - largest).double().split(at_once)]
+    smoothed, k_hat = (torch.cat(part).to(rows) for part in zip(*parts, strict=True))
+    rounding = ROUNDING * torch.finfo(rows.dtype).eps * largest.abs().clamp_min(1)
+    equal = ((rows - largest).abs() <= rounding).all(-1) & (draws > 1)
+    smoothed = smoothed - smoothed.logsumexp(-1, keepdim=True) if normalize else smoothed + largest
+    return smoothed.reshape(log_weights.shape), k_hat.masked_fill(equal, -math.inf).reshape(log_weights.shape[:-1])
+
+
+def _grid(length: int) -> int:
+    """Values of the profile likelihood that a tail of so many draws is fitted with."""
+    return 30 + math.isqrt(length)
+
+
+def _smooth(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Log weights [rows, draws], the largest 0, their at most ``length`` largest smoothed; and k-hat [rows]."""
+    info = torch.finfo(rows.dtype)
+    ordered, order = rows.topk(min(length + 1, rows.shape[-1]))
+    cutoff = ordered[:, -1:].clamp_min(math.log(info.tiny)).exp()
+    excess = ordered[:, :length].exp() - cutoff
+    inside = excess > 0
+    count = inside.sum(-1, keepdim=True).clamp_min(FEWEST)  # of a shorter tail the fit is thrown away
+    k_hat, scale = _fit(excess.where(inside, 0), count)
+    fitted = inside & (inside.sum(-1, keepdim=True) >= FEWEST) & k_hat.isfinite()
+    survival = (torch.arange(length).to(rows) + 0.5) / count  # of each draw, the largest first
+    quantile = torch.where(k_hat.abs() < info.eps, -survival.log(), torch.expm1(-k_hat * survival.log()) / k_hat)
+    tail = (scale * quantile + cutoff).log().clamp_max(0)  # none above the largest weight that was drawn
+    smoothed = rows.scatter(-1, order[:, :length], tail.where(fitted, ordered[:, :length]))
+    return smoothed, k_hat.squeeze(-1).masked_fill(~fitted.any(-1), math.inf)
+
+
+def _fit(excess: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale, [rows, 1] each, of the law of ``excess`` [rows, length]: its first ``count``, descending.
+
+    The posterior mean of ``b = -shape / scale`` on a grid, weighed by the profile likelihood (Zhang and Stephens), and
+    the shape pulled towards one half by ten draws' worth (Vehtari et al., appendix C).
+    """
+    size = 30 + count.sqrt().floor()
+    index = torch.arange(_grid(excess.shape[1])).to(excess) + 0.5
+    position = count - (count / 4 + 0.5).floor().long()
+    quartile = excess.gather(-1, position.clamp_max(excess.shape[1] - 1))
+    grid = 1 / excess[:, :1] + (1 - (size / index).sqrt()) / (3 * quartile)
+    shape = torch.log1p(-grid.unsqueeze(-1) * excess.unsqueeze(1)).sum(-1) / count  # beyond the tail log1p(0)
+    profile = count * ((-grid / shape).log() - shape - 1)
+    weights = profile.masked_fill(index > size, -math.inf).softmax(-1)
+    weights = weights.masked_fill(weights < 10 * torch.finfo(excess.dtype).eps, 0)
+    b = (grid.masked_fill(weights == 0, 0) * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+    shape = torch.log1p(-b * excess).sum(-1, keepdim=True) / count
+    return (count * shape + 5) / (count + 10), -shape / b

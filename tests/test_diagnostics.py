@@ -1,0 +1,438 @@
+"""Calibration, collapse and predictive checks: against the linear-Gaussian model, and each against what it must see."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
+from ppl_vae.diagnosis.collapse import collapse
+from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
+from ppl_vae.diagnosis.sbc import FALSE_ALARMS, Ranks, sbc
+from ppl_vae.evaluation import Number, evaluate
+from ppl_vae.guides import FullRank, Laplace
+from ppl_vae.models import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    Heteroscedastic,
+    Laplace as LaplaceNoise,
+    LinearGaussian,
+    Mixture,
+    Scale,
+    StandardNormal,
+    StudentT,
+)
+
+X_DIM, Z_DIM = 4, 2
+COORDINATES = ["z[0]", "z[1]"]
+LOADING = torch.tensor([[1.2, 0.9], [0.8, 1.1], [-0.4, 0.2], [0.9, 0.7]])  # columns far from orthogonal
+
+
+def model_of(sigma: float = 0.6) -> LinearGaussian:
+    return LinearGaussian(LOADING.double(), torch.linspace(-1, 1, X_DIM), torch.tensor(sigma))
+
+
+def drawn_from(model: LinearGaussian, rows: int, seed: int = 1) -> Tensor:
+    noise = torch.randn(rows, Z_DIM + X_DIM, generator=torch.Generator().manual_seed(seed))
+    return noise[:, :Z_DIM] @ model.loading.mT + model.loc + model.sigma * noise[:, Z_DIM:]
+
+
+def program(model: LinearGaussian, covariance: Tensor | None = None, shift: float = 0.0) -> Variant:
+    """The model as a pair; its guide has the exact mean, plus ``shift`` in the first code, and this covariance."""
+    decoder = nn.Linear(Z_DIM, X_DIM)
+    decoder.weight.data, decoder.bias.data = model.loading.clone(), model.loc.clone()
+    likelihood = Gaussian(model.sigma.item())
+    variant = pair((X_DIM,), Z_DIM, likelihood=likelihood, guide=FullRank, encoder=nn.Identity(), decoder=decoder)
+    zero = model.posterior(torch.zeros(1, X_DIM))
+    factor = torch.linalg.cholesky(zero.covariance_matrix[0] if covariance is None else covariance)
+    loc, log_diagonal, below = variant.guide.heads
+    for head in variant.guide.heads:
+        head.weight.data.zero_()
+    loc.weight.data = (model.posterior(torch.eye(X_DIM)).loc - zero.loc).mT
+    loc.bias.data = zero.loc[0] + torch.tensor([shift, 0.0])
+    log_diagonal.bias.data, below.bias.data = factor.diagonal().log(), factor[1:, 0].clone()
+    return variant
+
+
+def covariance(model: LinearGaussian) -> Tensor:
+    return model.posterior(torch.zeros(1, X_DIM)).covariance_matrix[0]
+
+
+# Simulation-based calibration.
+
+
+def test_ranks_are_uniform_where_the_guide_is_the_posterior() -> None:
+    found = sbc(program(model_of()), simulations=2000)
+
+    assert found.names == (*COORDINATES, "log p(x, z)", "log p(x | z)")
+    assert found.ranks.shape == (2000, 4)
+    assert (found.ranks.amin(0) == 0).all()
+    assert (found.ranks.amax(0) == 99).all()
+    assert found.off == {}
+    assert found.skew.abs().max() < 4
+    assert found.spread.abs().max() < 4
+
+
+def test_an_exact_guide_is_accused_as_seldom_as_is_said() -> None:
+    """Of 60 calibrations, 5 % of the whole panels: 0 to 9 are 4 standard errors around 3."""
+    accused = [bool(sbc(program(model_of()), simulations=100, num_particles=19, seed=seed).off) for seed in range(60)]
+
+    assert FALSE_ALARMS == 0.05
+    assert sum(accused) <= 9
+
+
+@pytest.mark.parametrize(("shift", "how"), [(-0.3, "draws lie too low"), (0.3, "draws lie too high")])
+def test_a_shifted_guide_is_skewed_in_the_coordinate_that_is_shifted(shift: float, how: str) -> None:
+    found = sbc(program(model_of(), shift=shift), simulations=1000)
+
+    assert found.off["z[0]"] == how
+    assert found.skew[0] * shift < 0
+
+
+@pytest.mark.parametrize(("stretch", "how"), [(0.5, "draws are too narrow"), (2.0, "draws are too wide")])
+def test_the_width_of_a_guide_shows_as_a_u_or_a_hump(stretch: float, how: str) -> None:
+    model = model_of()
+    found = sbc(program(model, stretch * covariance(model)), simulations=1000)
+
+    assert [found.off.get(name) for name in COORDINATES] == [how, how]
+    thirds = torch.histc(found.ranks[:, 0].double(), 3, 0, 99)
+    assert (thirds[0] > thirds[1]) == (stretch < 1)
+
+
+def test_a_guide_with_the_right_margins_alone_is_seen_by_the_joint_density_alone() -> None:
+    """The mean and each variance are the posterior's, its correlation of -.8 is not: no coordinate can tell."""
+    model = model_of()
+    exact = covariance(model)
+    assert exact[0, 1] / exact.diagonal().prod().sqrt() < -0.75
+
+    found = sbc(program(model, torch.diag(exact.diagonal())), simulations=2000)
+
+    assert not set(COORDINATES) & set(found.off)
+    assert {"log p(x, z)", "log p(x | z)"} <= set(found.off)
+
+
+def test_the_best_mean_field_guide_is_too_narrow() -> None:
+    model = model_of()
+    narrow = model.mean_field_posterior(torch.zeros(1, X_DIM)).covariance_matrix
+
+    found = sbc(program(model, narrow.reshape(Z_DIM, Z_DIM)), simulations=1000)
+
+    assert [found.off.get(name) for name in COORDINATES] == ["draws are too narrow"] * 2
+
+
+def test_ties_are_broken_at_random() -> None:
+    """One datum in {0, 1} from a decoder that ignores z: log p(x | z) is the same for every draw."""
+    variant = pair((1,), 1, likelihood=Bernoulli(), encoder=nn.Identity(), decoder=nn.Linear(1, 1))
+    variant.model.decoder.weight.data.zero_()
+
+    found = sbc(variant, simulations=2000, num_particles=9)
+
+    assert "log p(x | z)" not in found.off
+    assert len(found.ranks[:, -1].unique()) == 10
+
+
+def test_a_hand_made_panel_has_the_moments_and_the_p_value_of_its_ranks() -> None:
+    """Ranks 0 and 1 of K = 1, 60 to 40: a binomial, 2 standard errors; chi-square 4 with 1 degree of freedom."""
+    module = __import__("ppl_vae.diagnosis.sbc", fromlist=["_uniformity"])
+    ranks = torch.tensor([0] * 60 + [1] * 40).unsqueeze(1)
+
+    assert math.isclose(float(module._in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)
+    assert math.isclose(float(module._uniformity(ranks, 1)), math.erfc(2 / math.sqrt(2)), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"simulations": 10}, {"num_particles": 0}])
+def test_too_little_to_calibrate_with_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 50 simulations and 1 draw"):
+        sbc(program(model_of()), **settings)
+
+
+def test_a_point_mass_is_not_calibrated_and_its_proposal_is_too_wide_as_it_says() -> None:
+    variant = VARIANTS["rae"]((X_DIM,), Z_DIM)
+    with pytest.raises(ValueError, match=r"point-mass guide has no density.*Laplace"):
+        sbc(variant)
+
+    model = model_of()
+    point = pair((X_DIM,), Z_DIM, likelihood=Gaussian(model.sigma.item()), encoder=nn.Identity())
+    point.model.decoder = program(model).model.decoder
+    exact = program(model).guide
+    proposal = Laplace(exact, point.model)
+    proposal.heads = nn.ModuleList([exact.heads[0]])
+    found = sbc(point._replace(guide=proposal), simulations=1000)
+    assert [found.off.get(name) for name in COORDINATES] == ["draws are too wide"] * 2
+
+
+def test_calibration_leaves_the_caller_s_stream_and_repeats() -> None:
+    variant, before = program(model_of()), torch.get_rng_state()
+
+    one, same = sbc(variant, simulations=60), sbc(variant, simulations=60)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.ranks, same.ranks)
+    assert isinstance(one, Ranks)
+
+
+# Collapse.
+
+
+def information(model: LinearGaussian, q: Tensor, shift: float) -> tuple[float, float]:
+    """I(x; z) and KL(q(z) || p(z)): x is the model's, q has the exact mean, off by ``shift``, and covariance q."""
+    aggregate = torch.eye(Z_DIM) - covariance(model) + q  # of the means, and q
+    mutual = 0.5 * (torch.logdet(aggregate) - torch.logdet(q))
+    loc = torch.tensor([shift, 0.0])
+    normal = MultivariateNormal(torch.zeros(Z_DIM), torch.eye(Z_DIM))
+    return float(mutual), float(torch.distributions.kl_divergence(MultivariateNormal(loc, aggregate), normal))
+
+
+def close(number: Number, exact: float, bias: float = 0.0) -> bool:
+    assert number.value is not None
+    assert number.error is not None
+    return abs(number.value - exact) < 4 * number.error + bias
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(1.0, 0.0), (2.5, 0.0), (1.5, 0.8)])
+def test_mutual_information_and_aggregate_kl_are_those_of_gaussians(stretch: float, shift: float) -> None:
+    """Up to four standard errors, and to a bias of some exp(I) / (2 rows), known by its sign."""
+    model = model_of(sigma=1.0)
+    variant, x = program(model, stretch * covariance(model), shift), drawn_from(model, 3000)
+
+    found = collapse(variant, x)
+
+    mutual, aggregate = information(model, stretch * covariance(model), shift)
+    assert close(found.mutual_information, mutual, bias=math.exp(mutual) / len(x))
+    assert close(found.aggregate_kl, aggregate, bias=math.exp(mutual) / len(x))
+    assert not close(found.mutual_information, mutual + 0.3)  # it can tell
+
+
+@pytest.mark.parametrize("name", ["sigma_vae", "cv_vae", "bernoulli_vae"])
+def test_the_kl_is_information_and_the_aggregate_together(name: str) -> None:
+    variant, x = VARIANTS[name]((X_DIM,), Z_DIM), torch.randint(2, (50, X_DIM)).double()
+
+    found = collapse(variant, x)
+
+    parts = found.mutual_information.value + found.aggregate_kl.value  # type: ignore[operator]
+    assert abs(found.kl.value - parts) < 1e-10  # type: ignore[operator]
+
+
+def test_no_more_information_is_shown_than_tells_the_data_apart() -> None:
+    """Codes far apart and narrow: the estimate stops at log rows, from below, where the truth is beyond."""
+    model = model_of(sigma=0.001)
+    found = collapse(program(model), drawn_from(model, 40))
+
+    assert math.isclose(found.log_rows, math.log(40))
+    assert found.log_rows - 1e-3 < found.mutual_information.value <= found.log_rows + 1e-9  # type: ignore[operator]
+    assert information(model, covariance(model), 0.0)[0] > 2 * found.log_rows
+
+
+def test_the_estimate_is_too_low_on_average() -> None:
+    model = model_of(sigma=0.3)
+    values = torch.tensor(
+        [collapse(program(model), drawn_from(model, 20, s), seed=s).mutual_information.value for s in range(60)]
+    )
+
+    exact = information(model, covariance(model), 0.0)[0]
+    assert values.mean() + 4 * values.std() / math.sqrt(60) < exact
+
+
+def test_units_are_counted_as_evaluate_counts_them() -> None:
+    variant, x = VARIANTS["sigma_vae"]((X_DIM,), 5), drawn_from(model_of(), 100)
+    variant.guide.heads[0].weight.data[3:] *= 1e-4  # two units whose mean hardly moves
+
+    found, judged = collapse(variant, x), evaluate(variant, x, 2)
+
+    assert found.active == judged["active_units"].value
+    assert torch.allclose(torch.tensor(sorted(found.kl_per_dim, reverse=True)), torch.tensor(judged.kl_per_dim))
+
+
+def test_a_unit_that_no_datum_uses_is_collapsed() -> None:
+    variant, x = VARIANTS["sigma_vae"]((X_DIM,), 3), drawn_from(model_of(), 200)
+    for head in variant.guide.heads:
+        head.weight.data[0], head.bias.data[0] = 0.0, 0.0  # q(z_0 | x) = Normal(0, 1) = p(z_0)
+    variant.guide.heads[0].bias.data[1:] = 2.0
+
+    found = collapse(variant, x)
+
+    assert found.collapsed == 1
+    assert abs(found.kl_per_dim[0]) < 1e-12
+
+
+def test_a_full_covariance_has_no_kl_by_unit() -> None:
+    found = collapse(program(model_of()), drawn_from(model_of(), 20))
+
+    assert found.kl_per_dim == []
+    assert found.collapsed is None
+
+
+# Data from the model.
+
+
+def test_the_model_s_own_data_pass_in_every_statistic() -> None:
+    model = model_of()
+
+    found = prior_predictive(program(model), drawn_from(model, 200))
+
+    assert all(check.p_value > FALSE_ALARMS / len(found) for check in found)
+    assert all(abs(check.observed - check.replicated) < 5 * check.spread for check in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda x: x + 0.5, "mean"),
+        (lambda x: 1.3 * x, "standard deviation"),
+        (lambda x: torch.cat([x[1:], x[:1] - 20]), "minimum"),
+        (lambda x: torch.cat([x[1:], x[:1] + 20]), "maximum"),
+        (lambda x: x * torch.rand(len(x), 1).mul(2), "sd over data of the energy"),
+        (lambda x: torch.stack([c[torch.randperm(len(x))] for c in x.unbind(1)], 1), "sd over data of the mean"),
+    ],
+    ids=["shifted", "stretched", "one_low", "one_high", "uneven", "columns_shuffled"],
+)
+def test_data_that_are_not_the_model_s_are_seen(change: object, seen: str) -> None:
+    model = model_of()
+
+    found = prior_predictive(program(model), change(drawn_from(model, 200)))  # type: ignore[operator]
+
+    assert {check.statistic: check.p_value for check in found}[seen] < FALSE_ALARMS / len(found)
+
+
+def test_p_values_reject_the_model_s_own_data_as_seldom_as_they_say() -> None:
+    """At a level of .1, for each statistic over 25 data sets, with 4 standard errors of a share."""
+    model = model_of()
+    variant = program(model)
+    found = [prior_predictive(variant, drawn_from(model, 30, s), replicates=99, seed=1000 * s) for s in range(25)]
+
+    for checks in zip(*found, strict=True):
+        share = sum(check.p_value <= 0.1 for check in checks) / len(found)
+        assert share < 0.1 + 4 * math.sqrt(0.1 * 0.9 / len(found))
+    assert min(check.p_value for checks in found for check in checks) >= 2 / 100
+
+
+def test_the_ex_post_mixture_is_checked_in_the_place_of_the_prior() -> None:
+    """Data whose codes lie elsewhere than the prior's: the mixture of their law passes, the prior does not."""
+    model = model_of()
+    elsewhere = MultivariateNormal(torch.tensor([3.0, -2.0]), 0.2 * torch.eye(Z_DIM))
+    x = elsewhere.sample((300,)) @ model.loading.mT + model.loc + model.sigma * torch.randn(300, X_DIM)
+    prior = Mixture.of(torch.ones(1), elsewhere.loc[None], elsewhere.covariance_matrix[None])
+
+    under, plain = prior_predictive(program(model), x, ex_post=prior), prior_predictive(program(model), x)
+
+    assert all(check.p_value > FALSE_ALARMS / len(under) for check in under)
+    assert sum(check.p_value < FALSE_ALARMS / len(plain) for check in plain) >= 3
+
+
+def test_statistics_are_in_the_model_s_units() -> None:
+    model, variant = model_of(), program(model_of())
+    x = drawn_from(model, 50)
+    plain = prior_predictive(variant, x, replicates=20)
+    variant.model.scale = Scale((X_DIM,), 100.0, 10.0)
+
+    moved = prior_predictive(variant, 100 + 10 * x, replicates=20)
+
+    assert all(torch.allclose(torch.tensor(a[1:]), torch.tensor(b[1:])) for a, b in zip(plain, moved, strict=True))
+
+
+def test_one_datum_is_no_set() -> None:
+    with pytest.raises(ValueError, match="at least 2 data and 1 replicate, got 1"):
+        prior_predictive(program(model_of()), torch.randn(1, X_DIM))
+
+
+# Noise.
+
+
+def test_noise_is_calibrated_where_the_guide_is_the_posterior_and_the_data_are_the_model_s() -> None:
+    """x given z ~ p(z | x) is Normal(loc(z), sigma), on average over the model's data: no factor for fitted codes."""
+    model = model_of()
+
+    found = noise_calibration(program(model), drawn_from(model, 3000))
+
+    assert found.reason == ""
+    assert math.isclose(found.sigma.value, 0.6)  # type: ignore[arg-type]
+    assert close(found.ratio, 1.0)
+    assert close(found.coverage[0], 0.5)
+    assert close(found.coverage[1], 0.9)
+    assert math.isclose(sum(found.pit), 1.0)
+    assert max(abs(20 * share - 1) for share in found.pit) < 0.1
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_sigma_that_is_off_is_told_by_its_factor(factor: float) -> None:
+    """The guide stays the posterior of the right sigma, so that residuals stay where they are."""
+    model = model_of()
+    variant = program(model)
+    variant.model.likelihood = Gaussian(0.6 * factor)
+
+    found = noise_calibration(variant, drawn_from(model, 2000))
+
+    normal = torch.distributions.Normal(0.0, 1.0)
+    quantiles = [factor * normal.icdf(torch.tensor((1 + mass) / 2)) for mass in (0.5, 0.9)]
+    assert close(found.ratio, 1 / factor)
+    assert close(found.residual, 0.6)
+    for share, quantile in zip(found.coverage, quantiles, strict=True):
+        assert close(share, float(2 * normal.cdf(quantile) - 1))
+
+
+def test_residuals_count_the_spread_of_the_guide() -> None:
+    """E_q |x - loc(z)|**2 is the square at the mean and the trace of W V W^T, as in the closed form of the bound."""
+    model = model_of()
+    variant, x = program(model, 3 * covariance(model)), drawn_from(model, 2000)
+
+    found = noise_calibration(variant, x)
+
+    at_mean = (x - model.loc - model.posterior(x).loc @ model.loading.mT).square().sum(-1).mean()
+    spread = (model.loading @ (3 * covariance(model)) @ model.loading.mT).trace()
+    assert close(found.residual, float(((at_mean + spread) / X_DIM).sqrt()))
+    assert not close(found.residual, float((at_mean / X_DIM).sqrt()))  # it can tell
+
+
+class Draws(dist.Normal):
+    """A normal whose distribution function nobody wrote."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_a_family_without_a_distribution_function_is_placed_by_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a hundredth of the function's answer, and errors."""
+    model = model_of()
+    variant, x = program(model), drawn_from(model, 1000)
+    variant.model.likelihood = Gaussian(0.3)
+    exact = noise_calibration(variant, x)
+    monkeypatch.setattr(Gaussian, "forward", lambda self, loc: Draws(loc, self.scale))
+
+    by_draws = noise_calibration(variant, x)
+
+    for one, other in zip(by_draws.coverage, exact.coverage, strict=True):
+        assert close(one, other.value or 0.0, bias=0.01)
+    assert by_draws.ratio == exact.ratio
+
+
+@pytest.mark.parametrize("likelihood", [StudentT(3.0), ContinuousBernoulli(), LaplaceNoise(), Heteroscedastic()])
+def test_any_density_can_be_asked(likelihood: nn.Module) -> None:
+    """Data of the model itself, by a guide that is far from the posterior: coverage is a share, the ratio is finite."""
+    variant = pair((X_DIM,), Z_DIM, likelihood=likelihood)
+    found = noise_calibration(variant, sample(variant, 200))
+
+    assert 0.5 < (found.ratio.value or 0.0) < 2
+    assert 0.3 < (found.coverage[0].value or 0.0) < 0.7
+
+
+def test_a_mass_has_no_noise_to_calibrate() -> None:
+    found = noise_calibration(VARIANTS["bernoulli_vae"]((X_DIM,), Z_DIM), torch.randint(2, (20, X_DIM)).double())
+
+    assert "discrete" in found.reason
+    assert (found.sigma.value, found.coverage, found.pit) == (None, (), ())
+
+
+def test_a_mixture_fitted_ex_post_is_a_prior_like_another() -> None:
+    """Calibration under it, and collapse where no KL is in closed form."""
+    model = model_of()
+    variant, x = program(model), drawn_from(model, 300)
+    mixed = with_prior(variant, ex_post.fit(variant, x, 2))
+
+    assert isinstance(sbc(mixed, simulations=60), Ranks)
+    found = collapse(mixed, x)
+    assert close(found.aggregate_kl, 0.0, bias=math.exp(3.0) / len(x))
+    assert isinstance(variant.model.prior, StandardNormal)
