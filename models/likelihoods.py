@@ -104,8 +104,13 @@ class _LearnedScale(nn.Module):
         if not -math.inf < floor < math.log(_positive("scale", scale)):
             raise ValueError(f"scale must lie above its floor exp({floor}) = {math.exp(floor):.4g}, got {scale!r}")
         self.floor = floor
-        start = floor + math.log(math.expm1(math.log(scale) - floor))
-        self.raw = nn.Parameter(torch.tensor(start / SPEED))
+        self.raw = nn.Parameter(torch.zeros(()))
+        self.set_scale(scale)
+
+    def set_scale(self, scale: float) -> None:
+        """Put the scale where it is wanted, exactly."""
+        with torch.no_grad():
+            self.raw.fill_((self.floor + math.log(math.expm1(math.log(scale) - self.floor))) / SPEED)
 
     def scale_with(self, log_factor: Tensor | float = 0.0) -> Tensor:
         """The scale times ``exp(log_factor)``, in the model's units, softly bounded as a whole."""

@@ -76,6 +76,14 @@ Rate = Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")]
 Schedule = Annotated[Literal["constant", "cosine"], typer.Option(help="How the learning rate moves.")]
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better held-out value.")]
 Place = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto is CUDA where there is one.")]
+Backend = Annotated[
+    Literal["auto", "eager", "fx", "inductor", "cudagraph"],
+    typer.Option(help="What runs a step: auto is fx, the eager step from a graph, to the last bit."),
+]
+Precision = Annotated[
+    Literal["full", "bf16", "bf16_matmul"],
+    typer.Option(help="bf16: networks in bfloat16; bf16_matmul: a CPU's matrix products alone."),
+]
 Codes = Annotated[int, typer.Option("--z-dim", min=1, help="Size of a code.")]
 Particles = Annotated[int, typer.Option("--num-particles", "-K", min=1, help="Draws a datum for the bounds.")]
 Estimator = Annotated[
@@ -178,6 +186,8 @@ def train(
     patience: Patience = None,
     seed: Seed = 0,
     device: Place = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "full",
     options: Options = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint: runs/DATA/VARIANT unless given.")] = None,
     as_json: AsJson = False,
@@ -212,6 +222,8 @@ def train(
         seed=seed,
         device=device,
         progress=not quiet,
+        backend=backend,
+        precision=precision,
     )
     notes = {"data": prepared.origin, "fit": trained.settings}
     save(folder, trained.variant, notes)

@@ -36,6 +36,9 @@ def linear_pair(
     loc, log_diagonal, *below = cast("list[nn.Linear]", list(variant.guide.heads))
     biases = [start.loc[0] + shift, tril.diagonal().log()]
     biases += [tril[tuple(torch.tril_indices(z_dim, z_dim, -1))]] * len(below)
+    variant.model.to(exact.loading)
+    variant.guide.to(exact.loading)
+    likelihood.set_scale(exact.sigma.item())  # in the precision of ``exact``
     with torch.no_grad():
         decoder.weight.copy_(exact.loading)
         decoder.bias.copy_(exact.loc)

@@ -15,10 +15,11 @@ from .replicates import frozen, parameters, replicates, spans
 from .seeding import seeded
 from .variant import Variant
 
-__all__ = ["LIMIT", "TARGETS", "Truth", "Verdict", "target_of", "truth", "verify"]
+__all__ = ["LIMIT", "TARGETS", "Truth", "Verdict", "hold_against_truth", "target_of", "truth", "verify"]
 
 LIMIT = 5.0  # |z| above it fails: one in two million for a normal error
-ROUNDING = 1e-9  # relative error of a sum in double precision: what counts where there is no variance
+FEWEST = 100  # draws of a verdict, a fifth of them on the part of the data
+ROUNDING = 1e-12  # error of sums in double precision, relative to the value: what counts where there is no variance
 PART = 5  # the share of the data, 1 / PART, on which the scale of the plate is tried
 BATCHES = 50  # of a long run, at the least: their spread is its error
 CODES, NUMBERS = 40_000, 4_000_000  # at the most in one of them: codes, and numbers of x
@@ -209,18 +210,22 @@ def verify(estimator: ELBO, *, target: str | None = None, draws: int = 600, seed
         True
 
     Raises:
-        ValueError: If the target is unknown, or ``draws`` is too small for an error.
+        ValueError: If the target is unknown, or ``draws`` is below 100.
     """
-    if draws < 2 * PART:
-        raise ValueError(f"draws must be at least {2 * PART}, two of each part of the data, got {draws!r}")
-    name = target_of(estimator, target)
     with seeded(seed):
         model = LinearGaussian(torch.randn(5, 2).double(), torch.randn(5).double(), torch.tensor(0.6).double())
         y = 2 * torch.randn(100, 5).double()
         variant = linear_pair(model, shift=0.3, stretch=1.3)
-    variant.model.double()
-    variant.guide.double()
-    variant = frozen(variant)
+    return hold_against_truth(variant, y, estimator, target=target, draws=draws, seed=seed)
+
+
+def hold_against_truth(
+    variant: Variant, y: Tensor, estimator: ELBO, *, target: str | None = None, draws: int = 600, seed: int = 0
+) -> Verdict:
+    """``verify`` on a pair and data [rows, *x_shape] of one's choice, in the model's units; see there."""
+    if draws < FEWEST:
+        raise ValueError(f"draws must be at least {FEWEST}, fewer see too little, got {draws!r}")
+    name, variant = target_of(estimator, target), frozen(variant)
     z: dict[str, float] = {}
     for step, (label, part) in enumerate({"": 1, f", 1 / {PART} of the data": PART}.items()):
         size = part * len(y)
@@ -228,20 +233,29 @@ def verify(estimator: ELBO, *, target: str | None = None, draws: int = 600, seed
         expected = truth(variant, y, size, estimator, name, seed=seed + 2)
         values = torch.tensor([replicate.value for replicate in found]).double()
         gradients = torch.stack([replicate.gradient for replicate in found])
-        z[f"value{label}"] = _z(values[:, None], *(torch.tensor([number]).double() for number in expected[:2]))
+        value, error = (torch.tensor([number]).double() for number in expected[:2])
+        z[f"value{label}"] = _z(values[:, None], value, error)
         for group, span in spans(variant).items():
             z[f"gradient, {group}{label}"] = _z(
-                gradients[:, span], expected.gradient[span], expected.gradient_error[span]
+                gradients[:, span], expected.gradient[span], expected.gradient_error[span], abs(expected.value)
             )
     return Verdict(z, draws)
 
 
-def _z(samples: Tensor, expected: Tensor, expected_error: Tensor) -> float:
-    """The largest z-score of the mean of samples [draws, n]: of a coordinate, or along what is expected [n]."""
-    along = expected / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
+def _z(samples: Tensor, expected: Tensor, expected_error: Tensor, size: float = 0.0) -> float:
+    """The largest z-score of the mean of samples [draws, n]: of a coordinate, or along what is expected [n].
+
+    ``size`` is that of the numbers which the samples are differences of, where it is more than their own.
+    The error is estimated too, so that the score is Student's; what is returned has a normal's tail probability
+    (Wallace, Bounds on Normal Approximations to Student's and the Chi-Square Distributions, 1959).
+    """
+    tiny = torch.finfo(expected.dtype).tiny
+    along = expected / expected.norm().clamp_min(tiny)
     samples = torch.cat([samples, (samples @ along)[:, None]], 1)
     expected_error = torch.cat([expected_error, (expected_error * along).norm()[None]])
     expected = torch.cat([expected, (expected @ along)[None]])
     error = (samples.var(0) / len(samples) + expected_error.square()).sqrt()
-    z = (samples.mean(0) - expected) / (error + ROUNDING * expected.norm())
-    return float(z[z.abs().argmax()])
+    score = (samples.mean(0) - expected) / (error + ROUNDING * expected.norm().clamp_min(size)).clamp_min(tiny)
+    largest, free = score[score.abs().argmax()], len(samples) - 1
+    normal = (free * (largest.square() / free).log1p()).sqrt() * (8 * free + 1) / (8 * free + 3)
+    return float(largest.sign() * normal)

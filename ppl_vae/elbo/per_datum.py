@@ -48,6 +48,7 @@ class PerDatumELBO(ELBO):
     def __init__(self, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
         num_particles, nesting = whole("num_particles", num_particles), whole("max_plate_nesting", max_plate_nesting)
         super().__init__(num_particles, nesting, vectorize_particles=True)
+        self.max_plate_nesting = nesting  # without the plate of draws, which Pyro adds to it
 
     def objective(self, reading: Reading) -> Tensor:
         """In nats a datum, [*data]."""

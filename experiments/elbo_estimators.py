@@ -1,0 +1,207 @@
+"""Which estimator of the bound is unbiased, and how noisy is its gradient?
+
+    python -m ppl_vae.experiments.elbo_estimators
+
+On a linear-Gaussian model with orthogonal columns, where a mean-field guide can be the posterior, at three distances of
+the guide from it and for K in 1, 8 and 64 draws. Value and gradient are held against a closed form or a long run by
+z-scores; then come the claims of the literature, each with the figure found here. results/elbo_estimators.csv has every
+row, results/elbo_estimators.png the signal-to-noise ratios against K.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import RenyiELBO
+from torch import Tensor
+
+from ppl_vae import Variant
+from ppl_vae.elbo import (
+    CIWAE,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    DReG,
+    MeanFieldELBO,
+    PathwiseELBO,
+    PerDatumELBO,
+    Renyi,
+    StickingTheLanding,
+)
+from ppl_vae.elbo.reading import Reading
+from ppl_vae.linear_pair import linear_pair
+from ppl_vae.models import LinearGaussian
+from ppl_vae.replicates import frozen, replicates, spans
+from ppl_vae.seeding import seeded
+from ppl_vae.verification import LIMIT, hold_against_truth
+
+DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.05, 1.0), "far": (0.5, 1.5)}  # shift of the mean, factor on sd
+DRAWS = 200  # replicates of value and gradient
+LADDER = (1, 4, 16, 64, 256)  # draws K over which slopes are taken
+with seeded(0):
+    LOADING = torch.linalg.qr(torch.randn(5, 2).double())[0] * torch.tensor([2.0, 1.0]).double()
+EXACT = LinearGaussian(LOADING, torch.zeros(5).double(), torch.tensor(0.55).double())
+RESULTS = Path(__file__).parent / "results"
+
+
+class Claim(NamedTuple):
+    """What must hold, the figure found, and whether it does."""
+
+    text: str
+    figure: str
+    holds: bool
+
+
+class Inflated(IWAE):
+    """An error of 5 % in the value, and so in the gradient, put in on purpose."""
+
+    def objective(self, reading: Reading) -> Tensor:
+        return 1.05 * super().objective(reading)
+
+
+def problem(shift: float, stretch: float, rows: int = 50) -> tuple[Variant, Tensor]:
+    """The pair and its data, in double precision; the same data at every distance."""
+    with seeded(1):
+        y = torch.randn(rows, 2).double() @ EXACT.loading.mT + EXACT.sigma * torch.randn(rows, 5).double()
+    with seeded(2):
+        return frozen(linear_pair(EXACT, shift=shift, stretch=stretch)), y
+
+
+def estimators(num_particles: int) -> Iterator[PerDatumELBO | PathwiseELBO]:
+    """Every unbiased estimator with K draws."""
+    groups = 1 if num_particles == 1 else 4
+    yield PathwiseELBO(num_particles, 1, vectorize_particles=True)
+    yield MeanFieldELBO(num_particles)
+    yield StickingTheLanding(num_particles)
+    yield IWAE(num_particles)
+    yield DReG(num_particles)
+    yield MIWAE(num_particles, groups)
+    yield PIWAE(num_particles, groups)
+    yield CIWAE(0.5, num_particles)
+    yield Renyi(0.5, num_particles)
+
+
+def encoder_gradients(variant: Variant, y: Tensor, loss: Any, draws: int) -> Tensor:
+    """Replicates [draws, parameters of the guide]."""
+    found = replicates(variant, loss, (y, len(y)), draws, 0)
+    return torch.stack([replicate.gradient for replicate in found])[:, spans(variant)["encoder"]]
+
+
+def snr(gradients: Tensor) -> float:
+    """``|mean| / sd``, averaged over coordinates; what a mean of pure noise would show is taken off."""
+    square = gradients.mean(0).square() / gradients.var(0) - 1 / len(gradients)
+    return float(square.clamp_min(0).sqrt().mean())
+
+
+def slope(ratios: list[float], ladder: tuple[int, ...]) -> float:
+    """Of log SNR against log K, by least squares."""
+    x, y = torch.tensor(ladder).double().log(), torch.tensor(ratios).double().log()
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+
+
+def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
+    """z-scores of every estimator, at every distance, for every K; and of one with an error."""
+    for distance, moved in DISTANCES.items():
+        variant, y = problem(*moved)
+        for num_particles in (1, 8, 64):
+            for loss in estimators(num_particles):
+                verdict = hold_against_truth(variant, y, loss, draws=DRAWS)
+                variance = float(encoder_gradients(variant, y, loss, 40).var(0).sum())
+                largest = max(verdict.z.values(), key=abs)
+                rows.append(
+                    {"distance": distance, "estimator": type(loss).__name__, "K": num_particles}
+                    | {"encoder variance": variance, "largest z": largest}
+                    | verdict.z
+                )
+                print(f"{distance:<18}{loss!r:<44}largest z {largest:+6.2f}   variance {variance:.3g}", flush=True)
+        wrong = hold_against_truth(variant, y, Inflated(8), draws=DRAWS)
+        largest = max(map(abs, wrong.z.values()))
+        yield Claim(f"{distance}: an error of 5 % is caught, |z| above 5", f"{largest:.0f}", largest > LIMIT)
+    largest = max((row["largest z"] for row in rows), key=abs)
+    yield Claim(f"all {len(rows)} unbiased: largest |z| below 5", f"{abs(largest):.2f}", abs(largest) < LIMIT)
+
+
+def variances() -> Iterator[Claim]:
+    """Sticking the landing, and the doubly reparameterised gradient."""
+    at, near = problem(*DISTANCES["at the posterior"]), problem(*DISTANCES["near"])
+    stl, trace = (
+        float(encoder_gradients(*at, loss, DRAWS).var(0).sum()) for loss in (StickingTheLanding(), PathwiseELBO())
+    )
+    yield Claim("at the posterior: STL has no guide-gradient variance, below 1e-20", f"{stl:.1g}", stl < 1e-20)
+    yield Claim("where the ELBO's is above 1", f"{trace:.3g}", trace > 1)
+    dreg, iwae = (float(encoder_gradients(*near, loss, DRAWS).var(0).sum()) for loss in (DReG(8), IWAE(8)))
+    yield Claim("near: variance of DReG over IWAE at K = 8, below .02", f"{dreg / iwae:.4f}", dreg / iwae < 0.02)
+
+
+def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
+    """Signal-to-noise ratios of the guide's gradient against K, of 400 data, far enough for a mean to be seen."""
+    variant, y = problem(0.2, 1.0, rows=400)
+    for loss, wanted in ((DReG, 0.5), (IWAE, -0.5)):
+        found = [snr(encoder_gradients(variant, y, loss(k), 2 * DRAWS)) for k in LADDER]
+        ratios[loss.__name__] = found
+        got = slope(found, LADDER)
+        text = f"slope of log SNR against log K, {loss.__name__}: near {wanted:+.1f}"
+        yield Claim(text, f"{got:+.2f}  ({', '.join(f'{ratio:.3g}' for ratio in found)})", abs(got - wanted) < 0.15)
+
+
+def subsampled() -> Iterator[Claim]:
+    """A part of the data, scaled up."""
+    variant, y = problem(*DISTANCES["far"])
+    evidence = EXACT.log_evidence(y).sum().item()
+    for loss in (IWAE(8), RenyiELBO(alpha=0.0, num_particles=8, max_plate_nesting=1, vectorize_particles=True)):
+        part, whole = (-next(replicates(variant, loss, (y[:10], size), 1, 0)).value for size in (10, 50))
+        ours, name = isinstance(loss, IWAE), type(loss).__name__
+        exact = math.isclose(whole, 5 * part, rel_tol=1e-12)
+        yield Claim(
+            f"{name}: a fifth of the data has N / B times its bound" + ("" if ours else ", and Pyro's has not"),
+            f"{whole:.3f}, 5 x {part:.3f}",
+            exact == ours,
+        )
+        values = torch.tensor(
+            [-r.value for i in range(5) for r in replicates(variant, loss, (y[10 * i : 10 * i + 10], 50), DRAWS, 1)]
+        ).double()
+        mean, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
+        above = mean - evidence > 4 * error
+        yield Claim(
+            f"{name}: mean of subsampled bounds is {'above' if above else 'below'} log p(X)",
+            f"{mean:.2f} ± {error:.2f}, log p(X) {evidence:.2f}",
+            above != ours,
+        )
+
+
+def main() -> None:
+    """Print the table and the claims, and write them."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, list[float]] = {}
+    claims = [*unbiased(rows), *variances(), *slopes(ratios), *subsampled()]
+    print()
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'FAILS':<7}{claim.text}: {claim.figure}")
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "elbo_estimators.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with (RESULTS / "elbo_estimators_claims.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([Claim._fields, *claims])
+    plot(ratios)
+
+
+def plot(ratios: dict[str, list[float]]) -> None:
+    """Signal-to-noise ratios against K."""
+    from ppl_vae.figures import panels, tidy
+
+    figure, (axes,) = panels(1, 1, 4.2, 3.0)
+    tidy(axes, "signal-to-noise ratio of the guide's gradient")
+    for name, found in ratios.items():
+        axes.loglog(LADDER, found, "o-", label=f"{name}, slope {slope(found, LADDER):+.2f}")
+    axes.set_xlabel("draws K", fontsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(RESULTS / "elbo_estimators.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,515 @@
+"""verify, truth, replicates and the linear pair: held against closed forms by hand."""
+
+import copy
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.util import get_rng_state
+from torch import Tensor, nn
+
+from ppl_vae import VARIANTS, Variant, pair
+from ppl_vae.elbo import IWAE, MIWAE, PIWAE, BetaELBO, DReG, FreeBits, PathwiseELBO
+from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
+from ppl_vae.linear_pair import gaussian_guide, linear_gaussian, linear_pair
+from ppl_vae.models import (
+    Bernoulli,
+    Gaussian,
+    Heteroscedastic,
+    Laplace,
+    LearnedSigma,
+    LinearGaussian,
+    Mixture,
+    OptimalSigma,
+    StandardNormal,
+    StudentT,
+    spectrally_normalised,
+)
+from ppl_vae.replicates import Replicate, frozen, parameters, replicates, spans
+from ppl_vae.seeding import seeded
+from ppl_vae.verification import LIMIT, TARGETS, _z, target_of, truth, verify
+
+X_DIM, Z_DIM, ROWS, SIZE = 5, 2, 6, 48
+
+
+def problem() -> tuple[LinearGaussian, Tensor]:
+    exact = LinearGaussian(torch.randn(X_DIM, Z_DIM), torch.randn(X_DIM), torch.tensor(0.6))
+    return exact, 1.5 * torch.randn(ROWS, X_DIM)
+
+
+def posterior(exact: LinearGaussian, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [rows, z_dim] and covariance [z_dim, z_dim] of p(z | x), by conditioning the joint Gaussian."""
+    covariance = exact.loading @ exact.loading.mT + exact.sigma**2 * torch.eye(X_DIM)
+    gain = exact.loading.mT @ torch.linalg.inv(covariance)
+    return (x - exact.loc) @ gain.mT, torch.eye(Z_DIM) - gain @ exact.loading
+
+
+def log_evidence(exact: LinearGaussian, x: Tensor) -> Tensor:
+    covariance = exact.loading @ exact.loading.mT + exact.sigma**2 * torch.eye(X_DIM)
+    square = ((x - exact.loc) @ torch.linalg.inv(covariance) * (x - exact.loc)).sum(-1)
+    return -0.5 * (square + torch.logdet(covariance) + X_DIM * math.log(2 * math.pi))
+
+
+def terms(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor]:
+    """E_q log p(x | z) [rows] and the KL [rows, z_dim] of a mean-field pair, written out."""
+    loc, log_scale = (head(x) for head in variant.guide.heads)
+    decoder, sigma = variant.model.decoder, variant.model.likelihood.scale
+    error = (x - decoder(loc)).square().sum(-1) + ((2 * log_scale).exp() * decoder.weight.square().sum(0)).sum(-1)
+    expected = -0.5 * error / sigma**2 - X_DIM * (sigma.log() + 0.5 * math.log(2 * math.pi))
+    return expected, 0.5 * (loc**2 + (2 * log_scale).exp() - 1) - log_scale
+
+
+def slopes(variant: Variant, loss: Tensor) -> Tensor:
+    held = [parameter for group in parameters(variant).values() for parameter in group]
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, held)])
+
+
+# The truth.
+
+CLOSED: dict[str, tuple[Any, Callable[[Tensor, Tensor], Tensor]]] = {
+    "elbo": (Trace_ELBO(), lambda likelihood, kl: (likelihood - kl.sum(-1)).sum()),
+    "beta": (BetaELBO(2.5), lambda likelihood, kl: (likelihood - 2.5 * kl.sum(-1)).sum()),
+    "free_bits": (FreeBits(0.4), lambda likelihood, kl: likelihood.sum() - ROWS * kl.mean(0).clamp_min(0.4).sum()),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_truth_of_a_linear_gaussian_pair_is_its_closed_form(name: str) -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3, stretch=1.3))
+    loss, bound = CLOSED[name]
+
+    found = truth(variant, x, SIZE, loss, name)
+
+    expected = -SIZE / ROWS * bound(*terms(variant, x))
+    assert found.exact
+    assert found.value_error == 0
+    assert not found.gradient_error.any()
+    assert math.isclose(found.value, float(expected.detach()), rel_tol=1e-10)
+    assert torch.allclose(found.gradient, slopes(variant, expected), rtol=1e-10, atol=1e-10)
+
+
+def test_the_truth_of_the_elbo_where_the_guide_is_the_posterior_is_the_evidence() -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, FullRank))
+
+    found = truth(variant, x, SIZE, Trace_ELBO(), "elbo")
+
+    model = LinearGaussian(variant.model.decoder.weight, variant.model.decoder.bias, variant.model.likelihood.scale)
+    loss = -SIZE / ROWS * log_evidence(model, x).sum()
+    held = [parameter for name, group in parameters(variant).items() if name != "encoder" for parameter in group]
+    expected = torch.cat([part.flatten() for part in torch.autograd.grad(loss, held)])
+    assert math.isclose(found.value, float(loss.detach()), rel_tol=1e-10)
+    assert found.gradient[spans(variant)["encoder"]].abs().max() < 1e-9
+    assert torch.allclose(found.gradient[spans(variant)["decoder"].start :], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["iwae", "miwae", "piwae", "ciwae", "renyi"])
+def test_a_long_run_of_one_draw_agrees_with_the_closed_form_of_the_elbo(name: str) -> None:
+    """Without any estimator: its options are all that is asked of it."""
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3, stretch=1.3))
+    options = SimpleNamespace(num_particles=1, groups=1, beta=0.3, alpha=0.6)
+
+    found = truth(variant, x, SIZE, options, name)
+
+    expected = truth(variant, x, SIZE, Trace_ELBO(), "elbo")
+    assert not found.exact
+    assert 0 < found.value_error < 0.05 * abs(found.value)
+    assert abs(found.value - expected.value) < 4 * found.value_error
+    assert ((found.gradient - expected.gradient).abs() < LIMIT * found.gradient_error).all()
+
+
+def test_a_long_run_where_the_guide_is_the_posterior_is_the_evidence_without_error() -> None:
+    exact, x = problem()
+
+    found = truth(frozen(linear_pair(exact, FullRank)), x, SIZE, IWAE(7), "iwae")
+
+    assert math.isclose(found.value, -SIZE / ROWS * float(log_evidence(exact, x).sum()), rel_tol=1e-10)
+    assert found.value_error < 1e-9
+
+
+def test_the_truth_of_piwae_is_the_model_of_iwae_and_the_guide_of_miwae() -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3))
+
+    piwae, iwae, miwae = (truth(variant, x, SIZE, loss, loss.target) for loss in (PIWAE(6, 3), IWAE(6), MIWAE(6, 3)))
+
+    encoder = spans(variant)["encoder"]
+    assert piwae.value == iwae.value != miwae.value
+    assert torch.equal(piwae.gradient[encoder], miwae.gradient[encoder])
+    assert torch.equal(piwae.gradient[encoder.stop :], iwae.gradient[encoder.stop :])
+
+
+def test_an_error_shrinks_with_the_root_of_the_draws_and_covers() -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3))
+    few, many = (truth(variant, x, SIZE, IWAE(5), "iwae", draws=draws) for draws in (2000, 32_000))
+
+    assert 3 < few.value_error / many.value_error < 5.5
+    assert abs(few.value - many.value) < 4 * few.value_error
+
+
+def test_free_bits_without_a_closed_form_have_no_truth() -> None:
+    exact, x = problem()
+    with pytest.raises(ValueError, match="free bits are held against a KL in closed form"):
+        truth(frozen(linear_pair(exact, FullRank)), x, SIZE, FreeBits(0.1), "free_bits")
+
+
+def test_a_pair_that_is_not_linear_has_a_long_run() -> None:
+    """For the ELBO too; in the dtype of the pair."""
+    variant = frozen(pair((X_DIM,), Z_DIM, likelihood=Bernoulli()))
+    y = torch.randint(2, (ROWS, X_DIM)).double()
+
+    found = truth(variant, y, SIZE, Trace_ELBO(), "elbo")
+
+    values = torch.tensor([one.value for one in replicates(variant, Trace_ELBO(), (y, SIZE), 400, 3)])
+    assert not found.exact
+    assert abs(found.value - values.mean()) < 4 * math.hypot(found.value_error, float(values.std()) / 20)
+
+
+def test_targets_are_inferred_told_or_refused() -> None:
+    foreign = {Trace_ELBO(): "elbo", TraceMeanField_ELBO(): "elbo", RenyiELBO(0.5): "renyi"}
+    ours = {DReG(): "iwae", PIWAE(): "piwae", PathwiseELBO(): "elbo", FreeBits(): "free_bits"}
+    assert all(target_of(loss) == name for loss, name in (foreign | ours).items())
+    assert target_of(Trace_ELBO(), "iwae") == "iwae"
+    with pytest.raises(ValueError, match=rf"unknown target 'evidence': wanted one of {', '.join(TARGETS)}"):
+        target_of(Trace_ELBO(), "evidence")
+
+
+# Replicates.
+
+
+def every_gradient(found: list[Replicate]) -> Tensor:
+    return torch.stack([one.gradient for one in found])
+
+
+def test_a_replicate_is_a_function_of_the_seed_and_its_number_alone() -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact))
+    few, many, other = (
+        list(replicates(variant, Trace_ELBO(), (x, SIZE), count, seed)) for count, seed in ((2, 3), (5, 3), (2, 4))
+    )
+
+    assert [one.value for one in few] == [one.value for one in many[:2]]
+    assert torch.equal(every_gradient(few), every_gradient(many[:2]))
+    assert len({one.value for one in [*many, *other]}) == 7
+    assert all(one.seconds > 0 for one in many)
+
+
+@pytest.mark.parametrize(
+    "other", [PathwiseELBO(), TraceGraph_ELBO(), BetaELBO(1.0), RenyiELBO(0.0, 1)], ids=lambda loss: type(loss).__name__
+)
+def test_estimators_get_the_same_noise(other: ELBO) -> None:
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3))
+    ours, others = (list(replicates(variant, loss, (x,), 3, 0)) for loss in (Trace_ELBO(), other))
+
+    assert all(math.isclose(a.value, b.value, rel_tol=1e-10) for a, b in zip(ours, others, strict=True))
+    assert torch.allclose(every_gradient(ours), every_gradient(others), rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_is_laid_out_by_what_the_parameters_do() -> None:
+    """Parameters that are held, or have nothing to learn, are left out."""
+    exact, x = problem()
+    variant = frozen(linear_pair(exact, shift=0.3))
+
+    assert {name: span.stop - span.start for name, span in spans(variant).items()} == {
+        "encoder": 2 * (Z_DIM * X_DIM + Z_DIM),
+        "decoder": Z_DIM * X_DIM + X_DIM,
+        "sigma": 1,
+    }
+    (one,) = replicates(variant, BetaELBO(1.0), (x, SIZE), 1, 0)
+    with seeded(0):
+        loss = BetaELBO(1.0).differentiable_loss(variant.model, variant.guide, x, SIZE)
+    assert math.isclose(one.value, float(loss.detach()), rel_tol=1e-12)
+    assert torch.allclose(one.gradient, slopes(variant, loss), rtol=1e-12, atol=1e-12)
+
+    variant.guide.requires_grad_(requires_grad=False)
+    variant.model.likelihood.requires_grad_(requires_grad=False)
+    assert list(spans(variant)) == ["decoder"]
+    (held,) = replicates(variant, BetaELBO(1.0), (x, SIZE), 1, 0)
+    assert torch.allclose(held.gradient, one.gradient[24:39], rtol=1e-12, atol=1e-12)
+
+
+def test_a_learned_prior_is_a_group_and_a_stated_sigma_is_none() -> None:
+    variant = pair((X_DIM,), Z_DIM, likelihood=Gaussian(0.5), prior=Mixture(Z_DIM, 3))
+    assert list(parameters(variant)) == ["encoder", "decoder", "prior"]
+
+
+def test_a_frozen_pair_is_a_copy_in_eval_mode() -> None:
+    variant = VARIANTS["beta_vae"]((X_DIM,), Z_DIM)
+    copied = frozen(variant)
+
+    assert not copied.model.training
+    assert not copied.guide.training
+    assert variant.model.training
+    assert not {id(p) for p in copied.model.parameters()} & {id(p) for p in variant.model.parameters()}
+
+
+def streams() -> list[Any]:
+    """The states of torch's, NumPy's and Python's own."""
+    state = get_rng_state()
+    return [state["torch"].tolist(), repr(state["numpy"]), state["random"]]
+
+
+WORK: dict[str, Callable[[Variant, Tensor], Any]] = {
+    "verify": lambda variant, x: verify(Trace_ELBO(), draws=100),
+    "truth": lambda variant, x: truth(variant, x, SIZE, IWAE(3), "iwae", draws=100),
+    "replicates": lambda variant, x: list(replicates(frozen(variant), IWAE(3), (x, SIZE), 3, 0)),
+    "some replicates": lambda variant, x: next(replicates(frozen(variant), IWAE(3), (x, SIZE), 3, 0)),
+}
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_the_pair_the_store_and_the_streams_are_left_as_they_were(work: Callable[[Variant, Tensor], Any]) -> None:
+    exact, x = problem()
+    variant = linear_pair(exact, shift=0.3)
+    before = copy.deepcopy([half.state_dict() for half in variant[:2]])
+    with pyro.get_param_store().scope(), seeded(5):
+        pyro.param("Guide.mine", torch.ones(()))
+        expected = streams()
+
+        work(variant, x)
+
+        assert streams() == expected
+        assert list(pyro.get_param_store().keys()) == ["Guide.mine"]
+    for half, state in zip(variant[:2], before, strict=True):
+        assert half.training
+        assert all(torch.equal(value, state[name]) for name, value in half.state_dict().items())
+        assert all(parameter.grad is None for parameter in half.parameters())
+
+
+# verify.
+
+
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO(), TraceMeanField_ELBO(), TraceGraph_ELBO()], ids=lambda e: type(e).__name__
+)
+def test_estimators_of_pyro_pass(loss: ELBO) -> None:
+    verdict = verify(loss, draws=100)
+
+    assert verdict.passed
+    assert str(verdict).startswith("passed: 100 draws, |z| below 5 wanted\nvalue ")
+    assert list(verdict.z) == [
+        f"{name}{part}"
+        for part in ("", ", 1 / 5 of the data")
+        for name in ("value", "gradient, encoder", "gradient, decoder", "gradient, sigma")
+    ]
+
+
+def test_an_estimator_told_another_target_fails() -> None:
+    """One draw of IWAE is the ELBO; eight are not."""
+    assert verify(IWAE(1), target="elbo", draws=100).passed
+    verdict = verify(IWAE(8), target="elbo", draws=100)
+    assert not verdict.passed
+    assert str(verdict).startswith("FAILED: 100 draws")
+
+
+def test_a_verdict_is_repeatable_and_has_a_seed() -> None:
+    one, again, other = (verify(Trace_ELBO(), draws=100, seed=seed) for seed in (1, 1, 2))
+    assert one == again
+    assert one.z != other.z
+
+
+def test_z_scores_are_those_of_normal_errors() -> None:
+    """The largest of eight groups, over seeds: about 3, and never a failure of what is right."""
+    largest = torch.tensor([max(map(abs, verify(BetaELBO(1.0), draws=100, seed=s).z.values())) for s in range(8)])
+    assert 2 < largest.mean() < 3.5
+    assert largest.max() < LIMIT
+
+
+def test_verify_is_of_double_precision_whatever_the_default_is() -> None:
+    double = verify(Trace_ELBO(), draws=100)
+    torch.set_default_dtype(torch.float32)
+    single = verify(Trace_ELBO(), draws=100)
+
+    assert single.passed
+    assert double.passed
+
+
+@pytest.mark.parametrize("draws", [0, 99])
+def test_too_few_draws_are_refused(draws: int) -> None:
+    with pytest.raises(ValueError, match=f"draws must be at least 100, .* got {draws}"):
+        verify(Trace_ELBO(), draws=draws)
+
+
+def test_a_z_score_is_the_largest_of_a_coordinate_or_along_the_truth() -> None:
+    noise = torch.randn(400, 3)
+    noise = (noise - noise.mean(0)) / noise.std(0)
+    expected, still = torch.tensor([3.0, 4.0, 0.0]), torch.zeros(3)
+    across = noise[:, :1] * torch.tensor([4.0, -3.0, 0.0])  # each coordinate is noisy, their sum along the truth is not
+
+    assert _z(noise + expected + torch.tensor([0.0, 0.0, 0.1]), expected, still) == pytest.approx(0.1 * 20, rel=0.01)
+    assert _z(across + 1.001 * expected, expected, still) > LIMIT
+    assert _z(torch.full((9, 2), 1 + 1e-15), torch.ones(2), torch.zeros(2)) < 0.01  # without variance, rounding counts
+    assert _z(torch.full((9, 2), 1.001), torch.ones(2), torch.zeros(2)) > LIMIT
+
+
+@pytest.mark.parametrize("draws", [20, 600])
+@pytest.mark.parametrize("probability", [0.3, 1e-3, 1e-6])
+def test_a_z_score_has_the_tail_probability_of_students_score(draws: int, probability: float) -> None:
+    from scipy import stats
+
+    score = float(stats.t.isf(probability, draws - 1))
+    noise = torch.randn(draws, 1)
+    samples = (noise - noise.mean()) / noise.std() + score / math.sqrt(draws)
+
+    assert _z(samples, torch.zeros(1), torch.zeros(1)) == pytest.approx(stats.norm.isf(probability), abs=0.01)
+
+
+# Pairs whose answers are known.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_full_rank_guide_is_the_posterior_and_then_moved(dtype: torch.dtype) -> None:
+    exact, x = problem()
+    loc, covariance = posterior(exact, x)
+    exact = LinearGaussian(*(part.to(dtype) for part in exact))
+    torch.set_default_dtype(dtype)
+
+    found = linear_pair(exact, FullRank).guide.posterior(x.to(dtype))
+    moved = linear_pair(exact, FullRank, shift=0.3, stretch=1.3).guide.posterior(x.to(dtype))
+
+    within = 1e-10 if dtype == torch.float64 else 1e-5
+    for q, by, times in ((found, 0.0, 1.0), (moved, 0.3, 1.3**2)):
+        assert torch.allclose(q.loc.double(), loc + by, rtol=0, atol=within)
+        assert torch.allclose(q.covariance_matrix.double(), times * covariance.expand(ROWS, 2, 2), rtol=0, atol=within)
+
+
+def test_the_mean_field_guide_is_the_best_of_its_family() -> None:
+    """Its gradient is 0 for the guide, and it has the posterior's mean and the diagonal of its precision."""
+    exact, x = problem()
+    loc, covariance = posterior(exact, x)
+    variant = frozen(linear_pair(exact))
+
+    q = variant.guide.posterior(x)
+
+    assert torch.allclose(q.base_dist.loc, loc, rtol=0, atol=1e-10)
+    assert torch.allclose(q.base_dist.scale**-2, torch.linalg.inv(covariance).diagonal().expand(ROWS, 2), rtol=1e-10)
+    assert truth(variant, x, ROWS, Trace_ELBO(), "elbo").gradient[spans(variant)["encoder"]].abs().max() < 1e-9
+
+
+class Residual(nn.Sequential):
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z) ** 2
+
+
+class BentLinear(nn.Linear):
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z).tanh()
+
+
+class BentPrior(StandardNormal):
+    def forward(self) -> Any:
+        return dist.Normal(self.loc + 1, self.scale).to_event(1)
+
+
+class BentLikelihood(LearnedSigma):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc.tanh(), self.scale)
+
+
+class Doubled(LearnedSigma):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Normal(loc, 2 * self.scale)
+
+
+class LogNormal(LearnedSigma):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.LogNormal(loc, self.scale)
+
+
+class ScaleOfEach(LearnedSigma):
+    @property
+    def scale(self) -> Tensor:
+        return torch.linspace(0.1, 1.0, X_DIM)
+
+
+def built(likelihood: nn.Module | None = None, decoder: nn.Module | None = None, **parts: Any) -> Variant:
+    parts = {"encoder": nn.Identity(), "decoder": nn.Linear(Z_DIM, X_DIM) if decoder is None else decoder} | parts
+    return pair((X_DIM,), Z_DIM, likelihood=LearnedSigma() if likelihood is None else likelihood, **parts)
+
+
+BENT: dict[str, Callable[[], Variant]] = {
+    "perceptron": lambda: built(decoder=nn.Sequential(nn.Linear(Z_DIM, X_DIM), nn.Tanh())),
+    "two layers": lambda: built(decoder=nn.Sequential(nn.Linear(Z_DIM, 3), nn.Linear(3, X_DIM))),
+    "subclass of Sequential": lambda: built(decoder=Residual(nn.Linear(Z_DIM, X_DIM))),
+    "subclass of Linear": lambda: built(decoder=BentLinear(Z_DIM, X_DIM)),
+    "spectrally normalised": lambda: built(decoder=spectrally_normalised(nn.Linear(Z_DIM, X_DIM))),
+    "heteroscedastic": lambda: built(Heteroscedastic(), nn.Linear(Z_DIM, 2 * X_DIM)),
+    "Laplace": lambda: built(Laplace()),
+    "Student": lambda: built(StudentT()),
+    "log normal": lambda: built(LogNormal()),
+    "Bernoulli": lambda: built(Bernoulli()),
+    "a mean bent behind the decoder": lambda: built(BentLikelihood()),
+    "another scale": lambda: built(Doubled()),
+    "a scale of each coordinate": lambda: built(ScaleOfEach()),
+    "prior of another scale": lambda: built(prior=StandardNormal(Z_DIM, 2.0)),
+    "mixture prior": lambda: built(prior=Mixture(Z_DIM, 2)),
+    "subclass of the prior": lambda: built(prior=BentPrior(Z_DIM)),
+    "catalogue": lambda: VARIANTS["sigma_vae"]((X_DIM,), Z_DIM),
+}
+
+
+@pytest.mark.parametrize("build", BENT.values(), ids=BENT)
+def test_a_pair_that_is_not_linear_gaussian_is_not_taken_for_one(build: Callable[[], Variant]) -> None:
+    assert linear_gaussian(build()) is None
+
+
+STRAIGHT: dict[str, Callable[[], Variant]] = {
+    "learned sigma": built,
+    "stated sigma": lambda: built(Gaussian(0.3)),
+    "sigma in closed form": lambda: built(OptimalSigma(0.7)),
+    "without bias": lambda: built(decoder=nn.Linear(Z_DIM, X_DIM, bias=False)),
+    "in a row of layers": lambda: built(decoder=nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(Z_DIM, X_DIM))),
+    "pictures": lambda: pair((1, 2, 3), Z_DIM, likelihood=LearnedSigma(), decoder=nn.Linear(Z_DIM, 6)),
+    "single precision": lambda: (lambda v: v._replace(model=v.model.float()))(built()),
+}
+
+
+@pytest.mark.parametrize("build", STRAIGHT.values(), ids=STRAIGHT)
+def test_a_pair_that_is_linear_gaussian_is_recognised_with_the_graph_of_its_parameters(
+    build: Callable[[], Variant],
+) -> None:
+    """The mean of p(x | z) and its scale, at codes drawn anew."""
+    variant = build()
+    model = linear_gaussian(variant)
+
+    assert model is not None
+    z = torch.randn(7, Z_DIM).to(model.loading)
+    law = variant.model.eval().x_given_z(z)
+    assert torch.allclose((z @ model.loading.mT + model.loc).reshape(law.mean.shape), law.mean, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(law.variance, model.sigma**2)
+    model.loading.sum().backward()
+    assert next(p for p in variant.model.decoder.parameters() if p.ndim == 2).grad is not None
+
+
+class Cauchy(Guide):
+    outputs = 1
+
+    def distribution(self, loc: Tensor) -> Any:
+        return dist.Cauchy(loc, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("guide", [MeanField, FullRank, ConstantVariance])
+def test_a_gaussian_guide_is_a_multivariate_normal_with_its_graph(guide: type[Guide]) -> None:
+    variant, x = built(guide=guide), torch.randn(ROWS, X_DIM)
+    q, z = variant.guide.posterior(x), torch.randn(ROWS, Z_DIM)
+
+    found = gaussian_guide(variant, x)
+
+    assert torch.allclose(found.log_prob(z), q.log_prob(z), rtol=1e-10)
+    found.loc.sum().backward()
+    assert variant.guide.heads[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("guide", [PointMass, Cauchy])
+def test_another_guide_is_none(guide: type[Guide]) -> None:
+    assert gaussian_guide(built(guide=guide), torch.randn(ROWS, X_DIM)) is None
