@@ -38,9 +38,9 @@ from ppl_vae.replicates import frozen, replicates, spans
 from ppl_vae.seeding import seeded
 from ppl_vae.verification import LIMIT, hold_against_truth
 
-DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.05, 1.0), "far": (0.5, 1.5)}  # shift of the mean, factor on sd
+DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}  # shift of the mean, factor on sd
 DRAWS = 200  # replicates of value and gradient
-LADDER = (1, 4, 16, 64, 256)  # draws K over which slopes are taken
+LADDER = (4, 16, 64, 256)  # draws K over which slopes are taken: K = 1 lies before the law
 with seeded(0):
     LOADING = torch.linalg.qr(torch.randn(5, 2).double())[0] * torch.tensor([2.0, 1.0]).double()
 EXACT = LinearGaussian(LOADING, torch.zeros(5).double(), torch.tensor(0.55).double())
@@ -90,12 +90,6 @@ def encoder_gradients(variant: Variant, y: Tensor, loss: Any, draws: int) -> Ten
     return torch.stack([replicate.gradient for replicate in found])[:, spans(variant)["encoder"]]
 
 
-def snr(gradients: Tensor) -> float:
-    """``|mean| / sd``, averaged over coordinates; what a mean of pure noise would show is taken off."""
-    square = gradients.mean(0).square() / gradients.var(0) - 1 / len(gradients)
-    return float(square.clamp_min(0).sqrt().mean())
-
-
 def slope(ratios: list[float], ladder: tuple[int, ...]) -> float:
     """Of log SNR against log K, by least squares."""
     x, y = torch.tensor(ladder).double().log(), torch.tensor(ratios).double().log()
@@ -126,25 +120,35 @@ def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
 
 def variances() -> Iterator[Claim]:
     """Sticking the landing, and the doubly reparameterised gradient."""
-    at, near = problem(*DISTANCES["at the posterior"]), problem(*DISTANCES["near"])
+    at = problem(*DISTANCES["at the posterior"])
     stl, trace = (
         float(encoder_gradients(*at, loss, DRAWS).var(0).sum()) for loss in (StickingTheLanding(), PathwiseELBO())
     )
     yield Claim("at the posterior: STL has no guide-gradient variance, below 1e-20", f"{stl:.1g}", stl < 1e-20)
     yield Claim("where the ELBO's is above 1", f"{trace:.3g}", trace > 1)
-    dreg, iwae = (float(encoder_gradients(*near, loss, DRAWS).var(0).sum()) for loss in (DReG(8), IWAE(8)))
-    yield Claim("near: variance of DReG over IWAE at K = 8, below .02", f"{dreg / iwae:.4f}", dreg / iwae < 0.02)
+    for distance in ("near", "far"):
+        pair = problem(*DISTANCES[distance])
+        dreg, iwae = (float(encoder_gradients(*pair, loss, DRAWS).var(0).sum()) for loss in (DReG(8), IWAE(8)))
+        claimed = "below .02" if distance == "near" else "nothing is claimed"
+        text = f"{distance}: variance of DReG over IWAE at K = 8, {claimed}"
+        yield Claim(text, f"{dreg / iwae:.2g}", distance == "far" or dreg / iwae < 0.02)
 
 
 def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
-    """Signal-to-noise ratios of the guide's gradient against K, of 400 data, far enough for a mean to be seen."""
-    variant, y = problem(0.2, 1.0, rows=400)
-    for loss, wanted in ((DReG, 0.5), (IWAE, -0.5)):
-        found = [snr(encoder_gradients(variant, y, loss(k), 2 * DRAWS)) for k in LADDER]
-        ratios[loss.__name__] = found
-        got = slope(found, LADDER)
-        text = f"slope of log SNR against log K, {loss.__name__}: near {wanted:+.1f}"
-        yield Claim(text, f"{got:+.2f}  ({', '.join(f'{ratio:.3g}' for ratio in found)})", abs(got - wanted) < 0.15)
+    """Signal-to-noise ratios of the guide's gradient against K, near the posterior, averaged over coordinates.
+
+    The signal is DReG's mean for both, which have one expectation: of IWAE's own, little is left but noise.
+    """
+    variant, y = problem(*DISTANCES["near"])
+    for num_particles in LADDER:
+        found = {loss.__name__: encoder_gradients(variant, y, loss(num_particles), 2 * DRAWS) for loss in (DReG, IWAE)}
+        signal = found["DReG"].mean(0).abs()
+        for name, gradients in found.items():
+            ratios.setdefault(name, []).append(float((signal / gradients.std(0)).mean()))
+    for name, wanted in {"DReG": 0.5, "IWAE": -0.5}.items():
+        got, figures = slope(ratios[name], LADDER), ", ".join(f"{ratio:.3g}" for ratio in ratios[name])
+        text = f"near: slope of log SNR against log K, {name}: near {wanted:+.1f}"
+        yield Claim(text, f"{got:+.2f}  ({figures} at K = {', '.join(map(str, LADDER))})", abs(got - wanted) < 0.1)
 
 
 def subsampled() -> Iterator[Claim]:

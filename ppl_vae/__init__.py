@@ -13,11 +13,13 @@ from .estimators import compare_estimators
 from .evaluation import Evaluation, evaluate
 from .gaps import gaps
 from .stacking import paired, stack
+from .svi import SVI
 from .training import Fit, fit
 from .variant import Variant, encode, pair, reconstruct, sample, with_prior
 from .verification import verify
 
 __all__ = [
+    "SVI",
     "VARIANTS",
     "Data",
     "Evaluation",

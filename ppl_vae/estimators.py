@@ -169,6 +169,7 @@ class _Moments:
 
     def __init__(self, variant: Variant, draws: int) -> None:
         self.spans, self.draws, self.shift = spans(variant), draws, float(log_jacobian(variant))
+        self.dtype = next(variant.model.parameters()).dtype
         self.values: list[float] = []
         self.seconds: list[float] = []
         self.sums = [[torch.zeros(()).double(), torch.zeros(()).double()] for _ in range(BATCHES)]
@@ -190,10 +191,13 @@ class _Moments:
         row |= {"value_bias_error": bias_error, "value_variance": float(values.var())}
         row |= {"reference": "closed form" if expected.exact else "long run"}
         for group, span in self.spans.items():
-            row |= self._gradient(group, expected.gradient[span], expected.gradient_error[span], span)
+            rounding = torch.finfo(self.dtype).eps * abs(expected.value)
+            row |= self._gradient(group, expected.gradient[span], expected.gradient_error[span], span, rounding**2)
         return row | {"seconds": median(self.seconds)}
 
-    def _gradient(self, group: str, expected: Tensor, expected_error: Tensor, span: slice) -> dict[str, float]:
+    def _gradient(
+        self, group: str, expected: Tensor, expected_error: Tensor, span: slice, nothing: float
+    ) -> dict[str, float]:
         each = self.draws / BATCHES
         means = torch.stack([first[span] / each for first, _ in self.sums])
         squares = torch.stack([second[span] / each for _, second in self.sums])
@@ -201,13 +205,13 @@ class _Moments:
         variances = _variance(means, squares, each)
         length = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
         noise = (variance / self.draws + expected_error.square()).sum().sqrt()
-        ratios = _ratio(means, variances)
+        ratios = _ratio(means, variances, nothing)
         return {
             f"bias_{group}": float((mean - expected).norm() / length),
             f"noise_{group}": float(noise / length),
             f"variance_{group}": float(variance.sum()),
             f"variance_{group}_error": float(variances.sum(1).std() / math.sqrt(BATCHES)),
-            f"snr_{group}": float(_ratio(mean, variance)),
+            f"snr_{group}": float(_ratio(mean, variance, nothing)),
             f"snr_{group}_error": float(ratios.std() / math.sqrt(BATCHES)),
         }
 
@@ -216,8 +220,8 @@ def _variance(mean: Tensor, square: Tensor, count: float) -> Tensor:
     return (square - mean.square()).clamp_min(0) * count / (count - 1)
 
 
-def _ratio(mean: Tensor, variance: Tensor) -> Tensor:
-    """Signal over noise, averaged over the coordinates that have any noise."""
-    moving = variance > 0
+def _ratio(mean: Tensor, variance: Tensor, nothing: float) -> Tensor:
+    """Signal over noise, averaged over the coordinates that have any noise but that of rounding."""
+    moving = variance > nothing
     ratio = torch.where(moving, mean.abs() / torch.where(moving, variance, 1.0).sqrt(), 0.0)
     return ratio.sum(-1) / moving.sum(-1).clamp_min(1)

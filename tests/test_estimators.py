@@ -95,6 +95,7 @@ def test_at_the_exact_posterior_sticking_the_landing_has_no_variance_and_trace_h
 
     assert table.variance_encoder["stl"] < 1e-20
     assert table.variance_encoder["trace"] > 1
+    assert table.snr_encoder["stl"] == 0.0  # noise of rounding is none
 
 
 def test_every_estimator_has_the_same_random_numbers() -> None:

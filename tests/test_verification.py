@@ -367,20 +367,20 @@ def test_a_z_score_has_the_tail_probability_of_students_score(draws: int, probab
 # Pairs whose answers are known.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_full_rank_guide_is_the_posterior_and_then_moved(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_the_full_rank_guide_is_the_posterior_and_then_moved(default: torch.dtype) -> None:
+    """In the precision of the model, whatever the default is."""
     exact, x = problem()
     loc, covariance = posterior(exact, x)
-    exact = LinearGaussian(*(part.to(dtype) for part in exact))
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(default)
 
-    found = linear_pair(exact, FullRank).guide.posterior(x.to(dtype))
-    moved = linear_pair(exact, FullRank, shift=0.3, stretch=1.3).guide.posterior(x.to(dtype))
+    for shift, stretch in ((0.0, 1.0), (0.3, 1.3)):
+        variant = linear_pair(exact, FullRank, shift=shift, stretch=stretch)
+        q = variant.guide.posterior(x)
 
-    within = 1e-10 if dtype == torch.float64 else 1e-5
-    for q, by, times in ((found, 0.0, 1.0), (moved, 0.3, 1.3**2)):
-        assert torch.allclose(q.loc.double(), loc + by, rtol=0, atol=within)
-        assert torch.allclose(q.covariance_matrix.double(), times * covariance.expand(ROWS, 2, 2), rtol=0, atol=within)
+        assert torch.allclose(q.loc, loc + shift, rtol=0, atol=1e-10)
+        assert torch.allclose(q.covariance_matrix, stretch**2 * covariance.expand(ROWS, 2, 2), rtol=0, atol=1e-10)
+        assert torch.allclose(variant.model.likelihood.scale, exact.sigma, rtol=1e-12)
 
 
 def test_the_mean_field_guide_is_the_best_of_its_family() -> None:
