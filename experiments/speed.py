@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ppl_vae import VARIANTS, Variant
 from ppl_vae.svi import SVI, Adam, Step
 from ppl_vae.svi.capture import record
-from ppl_vae.svi.precision import networks_in_bf16
+from ppl_vae.svi.precision import networks_in_bf16, products_in_bf16
 from ppl_vae.training import threads_for
 
 LR, BATCHES = 1e-3, 20
@@ -154,23 +155,29 @@ def stock(variant: Variant, batches: list[Tensor], *, validation: bool) -> Run:
 
 
 def ours(
-    variant: Variant, batches: list[Tensor], *, backend: str, bf16: bool = False, channels_last: bool = False
+    variant: Variant, batches: list[Tensor], *, backend: str, precision: str = "full", channels_last: bool = False
 ) -> Run:
-    """This library's step."""
-    if not bf16 and not channels_last:  # Pyro's store would copy kernels into its own layout: no store for these
+    """This library's step, in the precisions and layouts of ``fit``."""
+    if precision == "full" and not channels_last:  # the others stay out of Pyro's store, which would copy kernels
         svi = SVI(optim=pyro_adam(), backend=backend, **variant._asdict())
         return proved(in_own_store(stepping(svi.step, batches)), svi)
     objective = variant.loss(variant.model, variant.guide)
     batches = laid_out(variant, batches) if channels_last else batches
-    networks = [variant.guide.encoder, *variant.guide.heads, variant.model.decoder] if bf16 else []
+    networks = [variant.guide.encoder, *variant.guide.heads, variant.model.decoder] if precision == "bf16" else []
 
     def lowered(x: Tensor) -> Tensor:
         with networks_in_bf16(networks):
             return objective(x)
 
     optimizer = Adam(objective.parameters(), LR)
-    step = Step(lowered, optimizer, objective.modules(), backend, variant.loss, tolerance=0.1 if bf16 else 1e-3)
-    return proved(stepping(step, batches), step)
+    tolerance = 1e-3 if precision == "full" else 0.1
+    step = Step(lowered, optimizer, objective.modules(), backend, variant.loss, tolerance=tolerance)
+
+    def run(x: Tensor) -> Tensor:
+        with products_in_bf16() if precision == "bf16_matmul" else nullcontext():
+            return step(x)
+
+    return proved(stepping(run, batches), step)
 
 
 def proved(run: Run, step: SVI | Step) -> Run:
@@ -314,8 +321,9 @@ def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tens
         "Pyro SVI, validation off": partial(stock, validation=False),
         "ours, fx": partial(ours, backend="fx"),
         "ours, inductor": partial(ours, backend="inductor"),
-        "ours, fx, bf16": partial(ours, backend="fx", bf16=True),
-        "ours, inductor, bf16": partial(ours, backend="inductor", bf16=True),
+        "ours, fx, bf16": partial(ours, backend="fx", precision="bf16"),
+        "ours, inductor, bf16": partial(ours, backend="inductor", precision="bf16"),
+        "ours, inductor, bf16 products": partial(ours, backend="inductor", precision="bf16_matmul"),
     }
     if device == "cuda":
         field["ours, cudagraph"] = partial(ours, backend="cudagraph")
@@ -324,6 +332,9 @@ def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tens
         field["hand-written, torch.compile, channels_last"] = partial(hand, compiled=True, channels_last=True)
         for backend in ("fx", "inductor"):
             field[f"ours, {backend}, channels_last"] = partial(ours, backend=backend, channels_last=True)
+        field["ours, inductor, bf16, channels_last"] = partial(
+            ours, backend="inductor", precision="bf16", channels_last=True
+        )
     if find_spec("pythae"):
         field["pythae"] = by_pythae
     if find_spec("numpyro") and not net.channels:

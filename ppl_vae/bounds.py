@@ -75,12 +75,13 @@ class Draws(NamedTuple):
         """What these draws say of log p(x)."""
         log_weight, count = self.log_weight.mT, len(self.log_weight)
         ess = effective_sample_size(log_weight)
+        unknown = math.nan if count == 1 else 0.0  # one draw tells no error
         error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
         return Bounds(
             log_weight.mean(-1),
             error / math.sqrt(count),
             log_weight.logsumexp(-1) - math.log(count),
-            (1 / ess - 1 / count).clamp_min(0).sqrt(),
+            (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
             ess,
             psis(log_weight)[1],
         )
@@ -154,6 +155,8 @@ def draws(variant: Variant, x: Tensor, num_particles: int = 100, *, seed: int = 
 def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int) -> Iterator[Draws]:
     """Draws for BLOCK rows at a time, each block from a random stream of its own, however it is then scored."""
     needs_density(variant)
+    if len(x) == 0:
+        raise ValueError("bounds are of one datum or more, got none")
     if num_particles < 1 or at_once < 1:
         raise ValueError(f"num_particles and at_once must be at least 1, got {num_particles!r} and {at_once!r}")
     with evaluating(variant), seeded(seed):

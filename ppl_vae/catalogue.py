@@ -69,7 +69,14 @@ class Entry(NamedTuple):
     source: str
 
 
-VARIANTS: dict[str, Builder] = {}
+class Variants(dict[str, Builder]):
+    """Builders by name; an unknown name is told the known ones."""
+
+    def __missing__(self, name: str) -> Builder:
+        raise KeyError(f"unknown variant {name!r}: wanted one of {', '.join(self)}")
+
+
+VARIANTS: dict[str, Builder] = Variants()
 CATALOGUE: dict[str, Entry] = {}
 BOUND, MAP = "-ELBO", "-log p(x, z), MAP"
 NORMAL, POINT = "Normal(loc(x), scale(x))", "point mass loc(x)"

@@ -206,6 +206,8 @@ def train(
     loss = {} if estimator is None else {"loss": estimator}
     writable(folder.parent)
     refuse_other(folder)
+    if folder.exists():
+        typer.echo(f"replacing {folder}, and what stands in it", err=True)
     try:
         with seeded(seed):
             pair = VARIANTS[variant](prepared.x_shape, z_dim, **_options(variant, options), **loss)

@@ -1,7 +1,7 @@
 """compare_estimators: values and gradients at the same frozen parameters, with common random numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -63,15 +63,16 @@ class EstimatorComparison:
         return pd.DataFrame(self.rows).set_index("estimator")
 
     def __str__(self) -> str:
-        head = [f"{'estimator':<34}{'value, nats a datum':>22}{'bias':>20}"]
+        head = [f"{'estimator':<34}{'value, nats a datum':>24}{'bias':>26}"]
         head += [f"{f'SNR {group}':>18}" for group in self.groups] + [f"{'ms':>8}{'MB':>8}"]
         lines = ["".join(head)]
         for row in self.rows:
-            cells = [f"{row['estimator']:<34}{_pm(row, 'value'):>22}{_pm(row, 'value_bias'):>20}"]
+            cells = [f"{row['estimator']:<34}{_pm(row, 'value'):>24}{_pm(row, 'value_bias'):>26}"]
             cells += [f"{_pm(row, f'snr_{group}'):>18}" for group in self.groups]
             cells += [f"{1e3 * row['seconds']:>8.1f}{row['megabytes']:>8.1f}"]
             lines.append("".join(cells))
         lines.append(f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error")
+        lines.append("bias is against a closed form or a long run of what the estimator is meant to estimate")
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
@@ -107,7 +108,7 @@ def _pm(row: dict[str, Any], name: str) -> str:
 def compare_estimators(
     variant: Variant,
     x: Any,
-    estimators: Sequence[str | ELBO] = DEFAULT,
+    estimators: Sequence[str | ELBO] | Mapping[str, str | ELBO] = DEFAULT,
     draws: int = 1000,
     *,
     seed: int = 0,
@@ -121,7 +122,8 @@ def compare_estimators(
     Args:
         variant: A pair whose guide has a density; a copy is used.
         x: The batch [rows, *x_shape], in the data's units.
-        estimators: Names, with options (``"dreg:num_particles=64"``), or ELBOs of Pyro's or your own.
+        estimators: Names, with options (``"dreg:num_particles=64"``), or ELBOs of Pyro's or your own; a dictionary to
+            call them otherwise.
         draws: Replicates of each.
         seed: Of all draws; the caller's random streams are left as they were.
         progress: Show time left.
@@ -132,8 +134,8 @@ def compare_estimators(
     needs_density(variant)
     if draws < 2 * BATCHES:
         raise ValueError(f"draws must be at least {2 * BATCHES}, two for each batch of the errors, got {draws!r}")
-    chosen = {name if isinstance(name, str) else _label(name): name for name in estimators}
-    losses = {name: estimator_of(loss) if isinstance(loss, str) else loss for name, loss in chosen.items()}
+    named = estimators if isinstance(estimators, Mapping) else {_label(each): each for each in estimators}
+    losses = {name: estimator_of(loss) if isinstance(loss, str) else loss for name, loss in named.items()}
     variant = frozen(variant)
     y = variant.in_model_units(tensor_of(x))
     truths: dict[Any, Truth] = {}
@@ -155,8 +157,10 @@ def compare_estimators(
     return EstimatorComparison(rows, list(parameters(variant)), len(y), draws)
 
 
-def _label(loss: ELBO) -> str:
-    """A name for an estimator that came as an object."""
+def _label(loss: str | ELBO) -> str:
+    """A name for an estimator."""
+    if isinstance(loss, str):
+        return loss
     return repr(loss) if "object at" not in repr(loss) else type(loss).__name__
 
 

@@ -240,17 +240,20 @@ def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Spherical interpolation of codes [..., d], linear where they are parallel (Shoemake, 1985)."""
-    norms = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
-    tiny = torch.finfo(a.dtype).tiny  # a code at the origin has no direction: linear
-    angle = torch.arccos(((a * b).sum(-1, keepdim=True) / norms.clamp_min(tiny)).clamp(-1, 1))
-    angle = torch.where(norms > tiny, angle, 0.0)
-    sine = angle.sin()
-    straight = sine < 1e-6
+    """Spherical interpolation of codes [..., d]: of directions (Shoemake, 1985), and of lengths linearly.
+
+    Linear where codes are parallel or opposite, or one is at the origin.
+    """
+    lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    tiny = torch.finfo(a.dtype).tiny  # a code at the origin has no direction
+    here, there = (code / length.clamp_min(tiny) for code, length in zip((a, b), lengths, strict=True))
+    angle = torch.arccos((here * there).sum(-1, keepdim=True).clamp(-1, 1))
+    sine = torch.where(lengths[0] * lengths[1] > tiny, angle.sin(), 0.0)
+    straight = sine < 1e-3  # near it the direction in between is one of rounding
     sine = torch.where(straight, 1.0, sine)
-    left = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / sine)
-    right = torch.where(straight, t, (t * angle).sin() / sine)
-    return left * a + right * b
+    direction = ((1 - t) * angle).sin() / sine * here + (t * angle).sin() / sine * there
+    length = (1 - t) * lengths[0] + t * lengths[1]
+    return torch.where(straight, (1 - t) * a + t * b, length * direction)
 
 
 def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:

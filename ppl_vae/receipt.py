@@ -35,6 +35,9 @@ def nature(variant: Variant) -> str:
         return f"a MAP objective, {scored} at a point mass: no bound"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
+    known = isinstance(variant.loss, PerDatumELBO) or type(variant.loss).__module__.startswith(("pyro.", "ppl_vae."))
+    if not known:
+        return f"what {type(variant.loss).__name__} says it is, held by ppl_vae.verify; the bound is reported apart"
     if isinstance(variant.loss, PerDatumELBO) and variant.loss.caution:
         return f"not the bound: {variant.loss.caution}; the bound is reported without"
     if len(variant.model.penalties):
@@ -64,7 +67,7 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
     for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not site_is_subsample(site):
-                kind = "factor of" if name.startswith("penalty") else f"log {letter}"
+                kind = "factor of" if name.startswith("penalty") else f"{'-' if sign < 0 else ''}log {letter}"
                 parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
     if getattr(variant.loss, "target", "elbo") != "elbo":
         parts["the estimator"] = -total - sum(parts.values())  # what it makes of its draws, beside one draw's terms
@@ -82,7 +85,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
     lines = [
         ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
         ("objective", nature(variant)),
-        ("loss", f"{loss:.5g} nats a datum, in the data's units, on {len(y)} training data"),
+        ("loss", f"{loss:.5g} nats a datum, in the data's units, on {len(y)} of the data; minus the sum of:"),
         *((f"  {name}", f"{value:+.5g}") for name, value in parts.items()),
         ("  log Jacobian", f"{shift:+.5g}"),
         ("likelihood", describe(model.likelihood)),
@@ -90,7 +93,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
         ("guide", type(variant.guide).__name__),
         ("KL weight", "codes are not scored" if not variant.codes_are_scored else f"{weight:.4g}"),
     ]
-    if sigma is not None and variant.has_bound:
+    if sigma is not None and variant.has_bound and weight != 1.0:
         lines.append(
             (
                 "",

@@ -144,7 +144,7 @@ def figure_of(number: Number, *, best: bool = False) -> Cell:
     if number.value is None:
         return Cell("", reason=number.reason)
     value, error = number.value, number.error
-    if error is None or not 0.0 < error < math.inf:
+    if error is None or not 1e-9 * max(1.0, abs(value)) < error < math.inf:  # below, it is rounding
         return Cell(f"{value:.4g}".replace("-", MINUS), best=best)
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return Cell(f"{value:.{decimals}f}".replace("-", MINUS), f"{error:.{decimals}f}", best=best)

@@ -156,6 +156,10 @@ def _csv(path: Path) -> Raw:
     first = pd.read_csv(path, header=None, nrows=1)
     bare = all(dtype.kind in "biuf" for dtype in first.dtypes)  # a first row of numbers is no header
     frame = pd.read_csv(path, header=None if bare else "infer")
+    if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
+        raise ValueError(f"{path} has no commas: is its separator ';'? write it with commas")
+    if any(str(column).startswith("Unnamed: ") for column in frame.columns):
+        raise ValueError(f"{path} has a column without a name, as an index has: drop it, or name it")
     if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for row names
         raise ValueError(f"{path} has rows of more values than its header has names")
     return Raw(columns(frame, str(path)))
@@ -190,6 +194,13 @@ def columns(frame: Any, name: str) -> Tensor:
     if other:
         raise ValueError(f"{name}: columns {', '.join(other[:5])} are not real numbers: drop or encode them")
     values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{name}: column {str(frame.columns[column])!r} holds {values[row, column]} in data row {row + 1}: "
+            "wanted finite numbers, drop or fill them"
+        )
     return numbers(values, name).to(torch.get_default_dtype())
 
 

@@ -1,7 +1,8 @@
 """Fits held against each other on the same held-out data: a paired difference, and the best mixture of all."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Paired(NamedTuple):
     error_over_data: float
     error_over_seeds: float | None
 
+    def __str__(self) -> str:
+        seeds = "one seed" if self.error_over_seeds is None else f"{self.error_over_seeds:.2g} over seeds"
+        return f"a - b = {self.difference:.5g} ± {self.error_over_data:.2g} nats a datum over data, {seeds}"
+
 
 class Stacked(NamedTuple):
     """A mixture of fits, ``sum_m weight_m p_m(x)``.
@@ -42,6 +47,11 @@ class Stacked(NamedTuple):
     log_density: Tensor
     slack: float
 
+    def __str__(self) -> str:
+        score, error = self.log_score
+        shares = ", ".join(f"{weight:.3f}" for weight in self.weights.tolist())
+        return f"weights {shares}; log score of the mixture {score:.5g} ± {error:.2g} nats a datum"
+
     @property
     def log_score(self) -> tuple[float, float]:
         """Mean over data of ``log_density``, and its standard error."""
@@ -52,11 +62,12 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def paired(a: Tensor, b: Tensor) -> Paired:
+def paired(a: Any, b: Any) -> Paired:
     """Compare two fits by their bounds of the same held-out data, [rows], or [seeds, rows] of as many fits of each.
 
     Bounds of one datum go up and down together, so that the error of a difference is far below that of either mean.
     """
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.shape[-1] < 2:
         wanted = "[rows] or [seeds, rows], the same for both, with 2 rows or more"
         raise ValueError(f"paired wants {wanted}, got {list(a.shape)} and {list(b.shape)}")
@@ -70,7 +81,7 @@ def log_mixture(log_densities: Tensor, weights: Tensor) -> Tensor:
     return (log_densities + weights.log().unsqueeze(1)).logsumexp(0)
 
 
-def stack(log_densities: Tensor) -> Stacked:
+def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
     """The weights of the mixture with the largest mean log density: stacking of predictive distributions.
 
     By a primal-dual interior point method on ``mean_n log(sum_m w_m p_m(x_n)) - sum_m w_m``, w >= 0, whose optimum sums
@@ -85,6 +96,8 @@ def stack(log_densities: Tensor) -> Stacked:
         Yao et al., Using Stacking to Average Bayesian Predictive Distributions, 2018, eq. 4.
         https://arxiv.org/abs/1704.02030
     """
+    if not isinstance(log_densities, Tensor):
+        log_densities = torch.stack([torch.as_tensor(row) for row in log_densities])
     log_p = log_densities.detach().double()
     if log_p.ndim != 2 or len(log_p) < 1 or log_p.shape[1] < 2 or not log_p.amax(0).isfinite().all():
         wanted = "[models, rows], 2 rows or more, each with a finite density under some model and no NaN"

@@ -232,7 +232,10 @@ class _Loop:
         self.variant.model.train()
         self.variant.guide.train()
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
-        losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
+        try:
+            losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
+        except ValueError as error:
+            raise Diverged(self.refused(error, before)) from None
         sound = is_sound(self.variant, losses)
         row = self.summary(float(losses.sum()) / self.batches.rows)
         if not sound or not math.isfinite(row["held_out"] or 0.0):
@@ -244,6 +247,14 @@ class _Loop:
         if row["held_out"] is not None and (self.best is None or row["held_out"] > self.best_row["held_out"]):
             self.best, self.best_epoch = Snapshot(self.variant), self.epoch
         return row
+
+    def refused(self, error: ValueError, before: Snapshot) -> str:
+        """What a distribution said of its parameters in the first step, where Pyro's checks are on."""
+        line = str(error).partition("\n")[0].partition(", but found")[0]
+        if "to satisfy the constraint" not in line:
+            raise error
+        before.restore(self.variant, self.optimizer)
+        return f"step {self.step + 1} of {self.total}: {line}. Try scale='standardize', or a smaller lr"
 
     def run_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch [rows, *x_shape]: what was optimised, in nats a datum, without reading it."""

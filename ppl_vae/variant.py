@@ -143,6 +143,7 @@ def pair(
     Raises:
         ValueError: If a shape is empty, or the prior's event shape is not [z_dim].
     """
+    _check_parts(x_shape, guide, loss, likelihood=likelihood, prior=prior, encoder=encoder, decoder=decoder)
     x_shape = tuple(int(side) for side in x_shape)
     if not x_shape or min(x_shape) < 1 or z_dim < 1:
         raise ValueError(f"x_shape and z_dim must be positive, got {x_shape} and {z_dim}")
@@ -157,6 +158,22 @@ def pair(
     model.kl_weight = inference.kl_weight = kl_weight
     loss = PathwiseELBO() if loss is None else loss
     return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
+
+
+def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
+    """What came, what was wanted, before a part is asked for what it has not."""
+    if isinstance(x_shape, str | int):
+        raise ValueError(f"x_shape must be the shape of a datum, (1, 28, 28) say, got {x_shape!r}")
+    if not callable(guide):
+        raise ValueError(f"guide must be a family, MeanField say, got {guide!r}")
+    for name, module in modules.items():
+        if module is not None and not isinstance(module, nn.Module):
+            raise ValueError(f"{name} must be a module, an instance, got {module!r}")
+    likelihood = modules["likelihood"]
+    if not isinstance(getattr(likelihood, "outputs", None), int):
+        raise ValueError(f"{type(likelihood).__name__} has no outputs: how many decoder outputs a coordinate it wants")
+    if not isinstance(loss, ELBO | str | None):
+        raise ValueError(f"loss must be a pyro.infer.ELBO, an instance, or a name as 'dreg', got {loss!r}")
 
 
 @contextmanager

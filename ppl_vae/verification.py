@@ -9,6 +9,7 @@ from pyro.infer import ELBO, RenyiELBO
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 
+from .elbo import estimator as estimator_of
 from .linear_pair import gaussian_guide, linear_gaussian, linear_pair
 from .models import LinearGaussian
 from .replicates import frozen, parameters, replicates, spans
@@ -86,6 +87,14 @@ class Truth(NamedTuple):
     gradient: Tensor
     gradient_error: Tensor
     exact: bool
+
+
+def _instance(estimator: ELBO | str) -> ELBO:
+    found: Any = estimator_of(estimator) if isinstance(estimator, str) else estimator
+    if not isinstance(found, ELBO) or not hasattr(found, "loss_and_grads"):
+        name = found.__name__ if isinstance(found, type) else type(found).__name__
+        raise ValueError(f"verify wants a pyro.infer.ELBO with loss_and_grads, an instance or a name, got {name}")
+    return found
 
 
 def target_of(estimator: ELBO, target: str | None = None) -> str:
@@ -189,17 +198,18 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{'passed' if self.passed else 'FAILED'}: {self.draws} draws, |z| below {LIMIT:g} wanted"]
-        return "\n".join([*lines, *(f"{name:<28}{z:+10.2f}" for name, z in self.z.items())])
+        lines += [f"{name:<44}{z:+12.3g}{'' if abs(z) < LIMIT else '   FAILED'}" for name, z in self.z.items()]
+        return "\n".join(lines)
 
 
-def verify(estimator: ELBO, *, target: str | None = None, draws: int = 600, seed: int = 0) -> Verdict:
+def verify(estimator: ELBO | str, *, target: str | None = None, draws: int = 600, seed: int = 0) -> Verdict:
     """Hold an estimator's value and gradient against the truth on a linear-Gaussian pair.
 
     An error of 5 % in the value, in its KL alone, or in the gradient is beyond 5 standard errors; so is a plate scale
     inside the weights.
 
     Args:
-        estimator: Any ``pyro.infer.ELBO`` with ``loss_and_grads``.
+        estimator: Any ``pyro.infer.ELBO`` with ``loss_and_grads``, or a name as in ``pair``.
         target: What it estimates, of ``TARGETS``; its own ``target``, or the ELBO, unless given.
         draws: Replicates of the estimator.
         seed: Of all draws.
@@ -220,9 +230,10 @@ def verify(estimator: ELBO, *, target: str | None = None, draws: int = 600, seed
 
 
 def hold_against_truth(
-    variant: Variant, y: Tensor, estimator: ELBO, *, target: str | None = None, draws: int = 600, seed: int = 0
+    variant: Variant, y: Tensor, estimator: ELBO | str, *, target: str | None = None, draws: int = 600, seed: int = 0
 ) -> Verdict:
     """``verify`` on a pair and data [rows, *x_shape] of one's choice, in the model's units; see there."""
+    estimator = _instance(estimator)
     if draws < FEWEST:
         raise ValueError(f"draws must be at least {FEWEST}, fewer see too little, got {draws!r}")
     name, variant = target_of(estimator, target), frozen(variant)

@@ -382,7 +382,7 @@ def test_a_usage_error_ends_with_2_and_says_what_is_known(
 
 FAILURES: dict[str, tuple[list[Any], str]] = {
     "no-file": (["train", "rae", "--data", "missing.csv"], "there is no file missing.csv"),
-    "not-finite": (["train", "rae", "--data", "gap.csv"], "gap holds nan in row 1, place [1]"),
+    "not-finite": (["train", "rae", "--data", "gap.csv"], "column 'b' holds nan in data row 2"),
     "text": (["train", "rae", "--data", "text.csv"], "columns name are not real numbers"),
     "empty-array": (["train", "rae", "--data", "empty.npy"], "empty.npy"),
     "outside-support": (["train", "bernoulli_vae", "--data", "real.csv"], "outside the support of Bernoulli"),

@@ -774,3 +774,11 @@ REFUSED: dict[str, tuple[Tensor, str]] = {
 def test_data_that_cannot_be_judged_are_refused(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(VARIANTS["bernoulli_vae"]((X_DIM,), Z_DIM), x)
+
+
+def test_codes_on_opposite_sides_meet_at_no_length_that_neither_has() -> None:
+    """Nearly antipodal, of unlike lengths: the direction in between is one of either, the length their mean."""
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.01]])
+
+    assert slerp(a, b, 0.5).norm().item() == pytest.approx((a.norm() + b.norm()).item() / 2, rel=1e-9)
+    assert torch.allclose(slerp(a, -a, 0.5), torch.zeros(1, 2), atol=1e-12)  # opposite: a straight line

@@ -544,3 +544,25 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
         steps(other, x)
 
     assert unmoved(variant, before) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"guide": "laplace"}, "guide must be a family"),
+        ({"prior": "mixture"}, "prior must be a module, an instance, got 'mixture'"),
+        ({"likelihood": Gaussian}, "likelihood must be a module, an instance"),
+        ({"likelihood": nn.Identity()}, "Identity has no outputs"),
+        ({"loss": PathwiseELBO}, "loss must be a pyro.infer.ELBO, an instance, or a name"),
+        ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
+        ({"x_shape": 5}, "x_shape must be the shape of a datum"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_in_one_line(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair(**{"x_shape": (5,), "z_dim": 2, "likelihood": Gaussian(), **parts})
+
+
+def test_an_unknown_variant_is_told_the_known_ones() -> None:
+    with pytest.raises(KeyError, match="unknown variant 'vae': wanted one of bernoulli_vae"):
+        VARIANTS["vae"]

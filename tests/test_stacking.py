@@ -174,3 +174,11 @@ def test_a_datum_without_a_finite_density_is_refused(wrong: float) -> None:
 def test_what_is_no_table_of_models_by_rows_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"wants \[models, rows\], 2 rows or more, .* got shape \["):
         stack(torch.randn(shape))
+
+
+def test_lists_of_what_bounds_returns_are_taken() -> None:
+    rows = [torch.randn(9), torch.randn(9)]
+
+    assert torch.equal(stack(rows).weights, stack(torch.stack(rows)).weights)
+    assert paired(rows[0].tolist(), rows[1].numpy()).difference == pytest.approx(paired(*rows).difference, abs=1e-6)
+    assert str(paired(*rows)).startswith("a - b = ")

@@ -15,7 +15,7 @@ from pyro.util import get_rng_state
 from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, pair
-from ppl_vae.elbo import IWAE, MIWAE, PIWAE, BetaELBO, DReG, FreeBits, PathwiseELBO
+from ppl_vae.elbo import IWAE, MIWAE, PIWAE, BetaELBO, DReG, FreeBits, PathwiseELBO, StickingTheLanding
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.linear_pair import gaussian_guide, linear_gaussian, linear_pair
 from ppl_vae.models import (
@@ -513,3 +513,9 @@ def test_a_gaussian_guide_is_a_multivariate_normal_with_its_graph(guide: type[Gu
 @pytest.mark.parametrize("guide", [PointMass, Cauchy])
 def test_another_guide_is_none(guide: type[Guide]) -> None:
     assert gaussian_guide(built(guide=guide), torch.randn(ROWS, X_DIM)) is None
+
+
+def test_a_name_is_an_estimator_and_a_class_is_none() -> None:
+    assert verify("stl", draws=100).z == verify(StickingTheLanding(), draws=100).z
+    with pytest.raises(ValueError, match="an instance or a name, got StickingTheLanding"):
+        verify(StickingTheLanding)

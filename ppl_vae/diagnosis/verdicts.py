@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["Verdict", "verdicts"]
 
 
+PROPOSED = "The guide is a point mass: this is of the Laplace proposal around its codes."
+
+
 class Verdict(NamedTuple):
     """An answer to one question, and what to do if it is a bad one; ``good`` is None where it cannot be asked."""
 
@@ -41,15 +44,18 @@ def _share(above: Tensor) -> str:
 def _weights(found: "Diagnosis") -> Verdict:
     threshold, gain = k_threshold(found.num_particles), found.bounds.importance_weighted - found.bounds.elbo
     above = found.bounds.k_hat > threshold
+    proposed = " " + PROPOSED if found.proposal else ""
     text = (
         f"k-hat is above {threshold:.2f} for {_share(above)}; the median effective sample size is "
-        f"{float(found.bounds.ess.median()):.0f} of {found.num_particles}. The importance-weighted bound is "
-        f"{mean_over_data(gain)} nats above the ELBO: q is at least so far from the posterior, in KL."
+        f"{float(found.bounds.ess.median()):.0f} of {found.num_particles}.{proposed} "
+        f"The importance-weighted bound is {mean_over_data(gain)} nats above the ELBO: "
+        "q is at least so far from the posterior, in KL."
     )
     if bool(above.any()):
-        text += (
-            " For the data above, that bound and its error are not to be trusted: raise K, and if k-hat stays, widen q "
-            "(a guide with full covariance, or one trained by an importance-weighted bound)."
+        text += " For the data above, that bound and its error are not to be trusted: raise K" + (
+            "."
+            if found.proposal
+            else ", and if k-hat stays, widen q (a full covariance, or training by an importance-weighted bound)."
         )
     return Verdict("Can the importance-weighted bound be trusted?", not bool(above.any()), text)
 
@@ -111,7 +117,7 @@ def _sigma(found: NoiseCalibration) -> Verdict:
     text = f"Residuals are {found.ratio} times sigma ({found.residual} and {found.sigma}); {held}."
     ratio = found.ratio.value or 0.0
     if off and abs(ratio - 1) > 0.05:
-        text += f" sigma is too {'small' if ratio > 1 else 'large'}: learn it, or take its optimum."
+        text += f" sigma is too {'small' if ratio > 1 else 'large'}: learn it, or train longer where it is learned."
     elif off:
         text += " sigma is right on average and the shape is not: a heavier tail, or a sigma for each coordinate."
     return Verdict(title, not off, text)
