@@ -15,6 +15,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -567,6 +568,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three short rounds: see that it runs")
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     chosen = parser.parse_args()
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers slows every step beside it
     torch.optim.Adam([torch.zeros(1)])  # the first optimizer of a process imports for a second
     results = {}
     for net in chosen.nets:

@@ -63,15 +63,17 @@ def inductor(recording: Recording) -> Function:
     """The same graph, compiled: sums in another order, the random stream that of eager torch."""
     from torch._decomp import get_decompositions
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
+
+    with config.patch(compile_threads=1):  # no pool of processes, which would wait beside the steps
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.decomposition import select_decomp_table
 
     aten = torch.ops.aten
     # As arithmetic batch norm is faster than the library's kernel, and keeps digits that the kernel loses.
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
     module = GraphModule(*clean(recording))
     inputs = [*recording.inputs, *recording.held]
-    with torch.no_grad(), config.patch(fallback_random=True), warnings.catch_warnings():
+    with torch.no_grad(), config.patch(fallback_random=True, compile_threads=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's deprecations are no news to who calls it
         run: Any = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})  # type: ignore[dict-item]
     return run
