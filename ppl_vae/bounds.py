@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .annealing import annealed
 from .psis import effective_sample_size, psis
-from .seeding import seeded
+from .seeding import seeded, stream_seed
 from .variant import ROWS, Variant, evaluating, log_jacobian, needs_density
 
 __all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "terms"]
@@ -162,7 +162,7 @@ def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once:
     with evaluating(variant), seeded(seed):
         shift = log_jacobian(variant)
         for block, y in enumerate(variant.in_model_units(x).split(BLOCK)):
-            torch.manual_seed((seed * 1_000_003 + block) % 2**32)
+            torch.manual_seed(stream_seed(seed, block))
             z = variant.guide.posterior(y).sample((num_particles,))
             size = max(1, at_once // num_particles)
             parts = [_scored(variant, *some, at_once) for some in zip(y.split(size), z.split(size, dim=1), strict=True)]
@@ -219,7 +219,10 @@ def bounds_under(
 ) -> list[Bounds]:
     """``bounds`` of the same model under each of several p(z), from the same draws: networks run once for all."""
     blocks = _blocks(variant, x, num_particles, seed, at_once)
-    parts = [[some.under(prior).bounds()[:6] for prior in priors] for some in blocks]
-    return [
-        Bounds(*(torch.cat(part) for part in zip(*under_one, strict=True))) for under_one in zip(*parts, strict=True)
-    ]
+    parts = [[some.under(prior).bounds() for prior in priors] for some in blocks]
+    return [Bounds(*map(_joined, zip(*under_one, strict=True))) for under_one in zip(*parts, strict=True)]
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Any:
+    """A field of the bounds of all blocks; None where it was not asked for."""
+    return None if parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]

@@ -92,8 +92,8 @@ Estimator = Annotated[
         "--estimator",
         metavar="NAME[:OPTION=VALUE,...]",
         callback=_spelled,
-        help="Of the bound, in training: trace, mean_field, stl, iwae, dreg, renyi, ciwae, piwae, miwae, free_bits, "
-        "beta; dreg:num_particles=16, say. The variant's own unless given.",
+        help="Of the bound, in training: dreg:num_particles=16, say; ppl-vae estimators lists them. The variant's own "
+        "unless given.",
     ),
 ]
 Components = Annotated[str, typer.Option(help="Components of the ex-post mixture: a number, held_out or bic.")]

@@ -16,7 +16,8 @@ from .elbo import estimator as estimator_of
 from .evaluation import Number
 from .memory import peak_bytes
 from .progress import Progress
-from .replicates import Replicate, frozen, parameters, replicates, spans
+from .replicates import Replicate, frozen, loss_and_grads, parameters, replicates, spans
+from .seeding import seeded
 from .variant import Variant, log_jacobian, needs_density
 from .verification import Truth, target_of, truth
 
@@ -165,7 +166,11 @@ def _label(loss: str | ELBO) -> str:
 
 
 def _megabytes(variant: Variant, loss: ELBO, y: Tensor) -> float:
-    return peak_bytes(lambda: next(replicates(variant, loss, (y, len(y)), 1, 0))) / 1e6
+    """What the tensors of a value and its gradient take at most; no gradients stand there before."""
+    for half in variant[:2]:
+        half.zero_grad()
+    with seeded(0):
+        return peak_bytes(lambda: loss_and_grads(variant, loss, (y, len(y)))) / 1e6
 
 
 class _Moments:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from .divergence import Snapshot
+from .elbo.reading import plate_scale
 from .models.schedules import Schedule
 from .seeding import seeded
 from .variant import Variant, in_mode
@@ -120,21 +121,19 @@ def _plate(run: Pass) -> str | None:
         frame = next((frame for frame in site["cond_indep_stack"] if frame.name == "data"), None)
         if frame is None and name in ("z", "x"):
             return f"site {name!r} of the {half} stands outside the plate (open it: {PLATE})"
-        if frame is not None and _ratio(frame) != SIZE:
-            counts = f"a datum at site {name!r} counts {_ratio(frame):g} times, wanted {SIZE}, the size over the batch"
+        if frame is not None and plate_scale(frame) != SIZE:
+            counts = (
+                f"a datum at site {name!r} counts {plate_scale(frame):g} times, wanted {SIZE}, the size over the batch"
+            )
             return f"in the {half} {counts} (give the plate the size that forward is given: {PLATE})"
     return None
-
-
-def _ratio(frame: Any) -> float:
-    return (frame.full_size or frame.size) / frame.size
 
 
 def _weights(run: Pass) -> str | None:
     """The KL weight acts on z in both halves, as one number; nothing else is weighted."""
     acts: dict[str, tuple[float, bool]] = {}
     for half, name, site in run.sites():
-        weight = float(site["scale"]) / math.prod(map(_ratio, site["cond_indep_stack"]))
+        weight = float(site["scale"]) / math.prod(map(plate_scale, site["cond_indep_stack"]))
         act = round(weight, 4), site["mask"] is not None
         if name == "z":
             acts[half] = act

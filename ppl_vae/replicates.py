@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from .seeding import seeded
+from .seeding import seeded, stream_seed
 from .variant import Variant
 
-__all__ = ["Replicate", "frozen", "parameters", "replicates", "spans"]
+__all__ = ["Replicate", "frozen", "loss_and_grads", "parameters", "replicates", "spans"]
 
 
 class Replicate(NamedTuple):
@@ -59,6 +59,12 @@ def spans(variant: Variant) -> dict[str, slice]:
     return found
 
 
+def loss_and_grads(variant: Variant, estimator: ELBO, args: Sequence[Any]) -> float:
+    """One value of the loss, its gradient added to the parameters' own, as ``SVI`` would have it."""
+    with pyro.get_param_store().scope(), poutine.trace(param_only=True):  # without it Pyro takes no gradient
+        return float(estimator.loss_and_grads(variant.model, variant.guide, *args))  # type: ignore[attr-defined]
+
+
 def replicates(variant: Variant, estimator: ELBO, args: Sequence[Any], count: int, seed: int) -> Iterator[Replicate]:
     """Draw value and gradient ``count`` times, replicate r under a seed of ``seed`` and r alone: common random numbers.
 
@@ -73,12 +79,11 @@ def replicates(variant: Variant, estimator: ELBO, args: Sequence[Any], count: in
     for index in range(count):
         for parameter in held:
             parameter.grad = None
-        with seeded((seed * 1_000_003 + index) % 2**32):
+        with seeded(stream_seed(seed, index)):
             started = time.perf_counter()
-            with pyro.get_param_store().scope(), poutine.trace(param_only=True):  # as SVI: else Pyro takes no gradient
-                value = estimator.loss_and_grads(variant.model, variant.guide, *args)  # type: ignore[attr-defined]
+            value = loss_and_grads(variant, estimator, args)
             seconds = time.perf_counter() - started
-        yield Replicate(float(value), torch.cat([_gradient(parameter) for parameter in held]), seconds)
+        yield Replicate(value, torch.cat([_gradient(parameter) for parameter in held]), seconds)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

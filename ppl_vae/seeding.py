@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 
-__all__ = ["seeded", "set_streams", "streams"]
+__all__ = ["seeded", "set_streams", "stream_seed", "streams"]
 
 
 def streams() -> tuple[Any, list[torch.Tensor]]:
@@ -21,6 +21,11 @@ def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
     set_rng_state(host)
     if devices:
         torch.cuda.set_rng_state_all(devices)
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """The seed of stream ``index`` of several that ``seed`` names."""
+    return (seed * 1_000_003 + index) % 2**32
 
 
 @contextmanager

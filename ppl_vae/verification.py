@@ -205,8 +205,8 @@ class Verdict(NamedTuple):
 def verify(estimator: ELBO | str, *, target: str | None = None, draws: int = 600, seed: int = 0) -> Verdict:
     """Hold an estimator's value and gradient against the truth on a linear-Gaussian pair.
 
-    An error of 5 % in the value, in its KL alone, or in the gradient is beyond 5 standard errors; so is a plate scale
-    inside the weights.
+    With as many draws as it takes unless told, an error of 5 % in the value, in its KL alone, or in the gradient is
+    beyond 5 standard errors; so is a plate scale inside the weights.
 
     Args:
         estimator: Any ``pyro.infer.ELBO`` with ``loss_and_grads``, or a name as in ``pair``.

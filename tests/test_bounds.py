@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, pair, reconstruct, with_prior
 from ppl_vae.bounds import BLOCK, Bounds, Draws, draws, held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
+from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import (
     MMD,
     Bernoulli,
@@ -46,19 +47,7 @@ def problem(rows: int = 9) -> tuple[LinearGaussian, Tensor]:
 
 def program(model: LinearGaussian, shift: float = 0.0, stretch: float = 1.0) -> Variant:
     """The model as a pair; its guide is the exact posterior, off by ``shift`` and with its covariance stretched."""
-    decoder = nn.Linear(Z_DIM, X_DIM)
-    decoder.weight.data, decoder.bias.data = model.loading.clone(), model.loc.clone()
-    likelihood = Gaussian(model.sigma.item())
-    variant = pair((X_DIM,), Z_DIM, likelihood=likelihood, guide=FullRank, encoder=nn.Identity(), decoder=decoder)
-    zero = model.posterior(torch.zeros(1, X_DIM))
-    loc, log_diagonal, below = variant.guide.heads
-    tril = math.sqrt(stretch) * zero.scale_tril[0]
-    loc.weight.data = (model.posterior(torch.eye(X_DIM)).loc - zero.loc).mT.contiguous()
-    loc.bias.data = zero.loc[0] + shift
-    for head, bias in ((log_diagonal, tril.diagonal().log()), (below, tril[1:, 0])):
-        head.weight.data.zero_()
-        head.bias.data.copy_(bias)
-    return variant
+    return linear_pair(model, FullRank, shift=shift, stretch=math.sqrt(stretch))
 
 
 def law(variant: Variant, x: Tensor) -> MultivariateNormal:

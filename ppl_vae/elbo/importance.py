@@ -7,7 +7,7 @@ from torch import Tensor
 from .per_datum import PerDatumELBO, whole
 from .reading import Reading
 
-__all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean"]
+__all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean", "whole_groups"]
 
 
 def log_mean(log_weight: Tensor) -> Tensor:
@@ -18,6 +18,13 @@ def log_mean(log_weight: Tensor) -> Tensor:
 def grouped(log_weight: Tensor, groups: int) -> Tensor:
     """Draws in groups: [num_particles, *data] to [num_particles / groups, groups, *data]."""
     return log_weight.unflatten(0, (-1, groups))
+
+
+def whole_groups(groups: int, num_particles: int) -> int:
+    """A number of groups that so many draws can be cut into."""
+    if num_particles % whole("groups", groups):
+        raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
+    return whole("groups", groups)
 
 
 class IWAE(PerDatumELBO):
@@ -54,9 +61,7 @@ class MIWAE(IWAE):
 
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
-        self.groups = whole("groups", groups)
-        if self.num_particles % self.groups:
-            raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
+        self.groups = whole_groups(groups, self.num_particles)
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(grouped(log_weight, self.groups)).mean(0)

@@ -7,8 +7,8 @@ from pyro.distributions.util import detach
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from .importance import grouped, log_mean
-from .per_datum import PerDatumELBO, whole
+from .importance import grouped, log_mean, whole_groups
+from .per_datum import PerDatumELBO
 from .reading import Program, Reading
 
 __all__ = ["CIWAE", "PIWAE", "DReG", "StickingTheLanding", "Weights"]
@@ -159,9 +159,7 @@ class PIWAE(_PathOfWeights):
 
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
-        self.groups = whole("groups", groups)
-        if self.num_particles % self.groups:
-            raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
+        self.groups = whole_groups(groups, self.num_particles)
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(log_weight)

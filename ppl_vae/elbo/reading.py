@@ -11,7 +11,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-__all__ = ["PARTICLES", "Latent", "Program", "Reading", "is_weighted", "sort_traces"]
+__all__ = ["PARTICLES", "Latent", "Program", "Reading", "is_weighted", "plate_scale", "sort_traces"]
 
 Program = Callable[..., Any]
 Site = Any
@@ -100,7 +100,7 @@ def sort_traces(model_trace: Any, guide_trace: Any, num_particles: int, nesting:
         _sum(posteriors, data, shape),
         [_latent(site, scored[site["name"]], data) for site in posteriors],
         {name: weight for name, weight in weights.items() if weight is not None},
-        math.prod(_ratio(frame) for frame in data.values()),
+        math.prod(plate_scale(frame) for frame in data.values()),
         sum(factors, 0.0) / num_particles,
     )
 
@@ -161,7 +161,8 @@ def _is_factor(site: Site) -> bool:
     return isinstance(_law(site), dist.Unit)
 
 
-def _ratio(frame: CondIndepStackFrame) -> float:
+def plate_scale(frame: CondIndepStackFrame) -> float:
+    """How often a datum of a plate counts: its size over that of its batch."""
     return (frame.full_size or frame.size) / frame.size
 
 
@@ -192,7 +193,7 @@ def _data_plates(sites: list[Site], nesting: int) -> Plates:
 
 def _weight(site: Site, data: Plates) -> Tensor | float | None:
     """What multiplies a site beside the plates of the data; None for nothing."""
-    plates = math.prod(_ratio(frame) for frame in data.values())
+    plates = math.prod(plate_scale(frame) for frame in data.values())
     scale = site["scale"]
     return None if isinstance(scale, int | float) and math.isclose(scale, plates) else scale / plates
 
