@@ -2,12 +2,14 @@
 
 import dis
 import functools
+from argparse import Namespace
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from itertools import chain
 from operator import is_
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ GLOBAL_HOOKS = [
     for name, value in vars(nn.modules.module).items()
     if name.startswith(("_global_forward", "_global_backward")) and isinstance(value, dict)
 ]
+FEW = 100  # entries of a dictionary that holds settings; a longer one holds data
 END = object()  # the last of what is compared one by one: a list that has grown is seen to differ
 
 
@@ -86,7 +89,7 @@ class Look(NamedTuple):
         views: The live values of dictionaries, in one order.
         kept: What they held, as objects.
         hooks: Dictionaries of hooks that were empty.
-        flags: Which of the watched tensors ask for a gradient.
+        flags: Whether each watched tensor asks for a gradient; its type and device.
         outside: What functions see of their closures and globals.
         state: Hashable stand-ins by label.
         hooked: Where a hook stands that Python has to call in each step; None where there is none.
@@ -95,7 +98,7 @@ class Look(NamedTuple):
     views: list[Iterable[Any]]
     kept: list[Any]
     hooks: list[Any]
-    flags: list[bool]
+    flags: list[Any]
     outside: list[Any]
     state: dict[Any, Any]
     hooked: str | None
@@ -105,8 +108,8 @@ class Surroundings:
     """The Python side of a pair: what can change between two steps without being an argument of them.
 
     Seen are attributes of modules and of objects that own a model or a guide, modules and tensors that are replaced,
-    ``requires_grad``, hooks, and the closures and globals that a function names. Not seen are values inside containers
-    and inside objects further away, and files.
+    ``requires_grad``, hooks, the closures and globals that a function names, and the entries of dictionaries, data
+    classes and namespaces found there. Not seen are the items of lists, what is inside other objects, and files.
 
     Args:
         owners: Modules, functions, methods, and objects.
@@ -182,7 +185,7 @@ class Surroundings:
         return (
             all(map(is_, chain.from_iterable(last.views), last.kept))
             and not any(last.hooks)
-            and [tensor.requires_grad for tensor in self.tensors] == last.flags
+            and self._flags() == last.flags
             and not any([tensor._backward_hooks or _waiting(tensor) for tensor in self.tensors])
             and all(map(is_, self._outside(), last.outside))
         )
@@ -193,23 +196,34 @@ class Surroundings:
         hooked = self._hook_on_a_tensor()
         empty: list[Any] = []
         for owner in (*self.modules, *self.objects.values()):
-            place = id(owner)
+            place, kind = id(owner), type(owner).__name__
             for where in (vars(owner), *_parts(owner)):
                 views.append(where.values())
-                state |= {(place, type(owner).__name__, name): frozen(value) for name, value in where.items()}
+                state |= {(place, kind, name): frozen(value) for name, value in where.items()}
+            for name, entries in _entries(vars(owner)):
+                views.append(entries.values())
+                state |= {(place, kind, f"{name}: {key}"): frozen(value) for key, value in entries.items()}
             for hooks in (vars(owner)[name] for name in HOOKS if isinstance(owner, nn.Module)):
                 views += [hooks.values()] if hooks else []
                 empty += [] if hooks else [hooks]
-                state |= {(place, type(owner).__name__, "the hook", number): id(hook) for number, hook in hooks.items()}
+                state |= {(place, kind, "the hook", number): id(hook) for number, hook in hooks.items()}
                 if any(not _is_of_torch(hook) for hook in hooks.values()):
-                    hooked = f"a hook on a module ({type(owner).__name__}) is called in each step"
+                    hooked = f"a hook on a module ({kind}) is called in each step"
         self._watch_parameters()
         outside = self._outside()
-        state |= {label: frozen(value) for label, value in zip(self._labels(), outside, strict=True)}
-        flags = [tensor.requires_grad for tensor in self.tensors]
-        state |= {(id(tensor), "requires_grad of a parameter"): tensor.requires_grad for tensor in self.tensors}
+        labels = self._labels()
+        state |= {label: frozen(value) for label, value in zip(labels, outside, strict=True)}
+        for label, entries in _entries(dict(zip(labels, outside, strict=True))):
+            views.append(entries.values())
+            state |= {(*label[:-1], f"{label[-1]}: {key}"): frozen(value) for key, value in entries.items()}
+        flags = self._flags()
+        state |= {(id(tensor), "a parameter"): flag for tensor, flag in zip(self.tensors, flags, strict=True)}
         views.append([END])
         return Look(views, [value for view in views for value in view], empty, flags, outside, state, hooked)
+
+    def _flags(self) -> list[Any]:
+        """What can change of a tensor that stays the same object."""
+        return [(tensor.requires_grad, tensor.dtype, tensor.device) for tensor in self.tensors]
 
     def _watch_parameters(self) -> None:
         for module in self.modules:
@@ -294,6 +308,21 @@ def _parts(owner: Any) -> list[dict[str, Any]]:
     if not isinstance(owner, nn.Module):
         return []
     return [where for where in (owner._parameters, owner._buffers, owner._modules) if where]
+
+
+def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    """The settings among some values, by the name of each: short dictionaries, data classes and namespaces."""
+    for name, value in values.items():
+        named = not isinstance(name, str) or not name.startswith("_")  # torch and Pyro keep their own in such names
+        entries = value if type(value) is dict else vars(value) if _is_record(value) else None
+        if named and entries is not None and len(entries) <= FEW:
+            yield name, entries
+
+
+def _is_record(value: Any) -> bool:
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return False
+    return isinstance(value, SimpleNamespace | Namespace) or is_dataclass(value)
 
 
 def _waiting(tensor: Tensor) -> Any:

@@ -69,9 +69,9 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, guide, _optimizer(optim), loss, loss_and_grads, num_samples, num_steps, **kwargs)
+        self.backend = backend
         differentiable, reason = _differentiable(loss, loss_and_grads)
-        self._step = _PairStep(self, differentiable, getattr(loss, "__self__", loss), backend)
-        self._step.refused = self._step.refused or reason
+        self._step = _PairStep(self, differentiable, getattr(loss, "__self__", loss), reason)
 
     @property
     def reason(self) -> str | None:
@@ -80,6 +80,11 @@ class SVI(pyro.infer.SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Move the parameters once; the loss, in nats, of shape [], on its device: nothing waits for it."""
+        if any(ours is not given for ours, given in zip(self._step.parts, _parts(self), strict=True)):
+            before = self._step  # a model, a guide, gradients or an optimizer have been put in the place of another
+            same = before.parts[2] is self.loss_and_grads
+            reason = before.refused_at_once if same else "loss_and_grads has been replaced"
+            self._step = _PairStep(self, before.differentiable if same else None, before.elbo, reason)
         return self._step(*args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,9 +105,11 @@ class SVI(pyro.infer.SVI):
 class _PairStep(Step):
     """A step of a model and a guide, whose parameters are those that Pyro shows in that step."""
 
-    def __init__(self, svi: SVI, differentiable: Program | None, loss: Any, backend: str) -> None:
-        super().__init__(self._loss, None, [svi.model, svi.guide], backend, loss)
+    def __init__(self, svi: SVI, differentiable: Program | None, loss: Any, reason: str | None) -> None:
+        super().__init__(self._loss, None, [svi.model, svi.guide], svi.backend, loss)
         self.svi, self.differentiable, self.mover = svi, differentiable, Mover(svi.optim)
+        self.parts, self.refused_at_once = _parts(svi), reason
+        self.refused = self.refused or reason
         self.found: dict[Tensor, str] = {}
         self.stored: list[tuple[str, Tensor]] = []
         self.graded: set[Tensor] = set()
@@ -170,6 +177,11 @@ class _PairStep(Step):
         parameters = [parameter for parameter in self.found if parameter.requires_grad]
         adam = self.mover.fused(parameters) if parameters and parameters[0].is_cuda else None
         return adam if adam is not None and len(adam.param_groups) == 1 else None
+
+
+def _parts(svi: SVI) -> tuple[Any, ...]:
+    """What an SVI is made of, as Pyro's step reads it."""
+    return svi.model, svi.guide, svi.loss_and_grads, svi.optim
 
 
 def _as_tensor(loss: Any) -> Any:
