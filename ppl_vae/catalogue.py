@@ -240,7 +240,7 @@ def rae_gp(
 
 @_declare("as rae; decoder spectrally normalised", POINT, MAP, "Ghosh et al., 2020; Miyato et al., 2018")
 def rae_sn(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
-    """RAE with spectral normalisation of the decoder."""
+    """RAE with spectral normalisation of the decoder. It cannot be pickled; see ``spectrally_normalised``."""
     variant = _rae(x_shape, z_dim, sigma, **parts)
     spectrally_normalised(variant.model.decoder)
     return variant
