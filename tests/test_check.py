@@ -260,7 +260,7 @@ class SumOverAxisOne(Gaussian):
     """Axis 1 holds coordinates as long as there is one draw a datum; with more, it holds the data."""
 
     def forward(self, loc: Tensor) -> Any:
-        return super().forward(loc.softmax(1))
+        return super().forward(loc - loc.mean(1, keepdim=True))
 
 
 class PenaltyAlways(LatentVariableModel):
