@@ -38,7 +38,9 @@ HEADS = (
     "the guide has heads of its own for loc and log scale: end the encoder before yours, or hand yours over, "
     "guide=functools.partial(MeanField, heads=[to_loc, to_log_scale])"
 )
-RECURRENT = "a recurrent layer returns outputs and state: wrap it in a module that returns one of them, the last state say"
+RECURRENT = (
+    "a recurrent layer returns outputs and state: wrap it in a module that returns one of them, the last state say"
+)
 
 
 def features(network: nn.Module, x: Tensor) -> Tensor:

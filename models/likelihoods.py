@@ -247,7 +247,7 @@ class Heteroscedastic(_LearnedScale):
         super().__init__(scale, floor)
         if not 0.0 <= stage < 1.0:
             raise ValueError(f"stage is a share of training in [0, 1), got {stage!r}")
-        self.open = Schedule(switch(stage))
+        self.stage, self.open = stage, Schedule(switch(stage))
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
         return dist.Normal(loc, self.scale_with(self.open.value * head))

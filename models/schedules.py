@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-__all__ = ["KLWeight", "Masked", "Schedule", "constant", "cyclical", "linear", "switch"]
+__all__ = ["CURVES", "KLWeight", "Masked", "Schedule", "constant", "cyclical", "linear", "name_of_curve", "switch"]
 
 Curve = Callable[[int, int], float]
 
@@ -36,6 +36,20 @@ def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
 def switch(at: float) -> Curve:
     """0 before the share ``at`` of training, 1 from there on."""
     return partial(_switch, at)
+
+
+def name_of_curve(curve: Any) -> str | None:
+    """The name in ``CURVES`` under which a curve can be built again from its bound options; None for other functions."""
+    inner = {_constant: "constant", _cyclical: "cyclical", _linear: "linear", _switch: "switch"}
+    return inner.get(curve.func) if isinstance(curve, partial) and not curve.keywords else None
+
+
+CURVES: dict[str, Callable[..., Curve]] = {
+    "constant": constant,
+    "cyclical": cyclical,
+    "linear": linear,
+    "switch": switch,
+}
 
 
 def _share(ramp: float) -> None:

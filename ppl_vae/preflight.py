@@ -428,7 +428,11 @@ def _drop(run: Pass) -> str:
     shaping = nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout
     layers = [layer for layer in run.variant.model.decoder.modules() if not isinstance(layer, shaping)]
     last = type(layers[-1]) if layers else nn.Module
-    return f"drop the {last.__name__} at its end" if last.__module__ == nn.ReLU.__module__ else "let it end in a linear layer"
+    return (
+        f"drop the {last.__name__} at its end"
+        if last.__module__ == nn.ReLU.__module__
+        else "let it end in a linear layer"
+    )
 
 
 def _largest(y: Tensor) -> str:

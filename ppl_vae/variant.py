@@ -18,6 +18,7 @@ from .models import LatentVariableModel, Masked, StandardNormal, decoder as deco
 from .models.half import of_pyro
 from .models.latent_variable import mean_of
 from .models.networks import WIDTH
+from .recipes import PAIR, recipe, with_part
 from .seeding import seeded
 
 __all__ = [
@@ -64,7 +65,8 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """Its name in the catalogue, or the names of its parts."""
         recipe = self.model.recipe
-        return recipe["variant"] if recipe else f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
+        named = recipe is not None and recipe["variant"] != PAIR
+        return recipe["variant"] if named else f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
 
     @property
     def kl_weight(self) -> float:
@@ -87,7 +89,9 @@ class Variant(NamedTuple):
         parameter = next(self.model.parameters())
         with evaluating(self), pyro.validation_enabled(False):
             outputs = self.model.outputs(torch.zeros(2, self.z_dim).to(parameter))
-            law: Any = self.model.law(*(output[:1] for output in outputs))  # of one row, so that its bounds fit any rows
+            law: Any = self.model.law(
+                *(output[:1] for output in outputs)
+            )  # of one row, so that its bounds fit any rows
         return getattr(law, "base_dist", law).support
 
     def in_model_units(self, x: Tensor) -> Tensor:
@@ -155,19 +159,23 @@ def pair(
     """
     _check_parts(x_shape, guide, loss, likelihood=likelihood, prior=prior, encoder=encoder, decoder=decoder)
     _check_width(width, encoder, decoder)
+    penalties = tuple(penalties)
+    given = {"likelihood": likelihood, "guide": guide, "prior": prior, "encoder": encoder, "decoder": decoder}
+    given |= {"penalties": penalties, "kl_weight": kl_weight, "loss": loss, "width": width}
     x_shape = tuple(int(side) for side in x_shape)
     if not x_shape or min(x_shape) < 1 or z_dim < 1:
         raise ValueError(f"x_shape and z_dim must be positive, got {x_shape} and {z_dim}")
     prior = StandardNormal(z_dim) if prior is None else prior
     if tuple(of_pyro("the prior", prior()).event_shape) != (z_dim,):
         raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
-    width = WIDTH if width is None else width
+    width = width or WIDTH
     encoder = encoder_for(x_shape, width) if encoder is None else encoder
     outputs: int = likelihood.outputs  # type: ignore[assignment]
     decoder = decoder_for(z_dim, x_shape, outputs, width) if decoder is None else decoder
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
+    model.recipe = recipe(PAIR, x_shape, z_dim, {name: part for name, part in given.items() if part is not None})
     loss = PathwiseELBO() if loss is None else loss
     return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
 
@@ -249,7 +257,7 @@ def with_prior(variant: Variant, prior: nn.Module) -> Variant:
     model = copy.copy(variant.model)
     model._modules = dict(variant.model._modules)
     model.prior = prior
-    model.recipe = None  # the catalogue did not build it
+    model.recipe = model.recipe and with_part(model.recipe, "prior", prior)
     return variant._replace(model=model)
 
 
