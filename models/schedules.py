@@ -39,7 +39,7 @@ def switch(at: float) -> Curve:
 
 
 def name_of_curve(curve: Any) -> str | None:
-    """The name in ``CURVES`` under which a curve can be built again from its bound options; None for other functions."""
+    """The name in ``CURVES`` under which a curve is built again from its bound options; None for other functions."""
     inner = {_constant: "constant", _cyclical: "cyclical", _linear: "linear", _switch: "switch"}
     return inner.get(curve.func) if isinstance(curve, partial) and not curve.keywords else None
 
@@ -57,7 +57,7 @@ def _share(ramp: float) -> None:
         raise ValueError(f"ramp is a share of training in (0, 1], got {ramp!r}")
 
 
-# The curves are functions of a module, their options bound by ``partial``: such a curve can be pickled, a lambda cannot.
+# The curves are functions of a module with their options bound by ``partial``, for a lambda could not be pickled.
 
 
 def _constant(value: float, step: int, total: int) -> float:

@@ -43,8 +43,8 @@ class Batches:
         norm = norm_of_rows(variant) if alone or self.rows % batch_size == 1 else None
         if norm is not None and alone:
             raise ValueError(
-                f"{norm} cannot train on a batch of one row, for its statistics are over rows: there are {self.rows} rows "
-                f"in batches of {batch_size}, choose a batch_size of 2 or more, or freeze it with requires_grad_(False)"
+                f"{norm} takes statistics over rows and cannot train on a batch of one: there are {self.rows} rows in "
+                f"batches of {batch_size} (use a batch_size of 2 or more, or freeze it by requires_grad_(False))"
             )
         self.joins = norm is not None
 
@@ -59,7 +59,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.resident is None:
-            batches = (self.variant.in_model_units(batch.to(self.device, non_blocking=True)) for batch in self.loader)
+            batches: Iterator[Tensor] = (
+                self.variant.in_model_units(batch.to(self.device, non_blocking=True)) for batch in self.loader
+            )
         else:
             order = torch.randperm(self.rows, device=self.device)
             batches = (self.resident[rows] for rows in order.split(self.batch_size))

@@ -20,9 +20,9 @@ from torch import Tensor
 from .bounds import terms
 from .checkpoint import load, save
 from .data import check_support, tensor_of
+from .models.latent_variable import mean_of
 from .preflight import READINGS, one_pass
 from .seeding import seeded
-from .models.latent_variable import mean_of
 from .variant import Variant, evaluating, missing_mean, set_mode
 
 __all__ = ["check"]
@@ -275,7 +275,7 @@ def _log_weights(variant: Variant, y: Tensor) -> Tensor:
 
 
 def _matters(variant: Variant, module: Any, name: str, y: Tensor) -> bool:
-    """Whether densities depend on a tensor that a module holds as an attribute: Pyro's flows hold some that are idle."""
+    """Whether densities depend on a tensor that a module holds as an attribute: some in Pyro's flows are idle."""
     value, before = getattr(module, name), _log_weights(variant, y)
     setattr(module, name, None)
     try:

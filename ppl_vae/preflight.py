@@ -305,8 +305,8 @@ def _spread(y: Tensor) -> float:
 def at_floor(variant: Variant, y: Tensor) -> str | None:
     """Say that the scale of p(x | z) stands at its floor, with the remedy; None where it does not, or has no floor.
 
-    A scale below twice its floor counts as one that stands there, since more than half of a softly bounded scale is then
-    the floor and not what was learned. A likelihood of one's own takes part by an attribute ``lowest``, the floor.
+    A scale below twice its floor counts as one that stands there, since more than half of a softly bounded scale is
+    then the floor and not what was learned. A likelihood of one's own takes part by an attribute ``lowest``, the floor.
 
     Args:
         variant: The pair.
@@ -364,8 +364,8 @@ def _range(run: Pass) -> str | None:
     theirs = f"{type(run.variant.model.likelihood).__name__} bounds it: take the bound away"
     remedy = theirs if _reach(run, None) == UNBOUNDED else _drop(run)
     return (
-        f"the mean of p(x | z) stays in {_interval((low, high))} whatever the decoder's weights are, and {beyond:.0%} of "
-        f"x, from {float(run.y.min()):.3g} to {float(run.y.max()):.3g}, lies beyond ({remedy}, or scale x into it)"
+        f"the mean of p(x | z) stays in {_interval((low, high))} whatever the decoder's weights are, and {beyond:.0%} "
+        f"of x, from {float(run.y.min()):.3g} to {float(run.y.max()):.3g}, lies beyond ({remedy}, or scale x into it)"
     )
 
 

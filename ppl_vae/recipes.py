@@ -1,7 +1,7 @@
 """Recipes: what builds a pair again, in JSON. Parts of this library go by name, with the arguments of their class.
 
-Nothing in a recipe is code. A name is looked up in the tables below, and what it names is called with numbers, texts and
-other parts of the tables alone.
+Nothing in a recipe is code. A name is looked up in the tables below, and what it names is called with numbers, texts
+and other parts of the tables alone.
 """
 
 import functools
@@ -106,14 +106,11 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [described(item) for item in value]
-    name = type(value).__name__
-    if PARTS.get(name) is type(value):
-        return {"part": name, "arguments": _arguments(value)}
-    if isinstance(value, type):
-        return {"family": _ours(value, FAMILIES), "arguments": {}}
     if isinstance(value, functools.partial):
         return _of_partial(value)
-    raise NotOurs(f"{value!r} is no part of ppl_vae")
+    if isinstance(value, type):
+        return {"family": _ours(value, FAMILIES), "arguments": {}}
+    return {"part": _ours(type(value), PARTS), "arguments": _arguments(value)}
 
 
 def _arguments(part: Any) -> dict[str, Any]:
@@ -144,7 +141,7 @@ def _ours(value: Any, table: dict[str, Callable[..., Any]]) -> str:
     for name, known in table.items():
         if known is value:
             return name
-    raise NotOurs(f"{value!r} is no part of ppl_vae")
+    raise NotOurs(f"{value!r} is no part of this library")
 
 
 def built(value: Any) -> Any:

@@ -91,9 +91,9 @@ def fit(
 
     Pyro's global parameter store and the caller's random streams are left alone.
 
-    A part whose parameters all have ``requires_grad=False`` is frozen, and stays as it is: it runs in eval mode, whatever
-    mode it came in, so that its running statistics do not move and its dropout does not act. This holds for each module
-    inside the model and the guide; the receipt names those that are frozen.
+    A module inside the model or the guide is frozen where all of its parameters have ``requires_grad=False``. It stays
+    as it is: it runs in eval mode, whatever mode it came in, so that its running statistics do not move and its dropout
+    does not act. The receipt names what is frozen.
 
     Args:
         variant: From a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.

@@ -65,8 +65,8 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """Its name in the catalogue, or the names of its parts."""
         recipe = self.model.recipe
-        named = recipe is not None and recipe["variant"] != PAIR
-        return recipe["variant"] if named else f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
+        name = PAIR if recipe is None else str(recipe["variant"])
+        return f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}" if name == PAIR else name
 
     @property
     def kl_weight(self) -> float:
@@ -158,7 +158,7 @@ def pair(
         ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is not what it has to be.
     """
     _check_parts(x_shape, guide, loss, likelihood=likelihood, prior=prior, encoder=encoder, decoder=decoder)
-    _check_width(width, encoder, decoder)
+    units = _units(width, encoder, decoder)
     penalties = tuple(penalties)
     given = {"likelihood": likelihood, "guide": guide, "prior": prior, "encoder": encoder, "decoder": decoder}
     given |= {"penalties": penalties, "kl_weight": kl_weight, "loss": loss, "width": width}
@@ -168,10 +168,9 @@ def pair(
     prior = StandardNormal(z_dim) if prior is None else prior
     if tuple(of_pyro("the prior", prior()).event_shape) != (z_dim,):
         raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
-    width = width or WIDTH
-    encoder = encoder_for(x_shape, width) if encoder is None else encoder
+    encoder = encoder_for(x_shape, units) if encoder is None else encoder
     outputs: int = likelihood.outputs  # type: ignore[assignment]
-    decoder = decoder_for(z_dim, x_shape, outputs, width) if decoder is None else decoder
+    decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
@@ -201,13 +200,15 @@ def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
         raise ValueError(f"loss must be a pyro.infer.ELBO, an instance, or a name as 'dreg', got {loss!r}")
 
 
-def _check_width(width: int | None, encoder: nn.Module | None, decoder: nn.Module | None) -> None:
+def _units(width: Any, encoder: nn.Module | None, decoder: nn.Module | None) -> int:
+    """The width of the networks that are chosen here."""
     if width is None:
-        return
+        return WIDTH
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
     if encoder is not None and decoder is not None:
         raise ValueError("width is for networks chosen by x_shape, and both encoder and decoder were given: drop it")
+    return width
 
 
 def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
