@@ -43,8 +43,8 @@ class Batches:
         norm = norm_of_rows(variant) if alone or self.rows % batch_size == 1 else None
         if norm is not None and alone:
             raise ValueError(
-                f"{norm} takes statistics over rows and cannot train on a batch of one: there are {self.rows} rows in "
-                f"batches of {batch_size} (use a batch_size of 2 or more, or freeze it by requires_grad_(False))"
+                f"{norm} takes statistics over rows and cannot train on one: rows of the training data {self.rows}, "
+                f"batch_size {batch_size} (use 2 or more of both, or freeze it by requires_grad_(False))"
             )
         self.joins = norm is not None
 
@@ -93,7 +93,7 @@ def norm_of_rows(variant: Variant) -> str | None:
             norms = [module for half in variant[:2] for module in half.modules() if isinstance(module, _BatchNorm)]
             variant.guide.posterior(torch.zeros(1, *variant.model.x_shape).to(like))
             variant.model.x_given_z(torch.zeros(1, variant.z_dim).to(like))
-    except ValueError as error:
+    except Exception as error:  # noqa: BLE001 - what else may be wrong with a pair is said by preflight
         if "more than 1 value per channel" in str(error):
             return type(norms[0]).__name__ if norms else "a batch norm"
     finally:

@@ -20,6 +20,7 @@ from torch import Tensor
 from .bounds import terms
 from .checkpoint import load, save
 from .data import check_support, tensor_of
+from .models import Half
 from .models.latent_variable import mean_of
 from .preflight import READINGS, one_pass
 from .seeding import seeded
@@ -246,7 +247,8 @@ def _stock_svi(variant: Variant, x: Tensor) -> str | None:
     for name, old, new in zip(Variant._fields, before[:2], variant[:2], strict=False):
         pairs = [both for both in zip(old.parameters(), new.parameters(), strict=True) if both[0].requires_grad]
         if pairs and all(torch.equal(a, b) for a, b in pairs):
-            return f"a step of SVI moved no parameter of the {name} (derive it from Half, and do not override __call__)"
+            declared = type(old).__call__ is Half.__call__
+            return f"a step of SVI moved no parameter of the {name} ({FLAT if declared else DECLARED})"
     return None
 
 
@@ -286,6 +288,8 @@ def _matters(variant: Variant, module: Any, name: str, y: Tensor) -> bool:
         setattr(module, name, value)
 
 
+DECLARED = "derive it from Half, and do not override __call__"
+FLAT = "its gradients are all zero: a density that is flat in what a network says, a uniform one, teaches it nothing"
 BESIDE = "the rows beside it (no statistics of the batch in eval mode)"
 NO_ESTIMATE = "an estimate from draws is no mean: return the closed form, or a mode"
 QUIET = "layers that draw, dropout or noise, act under self.training alone"

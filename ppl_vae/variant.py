@@ -212,14 +212,11 @@ def _units(width: Any, encoder: nn.Module | None, decoder: nn.Module | None) -> 
 
 
 def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
-    """Parts that have parameters of which none requires a gradient, by name; a part inside another one is not named.
-
-    The model and the guide are no parts: they keep their mode, in which penalties and weights of the KL act.
-    """
+    """The modules that have parameters of which none requires a gradient, by name; none inside another one."""
     found: dict[str, nn.Module] = {}
     for half, whole in zip(variant._fields, variant[:2], strict=False):
         for name, module in whole.named_modules(prefix=half):
-            parameters = [] if module is whole else list(module.parameters())
+            parameters = list(module.parameters())
             frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
             if frozen and not any(name.startswith(f"{outer}.") for outer in found):
                 found[name] = module
@@ -227,12 +224,15 @@ def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
 
 
 def set_mode(variant: Variant, *, training: bool) -> None:
-    """Put a pair into training or eval mode; what is frozen stays in eval mode, so that its statistics do not move."""
+    """Put a pair into training or eval mode; what is frozen stays in eval mode, so that its statistics do not move.
+
+    Of a frozen model or guide this is said of its parts: in training mode itself, it is weighted as the other half is.
+    """
     variant.model.train(training)
     variant.guide.train(training)
-    if training:
-        for part in frozen_parts(variant).values():
-            part.eval()
+    for part in frozen_parts(variant).values() if training else ():
+        for module in part.children() if part in variant[:2] else [part]:
+            module.eval()
 
 
 @contextmanager
