@@ -36,15 +36,14 @@ MOST = 5000  # data that a Frechet distance takes at the most
 
 
 class Number(NamedTuple):
-    """A figure with its standard error; without a value, ``reason`` says why there is none.
+    """A figure with its standard error.
 
-    ``note`` is what a reader has to know of a figure that has a value.
+    Without a value, ``reason`` says why there is none; beside a value, what a reader has to know of it.
     """
 
     value: float | None
     error: float | None = None
     reason: str = ""
-    note: str = ""
 
     def __str__(self) -> str:
         if self.value is None:
@@ -121,8 +120,9 @@ class Evaluation:
         lines = [f"{self.rows} held-out data; K = {self.num_particles}; F in {self.features}"]
         for name, number in self.numbers.items():
             column = COLUMNS[name]
-            note = f" ({number.note})" if number.note else ""
-            lines.append(f"{column.title:<16}{number!s:<24}{column.unit if number.value is not None else ''}{note}")
+            beside = f" ({number.reason})" if number.reason else ""
+            told = "" if number.value is None else f"{column.unit}{beside}"
+            lines.append(f"{column.title:<16}{number!s:<24}{told}")
         return "\n".join(lines)
 
 
@@ -217,7 +217,7 @@ def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
     scale = scale_of_law(variant.model.x_given_z(z))
     sigma = Number(None, reason="none")
     if scale is not None:
-        sigma = Number(float(scale.square().mean().sqrt()), note=at_floor(variant, y) or "")
+        sigma = Number(float(scale.square().mean().sqrt()), reason=at_floor(variant, y) or "")
     if missing_mean(variant, z) is not None:
         return NO_MEAN, sigma
     square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ppl_vae
-from ppl_vae import VARIANTS, Variant, convert, load, pair, reconstruct, save, with_prior
+from ppl_vae import VARIANTS, Variant, convert, elbo, guides, load, models, pair, recipes, reconstruct, save, with_prior
 from ppl_vae.checkpoint import notes_of
 from ppl_vae.elbo import DReG, PathwiseELBO
 from ppl_vae.guides import ConstantVariance, FullRank, MeanField, PointMass
@@ -42,6 +42,7 @@ from ppl_vae.models import (
     WeightPrior,
     cyclical,
     linear,
+    schedules,
 )
 from ppl_vae.seeding import seeded
 
@@ -211,6 +212,16 @@ def test_parts_of_the_library_come_back_by_name(tmp_path: Path, build: Callable[
     assert loaded.name == variant.name
     assert objective(loaded) == objective(variant)
     assert rounded(loaded.model.recipe) == rounded(variant.model.recipe)  # no argument falls back to its default
+
+
+def test_the_tables_of_recipes_hold_every_part_of_the_library() -> None:
+    """Parts that are built by other parts, and the Laplace proposal, which is made for a trained pair, apart."""
+    apart = {"Half", "LatentVariableModel", "LinearGaussian", "Scale", "Schedule", "Guide", "PerDatumELBO"}
+    parts = {name for space in (models, elbo) for name in space.__all__ if isinstance(getattr(space, name), type)}
+
+    assert set(recipes.PARTS) == parts - apart
+    assert set(recipes.FAMILIES) == set(guides.__all__) - apart - {"Laplace", "encoder"}
+    assert set(recipes.CURVES) == {name for name in models.__all__ if name in vars(schedules) and name.islower()}
 
 
 @pytest.mark.parametrize(
