@@ -578,6 +578,17 @@ def test_a_decoder_that_squashes_logits_is_named(build: Callable[[], Variant], l
         fit(build(), x, validation=None, progress=False)
 
 
+@pytest.mark.parametrize("wide", [1.0, 3.0])
+def test_a_decoder_of_one_number_is_seen_at_both_of_its_ends(wide: float) -> None:
+    """A last bias is the same for all codes; uniform data stay in the range of a sigmoid, or reach beyond it."""
+    decoder = nn.Sequential(nn.Linear(Z_DIM, 1), nn.Sigmoid())
+    failures = check(pair((1,), Z_DIM, likelihood=LearnedSigma(), decoder=decoder), wide * torch.rand(40, 1))
+
+    assert [failure.partition(" what")[0] for failure in failures] == [
+        "range: the mean of p(x | z) stays in [0, 1]"
+    ] * (wide > 1)
+
+
 class MixtureOfTwo(nn.Module):
     """Two normals for each coordinate, weighed alike in all data."""
 
