@@ -4,12 +4,34 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from .schedules import Schedule
 
-__all__ = ["Half"]
+__all__ = ["Half", "of_pyro"]
+
+
+def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
+    """What a part returned, where it is a distribution that Pyro can sample.
+
+    Args:
+        name: What the part is called.
+        made: What it returned.
+
+    Raises:
+        ValueError: If it is anything else: Pyro samples its own classes alone, which have the names of torch's.
+    """
+    if isinstance(made, TorchDistributionMixin):
+        return made
+    kind = type(made)
+    remedy = f"pyro.distributions.{kind.__name__} is its class of that name" if hasattr(dist, kind.__name__) else REMEDY
+    raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a distribution of Pyro's ({remedy})")
+
+
+REMEDY = "return one of pyro.distributions, or a class derived from pyro.distributions.TorchDistribution"
 
 
 class Half(nn.Module):

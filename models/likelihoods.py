@@ -1,10 +1,12 @@
 """p(x | z), a small module each: ``outputs`` decoder outputs a coordinate in, one distribution out."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, LogNormal
 from torch.nn.functional import softplus
 
 from . import distributions
@@ -21,7 +23,22 @@ __all__ = [
     "LearnedSigma",
     "OptimalSigma",
     "StudentT",
+    "scale_of_law",
 ]
+
+
+def scale_of_law(law: Any) -> Tensor | None:
+    """The scale of p(x | z), in the units of x; None where the distribution has none.
+
+    An attribute called ``scale`` counts where the distribution lists it among its parameters, ``arg_constraints``: on
+    another class it may be anything. That of ``LogNormal`` is a scale of log x.
+
+    Args:
+        law: A distribution, with or without its coordinates made an event by ``to_event``.
+    """
+    law = law.base_dist if isinstance(law, Independent) else law
+    scale = getattr(law, "scale", None) if "scale" in law.arg_constraints else None
+    return scale if isinstance(scale, Tensor) and not isinstance(law, LogNormal) else None
 
 
 def _positive(name: str, value: float) -> float:
@@ -121,8 +138,13 @@ class _LearnedScale(nn.Module):
         """The scale, shape [], in the model's units."""
         return self.scale_with()
 
+    @property
+    def lowest(self) -> float:
+        """The floor of the scale itself, in the model's units."""
+        return math.exp(self.floor)
+
     def extra_repr(self) -> str:
-        return f"scale={float(self.scale.detach()):.4g}, floor={math.exp(self.floor):.4g}"
+        return f"scale={float(self.scale.detach()):.4g}, floor={self.lowest:.4g}"
 
 
 class LearnedSigma(_LearnedScale):
@@ -183,6 +205,7 @@ class OptimalSigma(Gaussian):
     """
 
     batches: Tensor
+    lowest = 1e-6  # the floor of the scale, in the model's units
 
     def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
         super().__init__(scale)
@@ -200,7 +223,7 @@ class OptimalSigma(Gaussian):
         self.batches += 1
         share = (1 / self.batches).clamp_min(self.momentum)
         variance = self.scale.square().lerp((x - loc).square().mean(), share)
-        self.scale.copy_(variance.sqrt().clamp_min(1e-6))
+        self.scale.copy_(variance.sqrt().clamp_min(self.lowest))
 
 
 class Heteroscedastic(_LearnedScale):
@@ -224,7 +247,7 @@ class Heteroscedastic(_LearnedScale):
         super().__init__(scale, floor)
         if not 0.0 <= stage < 1.0:
             raise ValueError(f"stage is a share of training in [0, 1), got {stage!r}")
-        self.open = Schedule(switch(stage))
+        self.stage, self.open = stage, Schedule(switch(stage))
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
         return dist.Normal(loc, self.scale_with(self.open.value * head))

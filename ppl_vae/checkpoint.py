@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .catalogue import VARIANTS
-from .variant import Variant
+from .recipes import PAIR, built
+from .variant import Variant, pair
 
 __all__ = ["load", "notes_of", "refuse_other", "save"]
 
@@ -80,8 +81,9 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
 
     Args:
         path: A folder that ``save`` wrote.
-        into: A pair of the same parts, to be filled in place: needed where parts of one's own were passed to the
-            builder, for a file holds no code.
+        into: A pair of the same parts, to be filled in place. It is needed where parts of one's own were passed to the
+            builder, networks among them, for a file holds no code. Parts of this library go by name: likelihoods,
+            priors, guides, penalties, schedules, estimators, and the ``width`` of the networks.
 
     Raises:
         ValueError: If the folder is no checkpoint, is damaged, or does not match.
@@ -132,13 +134,15 @@ def _build(path: Path, config: dict[str, Any]) -> Variant:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path / CONFIG} is damaged: its recipe is no table")
     name, parts = str(recipe.get("variant")), recipe.get("parts", ["all"])
-    if parts or name not in VARIANTS:
+    build = pair if name == PAIR else VARIANTS.get(name)
+    if parts or build is None:
         listed = ", ".join(map(str, parts)) if parts else f"unknown variant {name!r}"
         raise ValueError(f"{path} was built with parts of your own ({listed}): build the same pair, pass it as into=")
     try:
         with torch.random.fork_rng(devices=[]):
-            return VARIANTS[name](tuple(recipe["x_shape"]), recipe["z_dim"], **recipe["options"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            options = {name: built(option) for name, option in recipe["options"].items()}
+            return build(tuple(recipe["x_shape"]), recipe["z_dim"], **options)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path / CONFIG} does not build a {name}: {error}") from None
 
 

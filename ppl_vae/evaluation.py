@@ -12,10 +12,12 @@ from .bounds import bounds_under, held_out
 from .data import check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
+from .models.likelihoods import scale_of_law
 from .models.networks import is_image
+from .preflight import at_floor
 from .psis import k_threshold
 from .seeding import seeded
-from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample
+from .variant import ROWS, Variant, decode, encode, evaluating, missing_mean, reconstruct, sample
 
 __all__ = [
     "ACTIVE",
@@ -34,7 +36,10 @@ MOST = 5000  # data that a Frechet distance takes at the most
 
 
 class Number(NamedTuple):
-    """A figure with its standard error; without a value, ``reason`` says why there is none."""
+    """A figure with its standard error.
+
+    Without a value, ``reason`` says why there is none; beside a value, what a reader has to know of it.
+    """
 
     value: float | None
     error: float | None = None
@@ -44,6 +49,9 @@ class Number(NamedTuple):
         if self.value is None:
             return self.reason
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
+
+
+NO_MEAN = Number(None, reason="no mean")
 
 
 class Column(NamedTuple):
@@ -112,7 +120,9 @@ class Evaluation:
         lines = [f"{self.rows} held-out data; K = {self.num_particles}; F in {self.features}"]
         for name, number in self.numbers.items():
             column = COLUMNS[name]
-            lines.append(f"{column.title:<16}{number!s:<24}{column.unit if number.value is not None else ''}")
+            beside = f" ({number.reason})" if number.reason else ""
+            told = "" if number.value is None else f"{column.unit}{beside}"
+            lines.append(f"{column.title:<16}{number!s:<24}{told}")
         return "\n".join(lines)
 
 
@@ -203,14 +213,17 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
+    z, y = encode(variant, x[:ROWS]), variant.in_model_units(x[:ROWS])
+    scale = scale_of_law(variant.model.x_given_z(z))
+    sigma = Number(None, reason="none")
+    if scale is not None:
+        sigma = Number(float(scale.square().mean().sqrt()), reason=at_floor(variant, y) or "")
+    if missing_mean(variant, z) is not None:
+        return NO_MEAN, sigma
     square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)
     rmse = float(square.mean().sqrt())
     error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
-    x_given_z = variant.model.x_given_z(encode(variant, x[:ROWS]))
-    scale = getattr(getattr(x_given_z, "base_dist", x_given_z), "scale", None)
-    if scale is None:
-        return Number(rmse, error), Number(None, reason="none")
-    return Number(rmse, error), Number(float(scale.square().mean().sqrt()))
+    return Number(rmse, error), sigma
 
 
 def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
@@ -267,6 +280,15 @@ def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
     return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
 
 
+OF_MEANS = (
+    "frechet_reconstructions",
+    "frechet_interpolations",
+    "frechet_prior",
+    "frechet_ex_post",
+    "nearest_ex_post",
+)  # of a likelihood without a mean the first two are empty, and for images the others too, for these are of means
+
+
 def _pictures(
     variant: Variant,
     x: Tensor,
@@ -280,16 +302,20 @@ def _pictures(
     count = min(len(x), MOST, MOST if train is None else len(train))
     x, real = x[:count], real[:count]
     means = is_image(variant.model.x_shape)  # of images, people look at means; a table without its noise is none
-    made = {
-        "frechet_reconstructions": reconstruct(variant, x),
-        "frechet_prior": sample(variant, count, mean=means, seed=seed),
-        "frechet_interpolations": interpolate(variant, x, x.roll(count // 2, 0), 0.5),
-    }
-    if ex_post is not None:
-        made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
+    has_mean = missing_mean(variant, encode(variant, x[:ROWS])) is None
+    made = {}
+    if has_mean:
+        made["frechet_reconstructions"] = reconstruct(variant, x)
+        made["frechet_interpolations"] = interpolate(variant, x, x.roll(count // 2, 0), 0.5)
+    if has_mean or not means:
+        made["frechet_prior"] = sample(variant, count, mean=means, seed=seed)
+        if ex_post is not None:
+            made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
     made = {name: variant.in_model_units(data) for name, data in made.items()}
     target = features.apply(real)
-    numbers = {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
+    numbers = dict.fromkeys(OF_MEANS, NO_MEAN)
+    if ex_post is None:
+        numbers |= {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
     numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}
     numbers |= {name: Number(*frechet_with_error(target, features.apply(data))) for name, data in made.items()}
     if train is not None:
@@ -297,6 +323,6 @@ def _pictures(
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
         numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
         numbers["nearest_held_out"] = mean_over_data(nearest(real, train))
-        if ex_post is not None:
+        if "frechet_ex_post" in made:
             numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train))
     return numbers

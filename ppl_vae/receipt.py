@@ -11,8 +11,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .divergence import Snapshot
 from .elbo import PerDatumELBO
+from .preflight import at_floor
 from .seeding import seeded
-from .variant import Variant, in_mode, log_jacobian
+from .variant import Variant, frozen_parts, in_mode, log_jacobian
 
 __all__ = ["receipt"]
 
@@ -101,6 +102,11 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
             )
         )
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
+    held, floor = frozen_parts(variant), at_floor(variant, y)
+    if held:
+        lines.append(("frozen", f"{', '.join(held)}: in eval mode throughout, never trained"))
+    if floor is not None:
+        lines.append(("caution", floor))
     if shrinks(variant):
         lines.append(("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too"))
     lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]

@@ -22,7 +22,7 @@ from .seeding import seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
 from .svi.precision import PRECISIONS, networks_in_bf16, products_in_bf16
-from .variant import Variant, evaluating, log_jacobian
+from .variant import Variant, evaluating, log_jacobian, set_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,11 +91,16 @@ def fit(
 
     Pyro's global parameter store and the caller's random streams are left alone.
 
+    A module inside the model or the guide is frozen where all of its parameters have ``requires_grad=False``. It stays
+    as it is: it runs in eval mode, whatever mode it came in, so that its running statistics do not move and its dropout
+    does not act. The receipt names what is frozen.
+
     Args:
         variant: From a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.
         data: What ``prepare`` returns; or an array, tensor, data frame or Dataset, in the units of the variant's scale.
         epochs: Passes over the data.
-        batch_size: Data a step; a short last batch counts by its rows.
+        batch_size: Data a step; a short last batch counts by its rows. A last batch of one row joins the batch before
+            where a batch norm could not train on it.
         lr: Learning rate.
         seed: Of the order of the data, the noise and the split.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -105,8 +110,8 @@ def fit(
         progress: Show loss and time left, under a label of its own if it is a string.
         backend: What runs a step, as for ``ppl_vae.svi.SVI``: ``"auto"`` is ``"fx"``, the eager one to the last bit;
             ``"eager"``; ``"inductor"``, compiled; ``"cudagraph"``. A pair that is not static runs eagerly.
-        precision: ``"full"``; ``"bf16"``, encoder and decoder in bfloat16, densities and weights in full; or
-            ``"bf16_matmul"``, matrix products of the CPU in bfloat16 and nothing else.
+        precision: ``"full"``; ``"bf16"``, encoder and decoder in bfloat16, densities, weights and recurrent layers in
+            full; or ``"bf16_matmul"``, matrix products of the CPU in bfloat16 and nothing else.
         channels_last: Hold the kernels of convolutions in that layout while training, which CPUs are faster with.
 
     Raises:
@@ -229,8 +234,7 @@ class _Loop:
 
     def run_epoch(self) -> dict[str, Any]:
         """Train for one epoch, score the held-out rows, and return the epoch's row of the history."""
-        self.variant.model.train()
-        self.variant.guide.train()
+        set_mode(self.variant, training=True)
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
         try:
             losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
@@ -297,8 +301,7 @@ class _Loop:
 
     def replay(self) -> str:
         """Run a failed epoch again, step by step, up to the step that failed; say what it was."""
-        self.variant.model.train()
-        self.variant.guide.train()
+        set_mode(self.variant, training=True)
         good = before = Snapshot(self.variant)
         for y in self.batches:
             good, before = before, Snapshot(self.variant)

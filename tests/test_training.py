@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -11,12 +12,15 @@ import torch
 from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae import VARIANTS, Data, Variant, fit, pair, prepare, training
+from ppl_vae.batches import Batches
 from ppl_vae.divergence import Diverged
-from ppl_vae.models import Gaussian, LinearGaussian, Scale
+from ppl_vae.models import Gaussian, LinearGaussian, OptimalSigma, Scale
+from ppl_vae.svi.precision import networks_in_bf16
 from ppl_vae.training import Fit
+from ppl_vae.variant import frozen_parts
 
 
 def linear(name: str, x_dim: int, z_dim: int, **options: float) -> Variant:
@@ -352,3 +356,137 @@ def test_every_weight_moves_in_any_precision_and_layout(precision: str, channels
     assert trained.settings["backend"] == "fx"
     assert ("precision_error" in trained.settings) == (precision != "full")
     assert trained.settings.get("precision_error", 0.0) < 0.01 * abs(trained.rows[0]["loss"])
+
+
+# What is frozen.
+
+
+def normed(*last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), *last)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("backend", ["fx", "eager"])
+def test_a_frozen_part_stays_as_it_is(training: bool, backend: str) -> None:
+    """Weights and statistics, in whatever mode it came; it runs in eval mode, so that its dropout does not act."""
+    encoder = normed(nn.Linear(7, 4)).requires_grad_(requires_grad=False).train(training)
+    variant = VARIANTS["sigma_vae"]((5,), 2, encoder=encoder)
+    before, x = copy.deepcopy(encoder.state_dict()), 9 * torch.randn(60, 5) + 4
+    seen: list[bool] = []
+    encoder[2].register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    trained = quick(variant, x, backend=backend)
+
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert seen
+    assert not any(seen)
+    assert "frozen                guide.encoder: in eval mode" in trained.receipt()
+
+
+def test_what_is_not_frozen_trains_beside_what_is() -> None:
+    """One layer of a network is frozen: the norm behind it goes on, and so does a norm without parameters."""
+    encoder = normed(nn.BatchNorm1d(7, affine=False))
+    encoder[0].requires_grad_(requires_grad=False)
+    before = copy.deepcopy(encoder.state_dict())
+    variant = VARIANTS["sigma_vae"]((5,), 2, encoder=encoder)
+    quick(variant, torch.randn(60, 5))
+    moved = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+
+    assert moved == before.keys() - {"0.weight", "0.bias"}
+    assert list(frozen_parts(variant)) == ["guide.encoder.0"]
+
+
+def test_the_scale_of_a_frozen_model_stays_and_its_kl_weight_acts() -> None:
+    """The model itself is in training mode, in which the weight acts on both halves; its parts are not."""
+    variant = VARIANTS["beta_vae"]((5,), 2, beta=3.0, likelihood=OptimalSigma(0.5), anneal="linear")
+    variant.model.requires_grad_(requires_grad=False)
+    quick(variant, torch.randn(60, 5), validation=None, batch_size=20)
+
+    assert float(variant.model.likelihood.scale) == 0.5
+    assert variant.kl_weight == pytest.approx(3.0)
+
+
+def test_a_wholly_frozen_pair_is_refused_in_words() -> None:
+    variant = VARIANTS["sigma_vae"]((5,), 2)
+    for half in variant[:2]:
+        half.requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match=r"^parameters: no parameter is left to train: all are frozen"):
+        quick(variant, torch.randn(60, 5))
+
+
+# Batches of one row.
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_lone_last_row_joins_the_batch_before_under_batch_norm(streamed: bool) -> None:
+    x = torch.arange(33.0).reshape(33, 1).expand(33, 5)
+    plain, with_norm = VARIANTS["sigma_vae"]((5,), 2), VARIANTS["sigma_vae"]((5,), 2, encoder=normed())
+    sizes = {}
+    for name, variant in (("plain", plain), ("norm", with_norm)):
+        batches = Batches(variant, x, 8)
+        batches.resident = None if streamed else batches.resident
+        if streamed:
+            batches.loader = DataLoader(x, 8, shuffle=True)  # type: ignore[arg-type]
+        found = list(batches)
+        sizes[name] = [len(batch) for batch in found]
+        assert len(batches) == len(found)
+        assert torch.equal(torch.cat(found)[:, 0].sort().values, x[:, 0])
+
+    assert sizes == {"plain": [8, 8, 8, 8, 1], "norm": [8, 8, 8, 9]}
+    state_before = state(with_norm)
+    assert equal(state(with_norm), state_before)
+    quick(with_norm, x, batch_size=8, validation=None)
+
+
+def test_a_norm_over_pixels_trains_on_one_image_as_it_did() -> None:
+    encoder = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
+    assert len(Batches(VARIANTS["sigma_vae"]((1, 8, 8), 2, encoder=encoder), torch.rand(9, 1, 8, 8), 4)) == 3
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 8), (9, 1)])
+def test_batches_that_are_all_of_one_row_are_refused_under_batch_norm(rows: int, batch_size: int) -> None:
+    x = torch.randn(rows, 5)
+    with pytest.raises(ValueError, match=rf"BatchNorm1d .*training data {rows}, batch_size {batch_size} .*2 or more"):
+        quick(VARIANTS["sigma_vae"]((5,), 2, encoder=normed()), x, validation=None, batch_size=batch_size)
+
+    quick(VARIANTS["sigma_vae"]((5,), 2), x, validation=None, batch_size=batch_size)
+
+
+# Recurrent layers.
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer, or of a cell."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(3, 4), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.GRUCell):
+            return self.layer(x[:, 0], self.first(x[:, 0]))
+        state = self.layer(x)[1]
+        return (state[0] if isinstance(state, tuple) else state)[-1]
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(3, 4, batch_first=True),
+    "gru": lambda: nn.GRU(3, 4, batch_first=True),
+    "cell": lambda: nn.GRUCell(3, 4),
+}
+
+
+@pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_stay_in_full_precision(layer: Callable[[], nn.Module]) -> None:
+    network, x = Last(layer()).float(), torch.randn(6, 5, 3).float()
+    inputs: list[Tensor] = []
+    network.layer.register_forward_pre_hook(lambda _, args: inputs.extend(args))
+    full = network(x)
+    with networks_in_bf16([network]):
+        low = network(x)
+
+    rounded = 2**-8 if isinstance(network.layer, nn.GRUCell) else 0.0  # the state that the cell is given is rounded
+    assert low.dtype == torch.float32
+    assert float((low - full).detach().abs().max()) <= rounded
+    assert "forward" not in vars(network)
+    assert "forward" not in vars(network.layer)
