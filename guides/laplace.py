@@ -29,8 +29,8 @@ class Laplace(Guide):
     J is the Jacobian of the decoder's mean, V the variance of p(x | z) and P that of p(z). Where p(x | z) has no finite
     variance, as Student's t with few degrees of freedom, V is the square of its scale; on a grid of values V is no less
     than the variance of a uniform law on one cell. With a linear decoder and Gaussians H is the exact precision of
-    p(z | x). Twice its inverse keeps the importance weights bounded elsewhere; with ``inflation=1`` the guide stands for
-    the posterior itself. Nothing here is trained.
+    p(z | x). Twice its inverse keeps the importance weights bounded elsewhere; with ``inflation=1`` the guide stands
+    for the posterior itself. Nothing here is trained.
 
     Args:
         guide: The guide whose code is the centre: the mean of its q(z | x), whether or not it has a density.
@@ -88,4 +88,5 @@ def _noise(law: Any) -> Tensor:
     if scale is not None:
         variance = torch.where(variance.isfinite(), variance, scale.square())
     levels = getattr(law, "levels", None)  # of a grid on [0, 1]; one cell hides where in it the mean is
-    return variance if levels is None else variance.clamp_min(1 / (12 * (levels - 1) ** 2))
+    least = torch.finfo(variance.dtype).tiny if levels is None else 1 / (12 * (levels - 1) ** 2)
+    return variance.clamp_min(least)

@@ -20,6 +20,7 @@ __all__ = ["Annealed", "Bracket", "annealed", "bracket", "log_joint"]
 ACCEPTANCE = 0.65  # of the proposals, that the pilot run aims at
 GAIN = 0.5  # of a log step size, on acceptance above what is aimed at
 DRAWS = 100  # that the widths of the guide are taken from
+CHAINS = 16  # independent runs per datum, unless told otherwise
 DELTA = 4.0  # ends of the sigmoid that sets the temperatures
 
 
@@ -103,7 +104,7 @@ def annealed(
     variant: Variant,
     x: Tensor,
     *,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
@@ -144,7 +145,7 @@ def bracket(
     variant: Variant,
     *,
     rows: int = 100,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
