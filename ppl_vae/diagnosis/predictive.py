@@ -19,7 +19,8 @@ CENTRAL = (0.5, 0.9)  # masses of the intervals whose coverage is counted
 BINS = 20  # of quantiles: they end where both intervals do
 REPLICAS = 99  # draws of p(x | z) that a number is ranked among where there is no distribution function
 NUMBERS = 2**23  # of replicas held at once
-NEAR_FLOOR = 1.25  # a scale below so many times its floor stands at it: four fifths of its gradient are gone
+NEAR_FLOOR = 2.0  # a scale below so many times its floor stands at it: half of its gradient is gone
+WIDE = 0.05  # a floor above this part of the spread of x is one of x's units, not of its residuals
 FIRST = (
     500_000  # first stream of the replicates; stream i of seed 0 is ``sample(seed=i)``, which may have made the data
 )
@@ -98,15 +99,15 @@ def prior_predictive(
 
 
 def _rounding(variant: Variant, y: Tensor) -> float:
-    """What statistics of equal data sets can differ by.
+    """What a statistic of y [rows, *x_shape] can be off by rounding, and that of a replicate which equals y.
 
-    y [rows, *x_shape] was shifted and divided, and replicates are multiplied, shifted and divided again. Each step
-    rounds in proportion to the number before it; the error of an energy is that of the number, times the number twice.
+    A replicate went into the data's units and back. What this does to y is measured; an energy multiplies it by twice
+    the number.
     """
-    scale = variant.model.scale
+    returned = variant.in_model_units(variant.model.scale.inverse(y))
     largest = float(y.abs().max())
-    before = largest + float((scale.shift / scale.width).abs().max())
-    return 8 * torch.finfo(y.dtype).eps * before * max(1.0, 2 * largest)
+    error = float((returned - y).abs().max()) + torch.finfo(y.dtype).eps * largest
+    return 8 * error * max(1.0, 2 * largest)
 
 
 def _replicated(
@@ -134,7 +135,7 @@ class NoiseCalibration(NamedTuple):
         reason: Why all of it is empty, else "".
         likelihood: Name of the module of p(x | z).
         learned: Whether its scale is learned; None where it has none.
-        floor: The floor of the scale, in the model's units, where the scale stands there; else None.
+        floor: That the scale stands at its floor, with the remedy, in words; empty where it does not.
     """
 
     sigma: Number
@@ -145,7 +146,7 @@ class NoiseCalibration(NamedTuple):
     reason: str = ""
     likelihood: str = ""
     learned: bool | None = None
-    floor: float | None = None
+    floor: str = ""
 
 
 def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, seed: int = 0) -> NoiseCalibration:
@@ -173,7 +174,7 @@ def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, s
     z = draws(variant, x, num_particles, seed=seed).z
     with evaluating(variant):
         law: Any = variant.model.x_given_z(z[:1, :ROWS])
-    facts = _scale_of(variant, law)
+    facts = _scale_of(variant, law, variant.in_model_units(x))
     if variant.support.is_discrete:
         reason = "p(x | z) is a mass of discrete values: no intervals of it hold 50 % or 90 %"
         none = Number(None, reason="a mass")
@@ -229,7 +230,7 @@ def _widths(variance: Tensor, square: Tensor, law: Any) -> tuple[Number, Number,
     return sigma, residual, ratio if degrees is None or bool((degrees > 4).all()) else ratio._replace(error=None)
 
 
-def _scale_of(variant: Variant, law: Any) -> dict[str, Any]:
+def _scale_of(variant: Variant, law: Any, y: Tensor) -> dict[str, Any]:
     """The last fields of ``NoiseCalibration``: whether the scale of p(x | z) is learned, and where it stands."""
     likelihood, scale = variant.model.likelihood, getattr(getattr(law, "base_dist", law), "scale", None)
     name = type(likelihood).__name__
@@ -237,10 +238,20 @@ def _scale_of(variant: Variant, law: Any) -> dict[str, Any]:
         return {"likelihood": name}
     fitted = any(parameter.requires_grad for parameter in likelihood.parameters()) or hasattr(likelihood, "observe")
     learned = fitted or bool(scale.min() < scale.max())  # one that differs between data comes from the decoder
+    return {"likelihood": name, "learned": learned, "floor": _at_floor(likelihood, scale, y)}
+
+
+def _at_floor(likelihood: nn.Module, scale: Tensor, y: Tensor) -> str:
+    """Say that a softly bounded scale stands at its floor, beside the spread of y [rows, *x_shape]; else nothing."""
     log_floor = getattr(likelihood, "floor", None)
-    floor = None if log_floor is None else math.exp(log_floor)
-    stands = floor is not None and float(scale.square().mean().sqrt()) < NEAR_FLOOR * floor
-    return {"likelihood": name, "learned": learned, "floor": floor if stands else None}
+    if log_floor is None or float(scale.square().mean().sqrt()) > NEAR_FLOOR * math.exp(log_floor):
+        return ""
+    floor, spread = math.exp(log_floor), float(y.var(0, correction=0).mean().sqrt())
+    says = f"sigma stands at its floor {floor:.2g}"
+    if floor < WIDE * spread:
+        return f"{says}: give the likelihood a lower floor, {type(likelihood).__name__}(floor={log_floor - 3:g})."
+    times = f"{floor / spread:.3g} times the spread of x" if spread > 0 else "and x is constant"
+    return f"{says}, {times}: scale the data before training, prepare(x, scale='standardize')."
 
 
 def _quantile(law: Any, y: Tensor) -> Tensor:

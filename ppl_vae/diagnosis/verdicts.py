@@ -5,6 +5,7 @@ two thresholds of each figure stand in ``SCALES``, which the page prints.
 """
 
 import math
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..evaluation import ACTIVE, Number, mean_over_data
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["SCALES", "Scale", "Verdict", "grade", "verdicts"]
 
 PROPOSED = "The guide is a point mass: this is of the Laplace proposal around its codes."
-STANDARDIZE = "scale the data before training, prepare(x, scale='standardize'), so that sigma is far above its floor"
 SHOWN = 6  # quantities that are listed by name
 
 
@@ -87,6 +87,7 @@ class Verdict(NamedTuple):
         title: The question.
         grade: ``"good"``, ``"look"`` (shown to be off, but not by much, or too few data to tell), ``"bad"``, or
             ``"left out"`` where the question cannot be asked.
+        scale: The name in ``SCALES`` of the thresholds.
         figure: What was graded, with its standard error.
         found: What was found, in words.
         remedy: What to do, empty where nothing is to be done.
@@ -94,9 +95,15 @@ class Verdict(NamedTuple):
 
     title: str
     grade: str
+    scale: str
     figure: Number
     found: str
     remedy: str = ""
+
+    @property
+    def thresholds(self) -> Scale:
+        """What the figure was held against."""
+        return SCALES[self.scale]
 
     @property
     def good(self) -> bool | None:
@@ -189,7 +196,7 @@ def weights(found: "Diagnosis") -> Verdict:
         remedy += "." if found.proposal else f"{widen}."
     graded = grade(low, high, SCALES["weights"])
     figure = Number(above / rows, (high - low) / 4)
-    return Verdict("Can the importance-weighted bound be trusted?", graded, figure, " ".join(says), remedy)
+    return Verdict("Can the importance-weighted bound be trusted?", graded, "weights", figure, " ".join(says), remedy)
 
 
 def codes(found: Collapse, noise: NoiseCalibration, rows: int) -> Verdict:
@@ -207,13 +214,13 @@ def codes(found: Collapse, noise: NoiseCalibration, rows: int) -> Verdict:
         says += f" Of {unsure} of the units the data cannot tell whether they are active."
     graded = grade(surely / count, perhaps / count, SCALES["codes"])
     remedy = ""
-    if found.active < count and noise.floor is not None:
-        remedy = f"sigma stands at its floor {noise.floor:.2g}, which hides what codes could carry: {STANDARDIZE}."
+    if found.active < count and noise.floor:
+        remedy = f"What codes could carry may be hidden by the noise: {noise.floor}"
     elif found.active < count:
         narrower = ", a smaller sigma" if noise.learned is False else ""
         remedy = f"Units that are not active carry nothing: a smaller z_dim{narrower}, or a slower rise of the KL."
     figure = Number(1 - found.active / count, (perhaps - surely) / (2 * reach * count))
-    return Verdict("Do the codes carry information?", graded, figure, says, remedy)
+    return Verdict("Do the codes carry information?", graded, "codes", figure, says, remedy)
 
 
 def guide(found: Ranks, *, proposed: bool) -> Verdict:
@@ -226,21 +233,23 @@ def guide(found: Ranks, *, proposed: bool) -> Verdict:
     if not found.departures:
         says = f"{simulations} simulations show no difference; a distance of {visible:.2f} they would show."
         graded = grade(0.0, visible, SCALES["guide"])
-        return Verdict(title, graded, figure, says, "" if graded == "good" else "Raise simulations to tell.")
+        return Verdict(title, graded, "guide", figure, says, "" if graded == "good" else "Raise simulations to tell.")
     off = [found.names.index(name) for name in found.departures]
     low = max(float(distance[index] - 2 * error[index]) for index in off)
-    listed = [f"{name}: {_described(each)}" for name, each in found.departures.items()]
+    listed = [f"{name}: {_described(name, each)}" for name, each in found.departures.items()]
     more = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     says = f"Ranks of {len(off)} of {len(found.names)} quantities are not uniform: {'; '.join(listed[:SHOWN])}{more}."
     remedy = "Train longer, or give q more freedom: full covariance, a larger encoder."
     if proposed:
         remedy = "The Laplace approximation is not the posterior here: convert(variant) gives a guide that is trained."
-    return Verdict(title, _shown(low, SCALES["guide"]), figure, says, remedy)
+    return Verdict(title, _shown(low, SCALES["guide"]), "guide", figure, says, remedy)
 
 
-def _described(found: Departure) -> str:
-    """What is wrong, with its size where a normal guide of a normal posterior would show it."""
-    sizes = []
+def _described(name: str, found: Departure) -> str:
+    """What is wrong; of a code also how much, as a normal guide of a normal posterior would show it."""
+    sizes: list[str] = []
+    if not name.startswith("z["):
+        return found.how
     if "lie" in found.how and math.isfinite(found.shift):
         sizes.append(f"a shift of about {abs(found.shift):.2g} sd")
     if found.width != 1:
@@ -259,13 +268,13 @@ def made(prior: str, checks: list[Check], rows: int) -> Verdict:
         ]
         figure = max(sizes[row.statistic] for row in off)
         low = max(_interval(sizes[row.statistic], 2.0)[0] for row in off)
-        return Verdict(title, _shown(low, scale), figure, f"They differ in: {'; '.join(listed)}.")
+        return Verdict(title, _shown(low, scale), "made", figure, f"They differ in: {'; '.join(listed)}.")
     figure = max(sizes["mean"], sizes["standard deviation"])
     graded = grade(0.0, _interval(figure, errors(rows))[1], scale)
     says = f"In {len(checks)} statistics they are alike."
     if graded != "good":
         says += " The model's own data sets differ so much from each other that this says little."
-    return Verdict(title, graded, figure, says)
+    return Verdict(title, graded, "made", figure, says)
 
 
 def _sizes(checks: list[Check]) -> dict[str, Number]:
@@ -290,36 +299,43 @@ def noise(found: NoiseCalibration, rows: int) -> Verdict:
     """Is the noise as wide as the residuals? Departures of the ratio and of the coverages, each with its error."""
     title, scale = "Is the noise as wide as the residuals?", SCALES["noise"]
     if found.reason:
-        return Verdict(title, "left out", Number(None, reason=found.reason), f"Left out: {found.reason}.")
+        return Verdict(title, "left out", "noise", Number(None, reason=found.reason), f"Left out: {found.reason}.")
     wanted = dict(zip([1.0, *CENTRAL], [found.ratio, *found.coverage], strict=True))
-    departures = {mass: _relative(number, mass, errors(rows)) for mass, number in wanted.items() if number.error}
-    kind = _kind(found.ratio, departures)
-    worst = max(departures, key=lambda mass: departures[mass].low)
-    high = max(departure.high for departure in departures.values())
+    distances = {mass: _distance(number, mass, errors(rows)) for mass, number in wanted.items() if number.error}
+    kind = _kind(found, distances, errors(rows))
+    worst = max(distances.values(), key=lambda distance: distance.low)
+    high = max(distance.high for distance in distances.values())
     held = ", ".join(f"{mass:.0%} intervals hold {100 * (wanted[mass].value or 0):.1f} %" for mass in CENTRAL)
     says = f"{_ratio_in_words(found)}; {held}."
     if kind:
         says = f"{says} {KINDS[kind]}"
     elif high > scale.bad:
         says = f"{says} So few data cannot tell more."
-    return Verdict(
-        title, grade(departures[worst].low, high, scale), wanted[worst], says, _remedy(found, kind) if kind else ""
-    )
+    remedy = _remedy(found, kind) if kind else ""
+    return Verdict(title, grade(worst.low, high, scale), "noise", worst.figure, says, remedy)
 
 
-class Relative(NamedTuple):
-    """How far a number is from what it should be, relative to that: an interval, and the side where that is shown."""
+class Distance(NamedTuple):
+    """How far a number is from what it should be, relative to that.
 
+    Attributes:
+        figure: The distance with its standard error.
+        low, high: The interval of two standard errors.
+        side: 1 where the number is shown to be too large, -1 where too small, 0 where neither.
+    """
+
+    figure: Number
     low: float
     high: float
-    side: int  # 1 above, -1 below, 0 where nothing is shown
+    side: int
 
 
-def _relative(number: Number, wanted: float, reach: float) -> Relative:
-    difference, error = (number.value or 0.0) / wanted - 1, (number.error or 0.0) / wanted
-    low = abs(difference) - reach * error
-    shown = low > SCALES["noise"].look
-    return Relative(low, abs(difference) + reach * error, (1 if difference > 0 else -1) if shown else 0)
+def _distance(number: Number, wanted: float, reach: float) -> Distance:
+    difference = (number.value or 0.0) / wanted - 1
+    figure = Number(abs(difference), (number.error or 0.0) / wanted)
+    low, high = _interval(figure, reach)
+    side = 0 if low <= SCALES["noise"].look else 1 if difference > 0 else -1
+    return Distance(figure, low, high, side)
 
 
 KINDS = {
@@ -330,23 +346,28 @@ KINDS = {
 }
 
 
-def _kind(ratio: Number, departures: dict[float, Relative]) -> str:
+def _kind(found: NoiseCalibration, distances: dict[float, Distance], reach: float) -> str:
     """A key of ``KINDS``, or nothing where no departure is shown.
 
-    Both intervals hold too few numbers where the noise is too narrow and too many where it is too wide. Where the ratio
-    says otherwise, or the intervals disagree, the shape is wrong: heavy-tailed residuals are over-covered in the middle
-    and yet their mean square is no smaller than the noise.
+    Both intervals hold too few numbers where the noise is too narrow, and too many where it is too wide. The shape is
+    wrong where the outer one disagrees with the inner one, or where the mean square of the residuals does not fit those
+    in the middle: a normal law that holds a share c in its central half has residuals ``0.674 / Phi^-1((1 + c) / 2)``
+    times its width.
     """
-    sides = [departures[mass].side for mass in CENTRAL]
-    tolerance = SCALES["noise"].look
-    told = ratio.value if ratio.error else None
-    if {-1, 1} <= set(sides):
-        return "heavy" if sides[0] > 0 else "light"
-    if 1 in sides:
-        return "wide" if told is None or told < 1 - tolerance else "heavy"
-    if -1 in sides:
-        return "narrow" if told is None or told > 1 + tolerance else "light"
-    return {1: "heavy", -1: "light"}.get(departures[1.0].side, "") if told else ""
+    inner, outer = (distances[mass].side for mass in CENTRAL)
+    if outer and outer != inner:
+        return "light" if outer > 0 else "heavy"
+    ratio, tolerance = distances.get(1.0), 1 + SCALES["noise"].look
+    if ratio is not None and (inner or ratio.side):
+        share = min(max(found.coverage[0].value or 0.0, 1e-9), 1 - 1e-9)
+        middle = NormalDist().inv_cdf(0.75) / NormalDist().inv_cdf((1 + share) / 2)
+        low, high = _interval(found.ratio, reach)
+        if inner >= 0 and low > middle * tolerance:
+            return "heavy"
+        if inner <= 0 and ratio.side <= 0 and high < middle / tolerance:
+            return "light"
+    side = inner or (0 if ratio is None else -ratio.side)
+    return {1: "wide", 0: "", -1: "narrow"}[side]
 
 
 def _ratio_in_words(found: NoiseCalibration) -> str:
@@ -360,8 +381,8 @@ def _ratio_in_words(found: NoiseCalibration) -> str:
 
 def _remedy(found: NoiseCalibration, kind: str) -> str:
     """What to do about the noise: it depends on whether its scale is learned, fixed, or not there."""
-    if found.floor is not None and kind != "narrow":
-        return f"sigma stands at its floor {found.floor:.2g}: {STANDARDIZE}."
+    if found.floor and kind != "narrow":
+        return found.floor
     if kind == "heavy":
         if found.likelihood == "StudentT":
             return "Use fewer degrees of freedom, or a scale for each coordinate."
@@ -378,7 +399,7 @@ def _remedy(found: NoiseCalibration, kind: str) -> str:
             "sigma was learned, from training data that are fitted more closely than these: train longer if it still "
             "rises; else use more data or a smaller network, or stop earlier."
         )
-    return "sigma was learned and has not come down yet: train longer, or with a larger learning rate."
+    return "sigma was learned and has not come down: train longer; if it stays, use heavier tails (StudentT)."
 
 
 def prior(found: Collapse, rows: int) -> Verdict:
@@ -395,12 +416,12 @@ def prior(found: Collapse, rows: int) -> Verdict:
     says = f"q(z), the aggregate of the codes, is {found.aggregate_kl} nats from p(z), or less."
     if low <= scale.look and high > scale.bad and bias >= 0.1:
         reason = f"the codes tell {rows} data apart, so that their aggregate is not seen: more data would show it"
-        return Verdict(title, "left out", found.aggregate_kl, f"{says} Left out: {reason}.")
+        return Verdict(title, "left out", "prior", found.aggregate_kl, f"{says} Left out: {reason}.")
     says += f" It is at least {max(low, 0.0):.2g} nats." if low > 0 else ""
     remedy = ""
     if low > scale.look:
         remedy = "Samples from p(z) come from where no codes are: sample from an ex-post mixture, or learn the prior."
-    return Verdict(title, grade(low, high, scale), found.aggregate_kl, says, remedy)
+    return Verdict(title, grade(low, high, scale), "prior", found.aggregate_kl, says, remedy)
 
 
 def _interval(number: Number, reach: float) -> tuple[float, float]:
