@@ -173,7 +173,7 @@ def bracket(
         parts = variant.model.prior().sample((rows,)).split(max(1, ROWS // chains))
         with _watched(3 * len(parts) * temperatures, shown=progress) as tick:
             for z in parts:
-                y = variant.model.x_given_z(z).sample()
+                y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
                 path = Path(variant, y, temperatures, leapfrogs, tick)
                 path.tune(chains)
                 data.append(variant.model.scale.inverse(y))

@@ -29,7 +29,7 @@ from .verdicts import SCALES, Verdict, verdicts
 __all__ = ["Diagnosis", "diagnose", "page", "write"]
 
 ANNEALED = 20  # data that annealed importance sampling is run on
-FEWEST = 25  # draws below which a tail cannot be fitted
+FEWEST = 25  # draws below which a tail cannot be fitted; more than there are chains
 LAPLACE = (
     "The guide is a point mass, which has no bound. Judged here is the same model with another guide, a normal around "
     "the code with the covariance of the Laplace approximation: a proposal that nobody trained. For the bounds and "
@@ -95,14 +95,11 @@ class Diagnosis:
         if self.ex_post is not None:
             rungs += _rungs(self.ex_post, "the ex-post mixture as p(z): bounds of another model, same draws")
         if self.annealed is not None:
-            rungs += _rungs(self.annealed, f"the first {len(self.annealed.elbo)} data alone", self._beside_annealed)
+            text = f"the first {len(self.annealed.elbo)} data alone"
+            *below, annealed = _rungs(self.annealed, text)
+            fewer = f"{text}; {CHAINS} chains, fewer than K, so that it can be below the weighted bound"
+            rungs += [*below, annealed._replace(text=fewer)]
         return rungs
-
-    @property
-    def _beside_annealed(self) -> str:
-        if self.num_particles <= CHAINS:
-            return f", {CHAINS} chains"
-        return f", {CHAINS} chains: fewer than K = {self.num_particles}, so that it can be below the weighted bound"
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -154,19 +151,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rungs(found: Bounds, text: str, beside_annealed: str = "") -> list[Rung]:
+def _rungs(found: Bounds, text: str) -> list[Rung]:
     pairs = {
         "ELBO": (found.elbo, found.elbo_error),
         "importance-weighted": (found.importance_weighted, found.importance_weighted_error),
         "annealed": (found.annealed, found.annealed_error),
     }
     return [
-        Rung(
-            title,
-            mean_over_data(value),
-            float(error.square().sum().sqrt() / len(error)),
-            text + beside_annealed * (title == "annealed"),
-        )
+        Rung(title, mean_over_data(value), float(error.square().sum().sqrt() / len(error)), text)
         for title, (value, error) in pairs.items()
         if value is not None and error is not None
     ]

@@ -124,7 +124,7 @@ def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, se
 def _ranked(variant: Variant, rows: int, num_particles: int) -> Tensor:
     """Ranks for so many simulated data, [rows, quantities]."""
     z = variant.model.prior().sample((rows,))
-    y = variant.model.x_given_z(z).sample()
+    y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
     true, drawn = _quantities(terms(variant, y, 1, z[None])), _quantities(terms(variant, y, num_particles))
     below, ties = (drawn < true).sum(0), (drawn == true).sum(0)
     return below + (torch.rand(ties.shape, device=z.device) * (ties + 1)).long()

@@ -160,7 +160,7 @@ def verdicts(found: "Diagnosis") -> list[Verdict]:
     """The verdicts, in the order of the page."""
     return [
         weights(found),
-        codes(found.collapse, found.noise, found.rows),
+        codes(found.collapse, found.noise, found.rows, proposed=bool(found.proposal)),
         guide(found.ranks, proposed=bool(found.proposal)),
         *(made(prior, checks, found.rows) for prior, checks in found.checks.items()),
         noise(found.noise, found.rows),
@@ -199,7 +199,7 @@ def weights(found: "Diagnosis") -> Verdict:
     return Verdict("Can the importance-weighted bound be trusted?", graded, "weights", figure, " ".join(says), remedy)
 
 
-def codes(found: Collapse, noise: NoiseCalibration, rows: int) -> Verdict:
+def codes(found: Collapse, noise: NoiseCalibration, rows: int, *, proposed: bool = False) -> Verdict:
     """Do the codes carry information? The share of units whose variance is, within its error, below the threshold."""
     count, reach = len(found.variance), errors(rows)
     pairs = list(zip(found.variance, found.variance_error, strict=True))
@@ -211,14 +211,15 @@ def codes(found: Collapse, noise: NoiseCalibration, rows: int) -> Verdict:
     )
     unsure = perhaps - surely
     if unsure:
-        says += f" Of {unsure} of the units the data cannot tell whether they are active."
+        says += f" For {unsure} of the units so few data cannot tell."
     graded = grade(surely / count, perhaps / count, SCALES["codes"])
     remedy = ""
     if found.active < count and noise.floor:
         remedy = f"What codes could carry may be hidden by the noise: {noise.floor}"
     elif found.active < count:
-        narrower = ", a smaller sigma" if noise.learned is False else ""
-        remedy = f"Units that are not active carry nothing: a smaller z_dim{narrower}, or a slower rise of the KL."
+        ways = ["a smaller z_dim"] + ["a smaller sigma"] * (noise.learned is False)
+        ways += [] if proposed else ["a slower rise of the KL"]
+        remedy = f"Units that are not active carry nothing: {', or '.join(ways)}."
     figure = Number(1 - found.active / count, (perhaps - surely) / (2 * reach * count))
     return Verdict("Do the codes carry information?", graded, "codes", figure, says, remedy)
 
@@ -399,7 +400,7 @@ def _remedy(found: NoiseCalibration, kind: str) -> str:
             "sigma was learned, from training data that are fitted more closely than these: train longer if it still "
             "rises; else use more data or a smaller network, or stop earlier."
         )
-    return "sigma was learned and has not come down: train longer; if it stays, use heavier tails (StudentT)."
+    return "sigma was learned and has not come down: train longer; if it stays, change the tails of the likelihood."
 
 
 def prior(found: Collapse, rows: int) -> Verdict:
@@ -415,7 +416,7 @@ def prior(found: Collapse, rows: int) -> Verdict:
     low = max(least)
     says = f"q(z), the aggregate of the codes, is {found.aggregate_kl} nats from p(z), or less."
     if low <= scale.look and high > scale.bad and bias >= 0.1:
-        reason = f"the codes tell {rows} data apart, so that their aggregate is not seen: more data would show it"
+        reason = f"{rows} data are too few to show the aggregate of codes that tell so many data apart"
         return Verdict(title, "left out", "prior", found.aggregate_kl, f"{says} Left out: {reason}.")
     says += f" It is at least {max(low, 0.0):.2g} nats." if low > 0 else ""
     remedy = ""
