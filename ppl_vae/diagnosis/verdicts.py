@@ -191,7 +191,7 @@ def weights(found: "Diagnosis") -> Verdict:
         says.append(f"{rows - len(finite)} data have no finite bound, and are left out of this mean.")
     remedy = ""
     if above:
-        remedy = "For the data above, that bound and its error are not to be trusted: raise K"
+        remedy = "For these data, that bound and its error are not to be trusted: raise K"
         widen = ", and if k-hat stays, widen q (a full covariance, or training by an importance-weighted bound)"
         remedy += "." if found.proposal else f"{widen}."
     graded = grade(low, high, SCALES["weights"])
@@ -269,7 +269,13 @@ def made(prior: str, checks: list[Check], rows: int) -> Verdict:
         ]
         figure = max(sizes[row.statistic] for row in off)
         low = max(_interval(sizes[row.statistic], 2.0)[0] for row in off)
-        return Verdict(title, _shown(low, scale), "made", figure, f"They differ in: {'; '.join(listed)}.")
+        says, remedy = (
+            f"They differ in: {'; '.join(listed)}.",
+            "Try another p(z) (ex post or learned), or a larger decoder.",
+        )
+        if {check.statistic for check in off} <= {"minimum", "maximum", "sd over data of the energy"}:
+            remedy = "Extremes alone differ: try a likelihood with other tails."
+        return Verdict(title, _shown(low, scale), "made", figure, says, remedy)
     figure = max(sizes["mean"], sizes["standard deviation"])
     graded = grade(0.0, _interval(figure, errors(rows))[1], scale)
     says = f"In {len(checks)} statistics they are alike."
