@@ -20,6 +20,7 @@ __all__ = ["Annealed", "Bracket", "annealed", "bracket", "log_joint"]
 ACCEPTANCE = 0.65  # of the proposals, that the pilot run aims at
 GAIN = 0.5  # of a log step size, on acceptance above what is aimed at
 DRAWS = 100  # that the widths of the guide are taken from
+CHAINS = 16  # independent runs per datum, unless told otherwise
 DELTA = 4.0  # ends of the sigmoid that sets the temperatures
 
 
@@ -103,7 +104,7 @@ def annealed(
     variant: Variant,
     x: Tensor,
     *,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
@@ -144,7 +145,7 @@ def bracket(
     variant: Variant,
     *,
     rows: int = 100,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
@@ -172,7 +173,7 @@ def bracket(
         parts = variant.model.prior().sample((rows,)).split(max(1, ROWS // chains))
         with _watched(3 * len(parts) * temperatures, shown=progress) as tick:
             for z in parts:
-                y = variant.model.x_given_z(z).sample()
+                y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
                 path = Path(variant, y, temperatures, leapfrogs, tick)
                 path.tune(chains)
                 data.append(variant.model.scale.inverse(y))

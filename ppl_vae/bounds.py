@@ -185,7 +185,11 @@ def bounds(
     seed: int = 0,
     at_once: int = ROWS,
 ) -> Bounds:
-    """The ladder of bounds: ``elbo <= importance_weighted <= annealed <= log p(x)``, each in expectation.
+    """Lower bounds of log p(x): ``elbo <= importance_weighted`` and ``elbo <= annealed``, each in expectation.
+
+    The annealed bound averages the weights of 16 chains. With one temperature it is the importance-weighted bound of 16
+    draws, and more temperatures tighten it. It is above ``importance_weighted`` for certain only where it has as many
+    chains as that has draws: with few temperatures and K = 1000, say, it can be the looser one.
 
     Data are taken in blocks, so that memory does not grow with their number; the draws depend on ``seed`` and x alone,
     not on ``at_once``. Exactly ``num_particles`` draws are used for each datum.

@@ -17,7 +17,7 @@ from .evaluation import Number
 from .memory import peak_bytes
 from .progress import Progress
 from .replicates import Replicate, frozen, loss_and_grads, parameters, replicates, spans
-from .seeding import seeded
+from .seeding import seeded, stream_seed
 from .variant import Variant, log_jacobian, needs_density
 from .verification import Truth, target_of, truth
 
@@ -149,7 +149,8 @@ def compare_estimators(
                 bar.advance(index * draws + count, name, line=count == draws)
             target, options = target_of(loss), tuple(getattr(loss, option, None) for option in OPTIONS)
             if (target, options) not in truths:
-                truths[target, options] = truth(variant, y, len(y), loss, target, seed=seed + 1, draws=LONG * draws)
+                unused = stream_seed(seed, draws)  # the first stream that no replicate has
+                truths[target, options] = truth(variant, y, len(y), loss, target, seed=unused, draws=LONG * draws)
             rows.append(
                 {"estimator": name, "target": target, "K": loss.num_particles}
                 | moments.row(truths[target, options], len(y))

@@ -24,7 +24,11 @@ def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
 
 
 def stream_seed(seed: int, index: int) -> int:
-    """The seed of stream ``index`` of several that ``seed`` names."""
+    """The seed of stream ``index`` of the many that belong to ``seed``.
+
+    Seeds that differ by less than 4294 share no stream whose index is below 1,000,003. Counting ``seed + index``
+    instead would give neighbouring seeds all streams but one in common.
+    """
     return (seed * 1_000_003 + index) % 2**32
 
 

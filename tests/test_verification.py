@@ -312,6 +312,17 @@ def test_an_estimator_told_another_target_fails() -> None:
     assert str(verdict).startswith("FAILED: 100 draws")
 
 
+def test_verdicts_of_neighbouring_seeds_share_no_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[int, set[int]] = {}
+    for seed in (0, 1):
+        seen = drawn[seed] = set()
+        monkeypatch.setattr("ppl_vae.replicates.seeded", lambda one, seen=seen: (seen.add(one), seeded(one))[1])
+        verify(Trace_ELBO(), draws=100, seed=seed)
+
+    assert len(drawn[0]) == len(drawn[1]) == 120
+    assert not drawn[0] & drawn[1]
+
+
 def test_a_verdict_is_repeatable_and_has_a_seed() -> None:
     one, again, other = (verify(Trace_ELBO(), draws=100, seed=seed) for seed in (1, 1, 2))
     assert one == again
