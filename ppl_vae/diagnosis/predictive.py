@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..bounds import draws
 from ..data import tensor_of
 from ..evaluation import Number, mean_over_data
+from ..models.likelihoods import scale_of_law
+from ..preflight import at_floor
 from ..seeding import seeded, stream_seed
 from ..variant import ROWS, Variant, evaluating, sample
 
@@ -19,10 +21,8 @@ CENTRAL = (0.5, 0.9)  # masses of the intervals whose coverage is counted
 BINS = 20  # of quantiles: they end where both intervals do
 REPLICAS = 99  # draws of p(x | z) that a number is ranked among where there is no distribution function
 NUMBERS = 2**23  # of replicas held at once
-NEAR_FLOOR = 2.0  # a scale below so many times its floor stands at it: half of its gradient is gone
-WIDE = 0.05  # a floor above this part of the spread of x is one of x's units, not of its residuals
 FIRST = (
-    500_000  # first stream of the replicates; stream i of seed 0 is ``sample(seed=i)``, which may have made the data
+    500_000  # first stream of the replicates: stream i of seed 0 is ``sample(seed=i)``, which may have made the data
 )
 
 
@@ -232,26 +232,14 @@ def _widths(variance: Tensor, square: Tensor, law: Any) -> tuple[Number, Number,
 
 def _scale_of(variant: Variant, law: Any, y: Tensor) -> dict[str, Any]:
     """The last fields of ``NoiseCalibration``: whether the scale of p(x | z) is learned, and where it stands."""
-    likelihood, scale = variant.model.likelihood, getattr(getattr(law, "base_dist", law), "scale", None)
+    likelihood, scale = variant.model.likelihood, scale_of_law(law)
     name = type(likelihood).__name__
-    if not isinstance(scale, Tensor):
+    if scale is None:
         return {"likelihood": name}
     fitted = any(parameter.requires_grad for parameter in likelihood.parameters()) or hasattr(likelihood, "observe")
     learned = fitted or bool(scale.min() < scale.max())  # one that differs between data comes from the decoder
-    return {"likelihood": name, "learned": learned, "floor": _at_floor(likelihood, scale, y)}
-
-
-def _at_floor(likelihood: nn.Module, scale: Tensor, y: Tensor) -> str:
-    """Say that a softly bounded scale stands at its floor, beside the spread of y [rows, *x_shape]; else nothing."""
-    log_floor = getattr(likelihood, "floor", None)
-    if log_floor is None or float(scale.square().mean().sqrt()) > NEAR_FLOOR * math.exp(log_floor):
-        return ""
-    floor, spread = math.exp(log_floor), float(y.var(0, correction=0).mean().sqrt())
-    says = f"sigma stands at its floor {floor:.2g}"
-    if floor < WIDE * spread:
-        return f"{says}: give the likelihood a lower floor, {type(likelihood).__name__}(floor={log_floor - 3:g})."
-    times = f"{floor / spread:.3g} times the spread of x" if spread > 0 else "and x is constant"
-    return f"{says}, {times}: scale the data before training, prepare(x, scale='standardize')."
+    floor = at_floor(variant, y)
+    return {"likelihood": name, "learned": learned, "floor": "" if floor is None else f"{floor}."}
 
 
 def _quantile(law: Any, y: Tensor) -> Tensor:
