@@ -133,11 +133,11 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
 
     The bound; for a point mass log p(x, z), or log p(x | z) where codes are not scored.
     """
-    chunks = []
+    chunks, has_bound = [], variant.has_bound
     for rows in y.split(max(1, ROWS // num_particles)):
         part = terms(variant, rows, num_particles)
-        score = part.log_weight if variant.has_bound else part.likelihood
-        if not variant.has_bound and variant.codes_are_scored:
+        score = part.log_weight if has_bound else part.likelihood
+        if not has_bound and variant.codes_are_scored:
             score = score + part.prior
         chunks.append(score.mean(0))
     return torch.cat(chunks) + log_jacobian(variant)

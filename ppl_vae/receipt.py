@@ -32,7 +32,7 @@ def nature(variant: Variant) -> str:
     """What the training objective is: a bound of log p(x), or why it is not."""
     if not variant.has_bound:
         scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), codes not scored"
-        return f"a MAP objective, {scored} at a point mass: no bound"
+        return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
     known = isinstance(variant.loss, PerDatumELBO) or type(variant.loss).__module__.startswith(("pyro.", "ppl_vae."))

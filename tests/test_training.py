@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pyro
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.utils.data import Dataset
 
-from ppl_vae import VARIANTS, Data, Variant, fit, pair, prepare, training
+from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare, training
 from ppl_vae.divergence import Diverged
+from ppl_vae.guides import Guide
 from ppl_vae.models import Gaussian, LinearGaussian, Scale
 from ppl_vae.training import Fit
 
@@ -253,7 +255,7 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
     [
         ("sigma_vae", ["a lower bound of log p(x)", "LearnedSigma(scale=", "MeanField", "PathwiseELBO, 1 draw"]),
         ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
-        ("rae_l2", ["a MAP objective, log p(x, z)", "no bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
+        ("rae_l2", ["a MAP objective, log p(x, z)", "not a lower bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
         ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
         ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
@@ -263,6 +265,24 @@ def test_the_receipt_says_what_was_optimised(name: str, words: list[str]) -> Non
     receipt = quick(VARIANTS[name]((5,), 2), torch.randn(64, 5)).receipt()
     for word in words:
         assert word in receipt
+
+
+class Codes(Guide):
+    """A point mass of one's own: it is no ``PointMass``, and its distribution says what it is."""
+
+    def distribution(self, loc: Tensor) -> Any:
+        return pyro.distributions.Delta(loc).to_event(1)
+
+
+def test_a_guide_of_ones_own_that_returns_delta_has_no_bound() -> None:
+    variant = pair((5,), 2, likelihood=Gaussian(0.5), guide=Codes)
+    trained = quick(variant, torch.randn(64, 5))
+
+    assert not variant.has_bound
+    assert "a MAP objective, log p(x, z) at a point mass: not a lower bound of log p(x)" in trained.receipt()
+    found = evaluate(variant, torch.randn(20, 5), 5)
+    assert found["bound"].value is None
+    assert found["log_joint"].value is not None
 
 
 def test_the_terms_of_the_receipt_add_up_to_its_loss() -> None:
