@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch.distributions import MultivariateNormal
 from torch.utils.data import Dataset
 
 from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare, training
+from ppl_vae.bounds import held_out
 from ppl_vae.divergence import Diverged
 from ppl_vae.guides import Guide
-from ppl_vae.models import Gaussian, LinearGaussian, Scale
+from ppl_vae.models import Gaussian, Laplace, LearnedSigma, LinearGaussian, OptimalSigma, Scale, StudentT
+from ppl_vae.seeding import seeded
 from ppl_vae.training import Fit
+from ppl_vae.variant import evaluating
 
 
 def linear(name: str, x_dim: int, z_dim: int, **options: float) -> Variant:
@@ -69,7 +73,7 @@ def test_multiplying_the_data_by_ten_shifts_the_bound_by_d_log_ten_and_changes_n
         data = prepare(factor * x, scale="standardize")
         fits.append(quick(VARIANTS["sigma_vae"]((5,), 2), data, epochs=3))
     one, ten = (trained.history for trained in fits)
-    assert np.allclose(ten["held_out"], one["held_out"] - 5 * math.log(10), rtol=1e-9)
+    assert np.allclose(ten["held_out_loss"], one["held_out_loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["loss"], one["loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["sigma"], one["sigma"], rtol=1e-9)
 
@@ -141,7 +145,7 @@ def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
     x = torch.randn(80, 5)
     variant = VARIANTS["gaussian_vae"]((5,), 2)
     trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
-    assert trained.best_epoch == trained.history["held_out"].idxmax() < 40
+    assert trained.best_epoch == trained.history["held_out_loss"].idxmin() < 40
     short = VARIANTS["gaussian_vae"]((5,), 2)
     short.model.load_state_dict(variant.model.state_dict())
     assert not variant.model.training
@@ -159,7 +163,7 @@ def test_the_kl_weight_follows_its_schedule_and_the_held_out_objective_does_not(
     trained = quick(variant, x, epochs=4, batch_size=16, validation=x[:16], lr=1e-15)
     # 16 steps in all, and the ramp ends at half of them: the last step of epochs 1 to 4 is number 3, 7, 11, 15.
     assert trained.history["kl_weight"].tolist() == pytest.approx([4 * 3 / 8, 4 * 7 / 8, 4.0, 4.0])
-    assert np.ptp(trained.history["held_out"]) == pytest.approx(0, abs=1e-9)
+    assert np.ptp(trained.history["held_out_loss"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_sigma_of_z_opens_at_its_stage_in_one_call() -> None:
@@ -265,6 +269,69 @@ def test_the_receipt_says_what_was_optimised(name: str, words: list[str]) -> Non
     receipt = quick(VARIANTS[name]((5,), 2), torch.randn(64, 5)).receipt()
     for word in words:
         assert word in receipt
+
+
+class FixedLaplace(Gaussian):
+    """A Laplace likelihood whose scale is stated."""
+
+    def forward(self, loc: Tensor) -> Any:
+        return pyro.distributions.Laplace(loc, self.scale)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "words"),
+    [
+        (lambda: Gaussian(0.1), "with sigma 0.1 it amounts to sigma 0.2 at weight 1"),
+        (lambda: LearnedSigma(0.1).requires_grad_(requires_grad=False), "sigma 0.1 it amounts to sigma 0.2"),
+        (lambda: FixedLaplace(0.1), "with scale 0.1 it amounts to scale 0.4 at weight 1"),
+        (LearnedSigma, ""),
+        (OptimalSigma, ""),
+        (Laplace, ""),
+        (StudentT, ""),
+    ],
+)
+def test_a_kl_weight_amounts_to_another_scale_where_the_scale_is_fixed(
+    likelihood: Callable[[], nn.Module], words: str
+) -> None:
+    receipt = quick(VARIANTS["beta_vae"]((5,), 2, beta=4.0, likelihood=likelihood()), torch.randn(64, 5)).receipt()
+
+    assert words in receipt
+    assert ("amounts to" in receipt) == bool(words)
+
+
+@pytest.mark.parametrize(("family", "power"), [(Gaussian, 0.5), (FixedLaplace, 1.0)])
+def test_that_scale_has_the_gradients_of_the_weight(family: Callable[[float], nn.Module], power: float) -> None:
+    """The networks' gradients at weight w are w times those at weight 1 under the other scale."""
+    x, gradients = torch.randn(16, 5), []
+    for weight, scale in ((4.0, 0.3), (1.0, 4.0**power * 0.3)):
+        torch.manual_seed(0)
+        variant = VARIANTS["beta_vae"]((5,), 2, beta=weight, likelihood=family(scale))
+        torch.manual_seed(1)
+        (variant.loss(variant.model, variant.guide)(x) / weight).backward()
+        gradients.append([p.grad for half in variant[:2] for p in half.parameters()])
+
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_sigma_in_the_history_is_that_of_evaluate() -> None:
+    x, held_out = 3 * torch.randn(128, 5), 3 * torch.randn(40, 5)
+    variant = VARIANTS["heteroscedastic_vae"]((5,), 2, stage=0.0)
+    trained = quick(variant, x, epochs=3, validation=held_out, lr=0.02)
+
+    sigma = trained.history["sigma"].iloc[trained.best_epoch - 1]
+    assert evaluate(variant, held_out, 3)["sigma"].value == pytest.approx(sigma, rel=1e-6)
+    assert sigma != pytest.approx(float(variant.model.likelihood.scale), rel=0.01)  # the factor that all share
+    assert quick(VARIANTS["bernoulli_vae"]((5,), 2), (x > 0).double()).rows[-1]["sigma"] is None
+
+
+def test_progress_and_history_have_losses_alone_which_go_down(capsys: pytest.CaptureFixture[str]) -> None:
+    variant, x = VARIANTS["gaussian_vae"]((5,), 2), torch.randn(64, 5)
+    row = fit(variant, x, epochs=1, validation=x[:20], progress=True).rows[0]
+
+    assert f"loss {row['loss']:.4g}  held-out loss {row['held_out_loss']:.4g}" in capsys.readouterr().err
+    with evaluating(variant), seeded(0):
+        assert row["held_out_loss"] == pytest.approx(-held_out(variant, variant.in_model_units(x[:20])).mean().item())
 
 
 class Codes(Guide):
