@@ -84,8 +84,8 @@ COLUMNS = {
         "F interp.",
         "F",
         False,
-        "of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise. The pairs are made of the data "
-        "they are compared with, so that the distance is smaller than between independent samples",
+        "of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise. The pairs are made of the "
+        "data they are compared with, so that the distance is smaller than between independent samples",
     ),
     "nearest_held_out": Column("near real", "scaled x", None, "held-out data to the nearest training datum"),
     "nearest_ex_post": Column(

@@ -241,8 +241,8 @@ def _training(rows: Sequence[Judged]) -> list[Plate]:
     plates = []
     if _has_held_out(rows):
         text = (
-            "Minus the held-out loss: of training data held back, once an epoch; up is better. Axes differ: curves compare within a panel of "
-            "bounds, and MAP objectives compare with nothing. The steep first quarter may lie below the axis."
+            "Minus the held-out loss, on training data held back, once an epoch; up is better. Axes differ: curves "
+            "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may lie below the axis."
         )
         plates.append(Plate("Held-out objective", text, figures.objectives(_objectives(rows))))
     text = (

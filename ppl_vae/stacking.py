@@ -83,8 +83,9 @@ def paired(a: Any, b: Any) -> Paired:
     for name, values in (("a", a), ("b", b)):
         broken = (~torch.atleast_2d(values).isfinite()).any(0).nonzero().flatten().tolist()
         if broken:
+            named = rows_named(broken)
             raise ValueError(
-                f"paired wants finite bounds, and {name} has none for {rows_named(broken)}: leave these rows out of both"
+                f"paired wants finite bounds, and {name} has none for {named}: leave these rows out of both"
             )
     differences = torch.atleast_2d(a.double() - b.double())
     mean, error = _mean(differences.mean(0))

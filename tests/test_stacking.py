@@ -67,7 +67,9 @@ def test_a_bound_that_is_not_finite_is_refused_by_its_row(shape: tuple[int, ...]
     broken = torch.zeros(shape)
     broken[..., [2, 7]] = value
     for pair, name in (((broken, torch.zeros(shape)), "a"), ((torch.zeros(shape), broken), "b"), ((broken,) * 2, "a")):
-        with pytest.raises(ValueError, match=f"finite bounds, and {name} has none for rows 2, 7: leave these rows out"):
+        with pytest.raises(
+            ValueError, match=f"finite bounds, and {name} has none for rows 2, 7: leave them out of both"
+        ):
             paired(*pair)
 
 
