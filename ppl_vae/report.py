@@ -242,7 +242,8 @@ def _training(rows: Sequence[Judged]) -> list[Plate]:
     if _has_held_out(rows):
         text = (
             "Minus the held-out loss, on training data held back, once an epoch; up is better. Axes differ: curves "
-            "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may lie below the axis."
+            "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may "
+            "lie below the axis."
         )
         plates.append(Plate("Held-out objective", text, figures.objectives(_objectives(rows))))
     text = (

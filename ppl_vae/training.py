@@ -16,6 +16,7 @@ from .bounds import held_out
 from .data import Data, check_support, stack_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
 from .evaluation import noise_scale
+from .models.half import one_step
 from .preflight import preflight
 from .progress import Progress
 from .receipt import receipt
@@ -288,7 +289,7 @@ class _Loop:
         model, guide, _ = self.variant
         networks = [guide.encoder, *guide.heads, model.decoder] if self.precision == "bf16" else []
         # Pyro's own checks cost a fifth of an eager step: once is enough.
-        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks):
+        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks), one_step():
             return self.loss(y, self.batches.rows) / self.batches.rows * self.weight(y)
 
     def kernels(self) -> AbstractContextManager[None]:
