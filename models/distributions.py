@@ -133,10 +133,10 @@ class _Discretized(TorchDistribution):
         """The mean over the grid points, ``w sum_k (1 - F(b_k))``, ``b_k = (k - 1/2) w`` the boundary below cell k.
 
         Up to 17 levels all boundaries are summed, which is exact. With more levels the 16 boundaries around ``loc`` are
-        summed, and the sums over those far from it are integrals of ``1 - F`` with the first term of Euler and Maclaurin,
+        summed. The sums over those far from it are integrals of ``1 - F`` with the first term of Euler and Maclaurin,
         ``M = I - w**2 / 24 (g'(q) - g'(p))`` for the midpoint sum M of g from p to q. For any location and scale the
-        error is then below 5e-6 cells, which is 3e-7 at most, and rounding in single precision is larger. Without a
-        graph no more memory is taken than for one boundary at a time.
+        error is then below 5e-6 cells, which is 3e-7 at most. Without a graph no more memory is taken than for one
+        boundary at a time.
         """
         cells, width = self.levels - 1, 1 / (self.levels - 1)
         summed = min(CELLS, cells)

@@ -186,7 +186,9 @@ def bounds(
     seed: int = 0,
     at_once: int = ROWS,
 ) -> Bounds:
-    """Lower bounds of log p(x): ``elbo <= importance_weighted <= log p(x)`` and ``annealed <= log p(x)``, in expectation.
+    """Lower bounds of log p(x), of each datum.
+
+    In expectation ``elbo <= importance_weighted <= log p(x)``, and ``annealed <= log p(x)``.
 
     ``annealed`` is the log of the mean weight of 16 chains. With one temperature it is the importance-weighted bound of
     16 draws, below that of K draws where K is above 16. It is above ``importance_weighted`` only where its temperatures

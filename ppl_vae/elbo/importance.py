@@ -70,10 +70,10 @@ class MIWAE(IWAE):
 class Renyi(IWAE):
     """``log(mean_k w_k**(1 - alpha)) / (1 - alpha)``, in nats per datum (Li and Turner, 2016, eq. 9).
 
-    Its limit for K to infinity is Renyi's bound ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``, which falls as alpha
+    Its limit for K to infinity is Renyi's bound ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``. It falls as alpha
     rises: log p(x) at alpha = 0, the ELBO for alpha to 1, and below the ELBO for alpha above 1. For K = 1 the
-    expectation is the ELBO, whatever alpha is, and it goes from there to ``R_alpha`` as K grows, since the logarithm is
-    concave and ``1 - alpha`` has a sign:
+    expectation is the ELBO, whatever alpha is, and it goes from there to ``R_alpha`` as K grows, since the logarithm
+    is concave and ``1 - alpha`` has a sign:
 
     * alpha from 0 to 1: from below, up; a lower bound of log p(x) for every K, above the ELBO.
     * alpha above 1: from above, down; a lower bound of log p(x) for every K, below the ELBO. More draws make it looser.
