@@ -37,7 +37,7 @@ class Annealed(NamedTuple):
 
     @property
     def bound(self) -> Tensor:
-        """Log of the mean weight over chains, [rows]: in expectation below log p(x), and the tighter of the two."""
+        """Log of the mean weight over chains, [rows]: in expectation below log p(x), and not below ``mean``."""
         return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
 
     @property
@@ -121,7 +121,8 @@ def annealed(
         variant: A pair in which z is unconstrained and the guide has a density.
         x: [rows, *x_shape], in the data's units.
         chains: Independent runs a datum.
-        temperatures: Steps from the guide to the posterior; more are tighter, one is the importance-weighted bound.
+        temperatures: Steps from the guide to the posterior; more are tighter, one is the importance-weighted bound of
+            as many draws as there are chains.
         leapfrogs: Steps of a trajectory.
         seed: Of every draw, which are of all rows together; the caller's random streams are left as they were.
         progress: Whether to show how far it is.

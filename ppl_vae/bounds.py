@@ -32,7 +32,8 @@ class Bounds(NamedTuple):
         ess: Effective number of the K draws, ``(sum w)**2 / sum w**2``.
         k_hat: Tail index of the weights: above min(1 - 1 / log10(K), .7) the weighted bound and its error are not to be
             trusted; -inf for equal weights, inf for too few draws (Vehtari et al., 2024).
-        annealed: Log of the mean weight of annealed importance sampling; None unless asked for.
+        annealed: Log of the mean weight of annealed importance sampling, with chains of its own, fewer than K perhaps;
+            None unless asked for.
         annealed_error: Its Monte Carlo standard error.
     """
 
@@ -133,11 +134,11 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
 
     The bound; for a point mass log p(x, z), or log p(x | z) where codes are not scored.
     """
-    chunks = []
+    chunks, has_bound = [], variant.has_bound
     for rows in y.split(max(1, ROWS // num_particles)):
         part = terms(variant, rows, num_particles)
-        score = part.log_weight if variant.has_bound else part.likelihood
-        if not variant.has_bound and variant.codes_are_scored:
+        score = part.log_weight if has_bound else part.likelihood
+        if not has_bound and variant.codes_are_scored:
             score = score + part.prior
         chunks.append(score.mean(0))
     return torch.cat(chunks) + log_jacobian(variant)
@@ -185,11 +186,13 @@ def bounds(
     seed: int = 0,
     at_once: int = ROWS,
 ) -> Bounds:
-    """Lower bounds of log p(x): ``elbo <= importance_weighted`` and ``elbo <= annealed``, each in expectation.
+    """Lower bounds of log p(x), of each datum.
 
-    The annealed bound averages the weights of 16 chains. With one temperature it is the importance-weighted bound of 16
-    draws, and more temperatures tighten it. It is above ``importance_weighted`` for certain only where it has as many
-    chains as that has draws: with few temperatures and K = 1000, say, it can be the looser one.
+    In expectation ``elbo <= importance_weighted <= log p(x)``, and ``annealed <= log p(x)``.
+
+    ``annealed`` is the log of the mean weight of 16 chains. With one temperature it is the importance-weighted bound of
+    16 draws, below that of K draws where K is above 16. It is above ``importance_weighted`` only where its temperatures
+    are enough to make up for the fewer chains; neither order holds in general.
 
     Data are taken in blocks, so that memory does not grow with their number; the draws depend on ``seed`` and x alone,
     not on ``at_once``. Exactly ``num_particles`` draws are used for each datum.
@@ -199,6 +202,7 @@ def bounds(
         x: [rows, *x_shape], in the data's units.
         num_particles: Draws K a datum.
         temperatures: Steps of annealed importance sampling from the guide to the posterior; left out unless given.
+            ``annealed`` takes the number of chains too.
         seed: Of the draws; the caller's random streams are left as they were.
         at_once: Codes that a network sees at once; larger temporaries fall out of the cache.
 

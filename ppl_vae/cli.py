@@ -478,7 +478,8 @@ def print_table(results: Any) -> None:
 
     from .evaluation import COLUMNS
 
-    table = Table("variant", "bound of", *(COLUMNS[name].title for name in SHOWN))
+    noise = next((result.evaluation.noise for result in results if result.evaluation is not None), lambda name: "")
+    table = Table("variant", "bound of", *(COLUMNS[name].title + noise(name) for name in SHOWN))
     for result in results:
         if result.evaluation is None:
             table.add_row(result.name, result.reason)

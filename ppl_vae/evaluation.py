@@ -1,9 +1,11 @@
 """evaluate: every number with what it is, its unit and its error; a number that is not legitimate is left empty."""
 
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
@@ -17,6 +19,7 @@ from .models.networks import is_image
 from .preflight import at_floor
 from .psis import k_threshold
 from .seeding import seeded
+from .stacking import rows_named
 from .variant import ROWS, Variant, decode, encode, evaluating, missing_mean, reconstruct, sample
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "divergence",
     "evaluate",
     "mean_over_data",
+    "noise_scale",
     "slerp",
 ]
 
@@ -77,13 +81,28 @@ COLUMNS = {
     "kl": Column("KL", "nats", None, "KL(q(z | x) || p(z)), mean over held-out data"),
     "sigma": Column("sigma", "scaled x", None, "root mean square of the likelihood's scale"),
     "frechet_floor": Column("F real", "F", None, "Frechet distance of held-out from training data: the floor"),
-    "frechet_reconstructions": Column("F rec.", "F", False, "of reconstructions from held-out data"),
-    "frechet_prior": Column("F prior", "F", False, "of samples from the prior"),
-    "frechet_ex_post": Column("F ex post", "F", False, "of samples from the fitted mixture"),
-    "frechet_interpolations": Column("F interp.", "F", False, "of spherical midpoints of held-out pairs"),
+    "frechet_reconstructions": Column(
+        "F rec.", "F", False, "of reconstructions from the held-out data themselves; means of p(x | z), no noise"
+    ),
+    "frechet_prior": Column("F prior", "F", False, "of samples from the prior; of images, means of p(x | z), no noise"),
+    "frechet_ex_post": Column(
+        "F ex post", "F", False, "of samples from the fitted mixture; of images, means of p(x | z), no noise"
+    ),
+    "frechet_interpolations": Column(
+        "F interp.",
+        "F",
+        False,
+        "of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise. The pairs are made of the "
+        "data they are compared with, so that the distance is smaller than between independent samples",
+    ),
     "nearest_held_out": Column("near real", "scaled x", None, "held-out data to the nearest training datum"),
-    "nearest_ex_post": Column("near ex post", "scaled x", None, "ex-post samples to it: far below, they copy"),
+    "nearest_ex_post": Column(
+        "near ex post", "scaled x", None, "ex-post samples to it: far below, they copy; of images, means, no noise"
+    ),
 }
+ALWAYS_MEANS = ("frechet_reconstructions", "frechet_interpolations")  # made without observation noise
+MEANS_OF_IMAGES = ("frechet_prior", "frechet_ex_post", "nearest_ex_post")  # so made where x is an image
+NO_NOISE = " (means, no noise)"
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,7 @@ class Evaluation:
         features: Name of the feature space of the Frechet distances.
         kl_per_dim: [z_dim], nats, sorted from large to small; empty where q or p(z) does not factorise.
         bound_per_datum: [rows], nats; empty for a point mass.
+        means: Whether samples are means of p(x | z), without observation noise, as they are for images.
     """
 
     numbers: dict[str, Number]
@@ -105,6 +125,7 @@ class Evaluation:
     features: str
     kl_per_dim: list[float] = field(default_factory=list)
     bound_per_datum: list[float] = field(default_factory=list)
+    means: bool = False
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -119,11 +140,14 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{self.rows} held-out data; K = {self.num_particles}; F in {self.features}"]
         for name, number in self.numbers.items():
-            column = COLUMNS[name]
-            beside = f" ({number.reason})" if number.reason else ""
-            told = "" if number.value is None else f"{column.unit}{beside}"
-            lines.append(f"{column.title:<16}{number!s:<24}{told}")
+            beside = self.noise(name) + (f" ({number.reason})" if number.reason else "")
+            told = "" if number.value is None else f"{COLUMNS[name].unit}{beside}"
+            lines.append(f"{COLUMNS[name].title:<16}{number!s:<24}{told}")
         return "\n".join(lines)
+
+    def noise(self, name: str) -> str:
+        """What a figure says of observation noise: that it is of means of p(x | z), or nothing."""
+        return NO_NOISE if name in ALWAYS_MEANS or (self.means and name in MEANS_OF_IMAGES) else ""
 
 
 def evaluate(
@@ -168,12 +192,20 @@ def evaluate(
         numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
     ordered = {name: numbers[name] for name in COLUMNS}
-    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum)
+    means = is_image(variant.model.x_shape)
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means)
 
 
 def mean_over_data(values: Tensor) -> Number:
-    """Mean over data and its standard error."""
-    return Number(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+    """Mean over data of values [rows], and its standard error; no error for one datum.
+
+    There is no mean where a value is infinite or NaN, and the reason names the rows.
+    """
+    broken = (~values.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        return Number(None, reason=f"not finite: {rows_named(broken)}")
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+    return Number(float(values.mean()), error)
 
 
 def _densities(
@@ -201,7 +233,9 @@ def _densities(
         numbers["bound_ex_post"] = mean_over_data(under[0].elbo)
     if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
-        numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
+        numbers["bits_per_dim"] = bound  # with its reason, where it has no value
+        if bound.value is not None and bound.error is not None:
+            numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)
     return numbers, found.elbo.tolist()
 
 
@@ -213,17 +247,40 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
-    z, y = encode(variant, x[:ROWS]), variant.in_model_units(x[:ROWS])
-    scale = scale_of_law(variant.model.x_given_z(z))
-    sigma = Number(None, reason="none")
-    if scale is not None:
-        sigma = Number(float(scale.square().mean().sqrt()), reason=at_floor(variant, y) or "")
-    if missing_mean(variant, z) is not None:
+    y = variant.in_model_units(x)
+    scale = noise_scale(variant, y)
+    sigma = Number(scale, reason="none" if scale is None else at_floor(variant, y[:ROWS]) or "")
+    if missing_mean(variant, encode(variant, x[:ROWS])) is not None:
         return NO_MEAN, sigma
-    square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)
+    square = (variant.in_model_units(reconstruct(variant, x)) - y).square().flatten(1).mean(1)
     rmse = float(square.mean().sqrt())
     error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
     return Number(rmse, error), sigma
+
+
+def noise_scale(variant: Variant, y: Tensor) -> float | None:
+    """The root mean square of the scale of p(x | z), z the mean of q(z | x): what is called sigma everywhere.
+
+    Args:
+        variant: A pair.
+        y: [rows, *x_shape], in the model's units; the mean is over its rows and coordinates.
+
+    Returns:
+        In the model's units; None where p(x | z) has no scale.
+    """
+    total = 0.0
+    with evaluating(variant), pyro.validation_enabled(False):
+        for rows in y.split(ROWS):
+            q = variant.guide.posterior(rows)
+            try:
+                z = q.mean
+            except NotImplementedError:  # a flow, say, which has draws and no mean
+                z = q.sample()
+            scale = scale_of_law(variant.model.x_given_z(z))
+            if scale is None:
+                return None
+            total += len(rows) * float(scale.double().square().mean())
+    return math.sqrt(total / len(y))
 
 
 def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
@@ -280,13 +337,23 @@ def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
     return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
 
 
-OF_MEANS = (
-    "frechet_reconstructions",
-    "frechet_interpolations",
-    "frechet_prior",
-    "frechet_ex_post",
-    "nearest_ex_post",
-)  # of a likelihood without a mean the first two are empty, and for images the others too, for these are of means
+def _pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """As many distinct pairs of distinct rows as there are rows, at random by ``seed``: the first ends, and the others.
+
+    There are ``rows (rows - 1) / 2`` pairs, enough but for two rows, where the one pair is taken twice.
+    """
+    rows = len(x)
+    every = rows * (rows - 1) // 2
+    chosen = random.Random(seed).sample(range(every), min(rows, every))
+    ends = [_pair(index) for index in (chosen * 2)[:rows]]
+    first, last = torch.tensor(ends, device=x.device).T
+    return x[first], x[last]
+
+
+def _pair(index: int) -> tuple[int, int]:
+    """Number ``index`` of the pairs (1, 0), (2, 0), (2, 1), (3, 0), and so on."""
+    first = (1 + math.isqrt(1 + 8 * index)) // 2
+    return first, index - first * (first - 1) // 2
 
 
 def _pictures(
@@ -306,14 +373,14 @@ def _pictures(
     made = {}
     if has_mean:
         made["frechet_reconstructions"] = reconstruct(variant, x)
-        made["frechet_interpolations"] = interpolate(variant, x, x.roll(count // 2, 0), 0.5)
+        made["frechet_interpolations"] = interpolate(variant, *_pairs(x, seed), 0.5)
     if has_mean or not means:
         made["frechet_prior"] = sample(variant, count, mean=means, seed=seed)
         if ex_post is not None:
             made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
     made = {name: variant.in_model_units(data) for name, data in made.items()}
     target = features.apply(real)
-    numbers = dict.fromkeys(OF_MEANS, NO_MEAN)
+    numbers = dict.fromkeys((*ALWAYS_MEANS, *MEANS_OF_IMAGES), NO_MEAN)
     if ex_post is None:
         numbers |= {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
     numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}

@@ -15,9 +15,11 @@ from .batches import Batches
 from .bounds import held_out
 from .data import Data, check_support, stack_of, tensor_of, whole
 from .divergence import Diverged, Snapshot, broken_term, is_sound
+from .evaluation import noise_scale
+from .models.steps import one_step
 from .preflight import preflight
 from .progress import Progress
-from .receipt import receipt, scale_of
+from .receipt import receipt
 from .seeding import seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
@@ -54,9 +56,16 @@ class Fit:
     def history(self) -> "pd.DataFrame":
         """A table, a row an epoch.
 
-        Columns: ``loss`` (the training objective, down) and ``held_out`` (the unweighted one, up; a bound, or a MAP
-        objective for a point mass), both nats a datum in the data's units; ``held_out_error``, its standard error over
-        data; ``kl_weight``; ``sigma``, the likelihood's scale in the model's units; ``seconds`` since the start.
+        Both losses are in nats per datum, in the data's units, and go down. Columns:
+
+        * ``loss``, what was optimised, averaged over the steps of the epoch;
+        * ``held_out_loss``, minus the bound of the held-out data, or minus the MAP objective where the guide is a point
+          mass; no weight on the KL and no penalty is part of it;
+        * ``held_out_error``, its standard error over data;
+        * ``kl_weight``;
+        * ``sigma``, the root mean square of the scale of p(x | z), in the model's units, as ``evaluate`` has it: over
+          the held-out data, or over the last batch where nothing is held out;
+        * ``seconds`` since the start.
         """
         import pandas as pd
 
@@ -124,7 +133,7 @@ def fit(
         >>> variant = VARIANTS["sigma_vae"](x_shape=(6,), z_dim=2)
         >>> trained = fit(variant, torch.randn(200, 6), epochs=2, progress=False)
         >>> list(trained.history.columns)
-        ['loss', 'held_out', 'held_out_error', 'kl_weight', 'sigma', 'seconds']
+        ['loss', 'held_out_loss', 'held_out_error', 'kl_weight', 'sigma', 'seconds']
     """
     _check_settings(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr)
     factor = _schedule(schedule)
@@ -230,6 +239,7 @@ class _Loop:
         self.rows: list[dict[str, Any]] = []
         self.epoch, self.step, self.best_epoch = 0, 0, 0
         self.best: Snapshot | None = None
+        self.last_batch = torch.empty(0)
         self.started = time.perf_counter()
 
     def run_epoch(self) -> dict[str, Any]:
@@ -242,13 +252,14 @@ class _Loop:
             raise Diverged(self.refused(error, before)) from None
         sound = is_sound(self.variant, losses)
         row = self.summary(float(losses.sum()) / self.batches.rows)
-        if not sound or not math.isfinite(row["held_out"] or 0.0):
+        if not sound or not math.isfinite(row["held_out_loss"] or 0.0):
             before.restore(self.variant, self.optimizer)
             self.step = first_step
             raise Diverged(self.replay())
         self.epoch += 1
         self.rows.append(row)
-        if row["held_out"] is not None and (self.best is None or row["held_out"] > self.best_row["held_out"]):
+        score = row["held_out_loss"]
+        if score is not None and (self.best is None or score < self.best_row["held_out_loss"]):
             self.best, self.best_epoch = Snapshot(self.variant), self.epoch
         return row
 
@@ -270,6 +281,7 @@ class _Loop:
         with self.kernels():
             loss = self.descend(y)
         self.step += 1
+        self.last_batch = y
         return y, loss / self.weight(y)
 
     def weight(self, y: Tensor) -> float:
@@ -281,7 +293,7 @@ class _Loop:
         model, guide, _ = self.variant
         networks = [guide.encoder, *guide.heads, model.decoder] if self.precision == "bf16" else []
         # Pyro's own checks cost a fifth of an eager step: once is enough.
-        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks):
+        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks), one_step():
             return self.loss(y, self.batches.rows) / self.batches.rows * self.weight(y)
 
     def kernels(self) -> AbstractContextManager[None]:
@@ -319,20 +331,20 @@ class _Loop:
     def summary(self, loss: float) -> dict[str, Any]:
         """The row of the history for the epoch that has just ended."""
         score, error = None, None
-        with evaluating(self.variant):
+        with evaluating(self.variant), seeded(0):  # the same draws each epoch: epochs differ by their weights alone
             shift = float(log_jacobian(self.variant))
             if self.kept_back is not None:
-                with seeded(0):  # the same draws each epoch, so that epochs differ by their weights alone
-                    values = held_out(self.variant, self.kept_back)
-                score = float(values.mean())
+                values = held_out(self.variant, self.kept_back)
+                score = -float(values.mean())
                 error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+            sigma = noise_scale(self.variant, self.last_batch if self.kept_back is None else self.kept_back)
         return {
             "epoch": self.epoch + 1,
             "loss": loss - shift,
-            "held_out": score,
+            "held_out_loss": score,
             "held_out_error": error,
             "kl_weight": self.variant.kl_weight,
-            "sigma": scale_of(self.variant),
+            "sigma": sigma,
             "seconds": time.perf_counter() - self.started,
         }
 

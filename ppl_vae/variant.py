@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .elbo import PathwiseELBO, estimator
-from .guides import Guide, MeanField, PointMass, encoder as encoder_for
+from .elbo.reading import is_point_mass
+from .guides import Guide, MeanField, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
 from .models.latent_variable import mean_of
@@ -75,8 +75,14 @@ class Variant(NamedTuple):
 
     @property
     def has_bound(self) -> bool:
-        """Whether the guide has a density: a point mass has none, and its loss is a MAP objective."""
-        return not isinstance(self.guide, PointMass)
+        """Whether q(z | x) has a density, so that there is a bound of log p(x).
+
+        The distribution of the guide answers, whatever class the guide is of. A point mass (``Delta``) has no density,
+        and what trains it is a MAP objective.
+        """
+        with evaluating(self), pyro.validation_enabled(False):
+            parameter = next(self.model.parameters())
+            return not is_point_mass(self.guide.posterior(torch.zeros(2, *self.model.x_shape).to(parameter)))
 
     @property
     def codes_are_scored(self) -> bool:
@@ -108,10 +114,7 @@ def needs_density(variant: Variant) -> None:
     Raises:
         ValueError: If q(z | x) is a point mass.
     """
-    with evaluating(variant), pyro.validation_enabled(False):
-        parameter = next(variant.model.parameters())
-        law = variant.guide.posterior(torch.zeros(2, *variant.model.x_shape).to(parameter))
-    if isinstance(law, dist.Delta):
+    if not variant.has_bound:
         raise ValueError(
             "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
             "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"

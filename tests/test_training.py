@@ -4,6 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.utils.data import DataLoader, Dataset
 
-from ppl_vae import VARIANTS, Data, Variant, fit, pair, prepare, training
+from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare, training
 from ppl_vae.batches import Batches
+from ppl_vae.bounds import held_out
 from ppl_vae.divergence import Diverged
-from ppl_vae.models import Gaussian, LinearGaussian, OptimalSigma, Scale
+from ppl_vae.guides import Guide
+from ppl_vae.models import Gaussian, Laplace, LearnedSigma, LinearGaussian, OptimalSigma, Scale, StudentT
+from ppl_vae.seeding import seeded
 from ppl_vae.svi.precision import networks_in_bf16
 from ppl_vae.training import Fit
-from ppl_vae.variant import frozen_parts
+from ppl_vae.variant import evaluating, frozen_parts
 
 
 def linear(name: str, x_dim: int, z_dim: int, **options: float) -> Variant:
@@ -71,7 +75,7 @@ def test_multiplying_the_data_by_ten_shifts_the_bound_by_d_log_ten_and_changes_n
         data = prepare(factor * x, scale="standardize")
         fits.append(quick(VARIANTS["sigma_vae"]((5,), 2), data, epochs=3))
     one, ten = (trained.history for trained in fits)
-    assert np.allclose(ten["held_out"], one["held_out"] - 5 * math.log(10), rtol=1e-9)
+    assert np.allclose(ten["held_out_loss"], one["held_out_loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["loss"], one["loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["sigma"], one["sigma"], rtol=1e-9)
 
@@ -143,7 +147,7 @@ def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
     x = torch.randn(80, 5)
     variant = VARIANTS["gaussian_vae"]((5,), 2)
     trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
-    assert trained.best_epoch == trained.history["held_out"].idxmax() < 40
+    assert trained.best_epoch == trained.history["held_out_loss"].idxmin() < 40
     short = VARIANTS["gaussian_vae"]((5,), 2)
     short.model.load_state_dict(variant.model.state_dict())
     assert not variant.model.training
@@ -161,7 +165,7 @@ def test_the_kl_weight_follows_its_schedule_and_the_held_out_objective_does_not(
     trained = quick(variant, x, epochs=4, batch_size=16, validation=x[:16], lr=1e-15)
     # 16 steps in all, and the ramp ends at half of them: the last step of epochs 1 to 4 is number 3, 7, 11, 15.
     assert trained.history["kl_weight"].tolist() == pytest.approx([4 * 3 / 8, 4 * 7 / 8, 4.0, 4.0])
-    assert np.ptp(trained.history["held_out"]) == pytest.approx(0, abs=1e-9)
+    assert np.ptp(trained.history["held_out_loss"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_sigma_of_z_opens_at_its_stage_in_one_call() -> None:
@@ -257,7 +261,10 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
     [
         ("sigma_vae", ["a lower bound of log p(x)", "LearnedSigma(scale=", "MeanField", "PathwiseELBO, 1 draw"]),
         ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
-        ("rae_l2", ["a MAP objective, log p(x, z)", "no bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
+        (
+            "rae_l2",
+            ["a MAP objective, log p(x, z)", "not a lower bound", "WeightPrior(scale=0.1, layers=('decoder',))"],
+        ),
         ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
         ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
@@ -267,6 +274,87 @@ def test_the_receipt_says_what_was_optimised(name: str, words: list[str]) -> Non
     receipt = quick(VARIANTS[name]((5,), 2), torch.randn(64, 5)).receipt()
     for word in words:
         assert word in receipt
+
+
+class FixedLaplace(Gaussian):
+    """A Laplace likelihood whose scale is stated."""
+
+    def forward(self, loc: Tensor) -> Any:
+        return pyro.distributions.Laplace(loc, self.scale)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "words"),
+    [
+        (lambda: Gaussian(0.1), "with sigma 0.1 it amounts to sigma 0.2 at weight 1"),
+        (lambda: LearnedSigma(0.1).requires_grad_(requires_grad=False), "sigma 0.1 it amounts to sigma 0.2"),
+        (lambda: FixedLaplace(0.1), "with scale 0.1 it amounts to scale 0.4 at weight 1"),
+        (LearnedSigma, ""),
+        (OptimalSigma, ""),
+        (Laplace, ""),
+        (StudentT, ""),
+    ],
+)
+def test_a_kl_weight_amounts_to_another_scale_where_the_scale_is_fixed(
+    likelihood: Callable[[], nn.Module], words: str
+) -> None:
+    receipt = quick(VARIANTS["beta_vae"]((5,), 2, beta=4.0, likelihood=likelihood()), torch.randn(64, 5)).receipt()
+
+    assert words in receipt
+    assert ("amounts to" in receipt) == bool(words)
+
+
+@pytest.mark.parametrize(("family", "power"), [(Gaussian, 0.5), (FixedLaplace, 1.0)])
+def test_that_scale_has_the_gradients_of_the_weight(family: Callable[[float], nn.Module], power: float) -> None:
+    """The networks' gradients at weight w are w times those at weight 1 under the other scale."""
+    x, gradients = torch.randn(16, 5), []
+    for weight, scale in ((4.0, 0.3), (1.0, 4.0**power * 0.3)):
+        torch.manual_seed(0)
+        variant = VARIANTS["beta_vae"]((5,), 2, beta=weight, likelihood=family(scale))
+        torch.manual_seed(1)
+        (variant.loss(variant.model, variant.guide)(x) / weight).backward()
+        gradients.append([p.grad for half in variant[:2] for p in half.parameters()])
+
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_sigma_in_the_history_is_that_of_evaluate() -> None:
+    x, other = torch.randn(128, 5), torch.randn(40, 5)
+    variant = VARIANTS["heteroscedastic_vae"]((5,), 2, stage=0.0)
+    trained = quick(variant, x, epochs=3, validation=other)
+
+    sigma = trained.history["sigma"].iloc[trained.best_epoch - 1]
+    assert evaluate(variant, other, 3)["sigma"].value == pytest.approx(sigma, rel=1e-6)
+    assert sigma != pytest.approx(variant.model.likelihood.scale.item(), rel=1e-4)  # the factor that all share
+    assert quick(VARIANTS["bernoulli_vae"]((5,), 2), (x > 0).double()).rows[-1]["sigma"] is None
+
+
+def test_progress_and_history_have_losses_alone_which_go_down(capsys: pytest.CaptureFixture[str]) -> None:
+    variant, x = VARIANTS["gaussian_vae"]((5,), 2), torch.randn(64, 5)
+    row = fit(variant, x, epochs=1, validation=x[:20], progress=True).rows[0]
+
+    assert f"loss {row['loss']:.4g}  held-out loss {row['held_out_loss']:.4g}" in capsys.readouterr().err
+    with evaluating(variant), seeded(0):
+        assert row["held_out_loss"] == pytest.approx(-held_out(variant, variant.in_model_units(x[:20])).mean().item())
+
+
+class Codes(Guide):
+    """A point mass of one's own: it is no ``PointMass``, and its distribution says what it is."""
+
+    def distribution(self, loc: Tensor) -> Any:
+        return pyro.distributions.Delta(loc).to_event(1)
+
+
+def test_a_guide_of_ones_own_that_returns_delta_has_no_bound() -> None:
+    variant = pair((5,), 2, likelihood=Gaussian(0.5), guide=Codes)
+    trained = quick(variant, torch.randn(64, 5))
+
+    assert not variant.has_bound
+    assert "a MAP objective, log p(x, z) at a point mass: not a lower bound of log p(x)" in trained.receipt()
+    found = evaluate(variant, torch.randn(20, 5), 5)
+    assert found["bound"].value is None
+    assert found["log_joint"].value is not None
 
 
 def test_the_terms_of_the_receipt_add_up_to_its_loss() -> None:
