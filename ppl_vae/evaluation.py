@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 from .bounds import bounds_under, held_out
-from .data import check_support, tensor_of
+from .data import Data, check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
 from .models.networks import is_image
 from .psis import k_threshold
-from .seeding import seeded
-from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample
+from .seeding import chosen, seeded
+from .variant import Variant, decode, encode, evaluating, reconstruct, sample
 
 __all__ = [
     "ACTIVE",
@@ -89,6 +89,7 @@ class Evaluation:
         features: Name of the feature space of the Frechet distances.
         kl_per_dim: [z_dim], nats, sorted from large to small; empty where q or p(z) does not factorise.
         bound_per_datum: [rows], nats; empty for a point mass.
+        notes: Sentences that belong beside the figures: how many of the data were trained on, say.
     """
 
     numbers: dict[str, Number]
@@ -97,6 +98,7 @@ class Evaluation:
     features: str
     kl_per_dim: list[float] = field(default_factory=list)
     bound_per_datum: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -113,7 +115,7 @@ class Evaluation:
         for name, number in self.numbers.items():
             column = COLUMNS[name]
             lines.append(f"{column.title:<16}{number!s:<24}{column.unit if number.value is not None else ''}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def evaluate(
@@ -131,25 +133,32 @@ def evaluate(
 
     Args:
         variant: A trained pair.
-        x: Held-out data [rows, *x_shape], in the data's units.
+        x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor, a data frame; or ``Data``, for its
+            test part and its pictures.
         num_particles: Draws K for each datum's bounds; exactly so many are used.
-        train: Training data in the data's units: the reference of the floor and of nearest neighbours.
+        train: Training data in the data's units: the reference of the floor and of nearest neighbours, and what is
+            searched for rows of x. ``Data`` stands for its training part; of a Dataset too large to hold, 10,000 rows
+            are drawn at random.
         ex_post: The density ``ex_post.fit`` returns, for samples and a bound under it.
         features: Feature space of the Frechet distances, a map from data in the model's units; principal components of
             ``train`` (or of x) unless given.
         pictures: What x is compared with as pictures, where x is a binary draw of them: the grey values.
-        seed: Of every draw.
+        seed: Of every draw; of the 5000 data that a Frechet distance takes, where there are more.
+
+    A mean over data is empty, with the reason, if some datum has no finite value; the reason names the rows.
 
     Raises:
         ValueError: If x has the wrong shape, holds NaN, lies outside the likelihood's support, or has under 2 rows.
     """
+    pictures = x.pictures if pictures is None and isinstance(x, Data) else pictures
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"evaluate needs at least 2 data for its standard errors, got {len(x)}")
-    check_support(variant, variant.in_model_units(x))
-    x = x.to(next(variant.model.parameters()))
-    train = None if train is None else tensor_of(train, "train").to(x)
-    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures").to(x))
+    check_support(variant, variant.in_model_units(x), x)
+    all_rows = None if train is None else _rows_of(train)
+    train = None if train is None else tensor_of(train, "train", part=True)
+    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures"))
+    notes = [] if train is None else _notes(real, variant.in_model_units(train), all_rows or len(train))
     with evaluating(variant), seeded(seed):
         if features is None:
             features = principal_components(real if train is None else variant.in_model_units(train))
@@ -158,11 +167,37 @@ def evaluate(
         numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
     ordered = {name: numbers[name] for name in COLUMNS}
-    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum)
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, notes)
+
+
+def _rows_of(train: Any) -> int | None:
+    """How many rows there are in training data, where they say it."""
+    train = train.train if isinstance(train, Data) else train
+    return len(train) if hasattr(train, "__len__") else None
+
+
+def _notes(y: Tensor, train: Tensor, rows: int) -> list[str]:
+    """What has to be said of held-out data y and training data, of ``rows`` altogether, both in the model's units."""
+    notes = []
+    if len(train) < rows:
+        notes.append(f"train: {len(train)} of {rows} rows, drawn at random")
+    seen = [row.tobytes() for row in (train + 0.0).flatten(1).cpu().numpy()]  # + 0: -0 is 0
+    known = set(seen)
+    repeats = sum(row.tobytes() in known for row in (y + 0.0).flatten(1).cpu().numpy())
+    if repeats:
+        line = f"{repeats} of {len(y)} held-out rows also stand among the training rows"
+        within = 1 - len(known) / len(seen)
+        usual = f": so do {within:.0%} of the training rows among themselves, as is usual where values are few"
+        notes.append(line + (usual if within >= repeats / len(y) / 2 else ": figures of these flatter the model"))
+    return notes
 
 
 def mean_over_data(values: Tensor) -> Number:
-    """Mean over data and its standard error."""
+    """Mean over data and its standard error; empty, with the rows named, where some value is not finite."""
+    wrong = (~values.isfinite()).nonzero().flatten().tolist()
+    if wrong:
+        listed = ", ".join(map(str, wrong[:5])) + ", ..." * (len(wrong) > 5)
+        return Number(None, reason=f"not finite in {len(wrong)} of {len(values)} rows: {listed}")
     return Number(float(values.mean()), float(values.std() / math.sqrt(len(values))))
 
 
@@ -191,7 +226,7 @@ def _densities(
         numbers["bound_ex_post"] = mean_over_data(under[0].elbo)
     if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
-        numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
+        numbers["bits_per_dim"] = mean_over_data(found.elbo * per_dim)
     return numbers, found.elbo.tolist()
 
 
@@ -204,13 +239,23 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
     square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)
-    rmse = float(square.mean().sqrt())
-    error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
-    x_given_z = variant.model.x_given_z(encode(variant, x[:ROWS]))
-    scale = getattr(getattr(x_given_z, "base_dist", x_given_z), "scale", None)
-    if scale is None:
-        return Number(rmse, error), Number(None, reason="none")
-    return Number(rmse, error), Number(float(scale.square().mean().sqrt()))
+    mean = mean_over_data(square)
+    if mean.value is None or mean.error is None:
+        return mean, _sigma(variant, encode(variant, x))
+    rmse = math.sqrt(mean.value)
+    return Number(rmse, mean.error / (2 * max(rmse, 1e-300))), _sigma(variant, encode(variant, x))
+
+
+def _sigma(variant: Variant, z: Tensor) -> Number:
+    """Root mean square of the likelihood's scale at codes z [rows, z_dim], where it has one."""
+    total = 0.0
+    for codes in z.split(variant.at_once):
+        law = variant.model.x_given_z(codes)
+        scale = getattr(getattr(law, "base_dist", law), "scale", None)
+        if scale is None:
+            return Number(None, reason="none")
+        total += float(scale.square().mean()) * len(codes)
+    return Number(math.sqrt(total / len(z)))
 
 
 def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
@@ -227,7 +272,7 @@ def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
     In closed form where torch knows one, else by 100 draws.
     """
     prior, total, per_dim = variant.model.prior(), [], []
-    for rows in variant.in_model_units(x).split(ROWS):
+    for rows in variant.in_model_units(x).split(variant.at_once):
         q = variant.guide.posterior(rows)
         try:
             total.append(kl_divergence(q, prior.expand(q.batch_shape)))
@@ -278,7 +323,8 @@ def _pictures(
 ) -> dict[str, Number]:
     """Distances, in the model's units, of what the variant makes from real data; every sample has the same size."""
     count = min(len(x), MOST, MOST if train is None else len(train))
-    x, real = x[:count], real[:count]
+    some = chosen(len(x), count, seed)
+    x, real = x[some], real[some]
     means = is_image(variant.model.x_shape)  # of images, people look at means; a table without its noise is none
     made = {
         "frechet_reconstructions": reconstruct(variant, x),
@@ -291,12 +337,20 @@ def _pictures(
     target = features.apply(real)
     numbers = {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
     numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}
-    numbers |= {name: Number(*frechet_with_error(target, features.apply(data))) for name, data in made.items()}
+    numbers |= {name: _distance(target, features.apply(data)) for name, data in made.items()}
     if train is not None:
         train = variant.in_model_units(train)
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
-        numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
-        numbers["nearest_held_out"] = mean_over_data(nearest(real, train))
+        numbers["frechet_floor"] = _distance(target, features.apply(train[some]))
+        rows = max(1, variant.at_once // 2)  # each beside its five closest
+        numbers["nearest_held_out"] = mean_over_data(nearest(real, train, rows))
         if ex_post is not None:
-            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train))
+            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train, rows))
     return numbers
+
+
+def _distance(a: Tensor, b: Tensor) -> Number:
+    """The Frechet distance of two samples of features [rows, d], where all of them are finite."""
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        return Number(None, reason="features not finite")
+    return Number(*frechet_with_error(a, b))

@@ -179,8 +179,8 @@ def diagnose(
         raise ValueError(f"diagnose needs at least 2 data for its standard errors, got {len(x)}")
     if num_particles < FEWEST:
         raise ValueError(f"num_particles must be at least {FEWEST} for a tail index, got {num_particles!r}: try 1000")
-    check_support(variant, variant.in_model_units(x))
-    x, given = x.to(next(variant.model.parameters())), variant
+    check_support(variant, variant.in_model_units(x), x)
+    given = variant
     if not variant.has_bound:
         variant = variant._replace(guide=Laplace(variant.guide, variant.model))
     steps = _steps(variant, x, ex_post, num_particles, temperatures, simulations, seed)

@@ -11,7 +11,7 @@ from ..bounds import draws
 from ..data import tensor_of
 from ..evaluation import Number, mean_over_data
 from ..seeding import seeded
-from ..variant import ROWS, Variant, evaluating, sample
+from ..variant import Variant, evaluating, sample
 
 __all__ = ["CENTRAL", "Check", "NoiseCalibration", "noise_calibration", "prior_predictive"]
 
@@ -94,7 +94,7 @@ def _replicated(
     variant: Variant, rows: int, ex_post: nn.Module | None, replicates: int, seed: int
 ) -> Iterator[dict[str, float]]:
     """Statistics of data sets from the model, as many of them drawn at once as a network sees."""
-    for index, some in enumerate(torch.arange(replicates).split(max(1, ROWS // rows))):
+    for index, some in enumerate(torch.arange(replicates).split(max(1, variant.at_once // rows))):
         x = sample(variant, len(some) * rows, prior=ex_post, seed=seed + index)
         yield from map(statistics, variant.in_model_units(x).split(rows))
 
