@@ -168,7 +168,6 @@ def tensor_of(source: Any, name: str = "x", *, part: bool = False) -> Tensor:
     if isinstance(source, DataLoader):
         raise ValueError(f"{name} is a DataLoader: pass loader.dataset, and its batch_size to fit")
     if isinstance(source, Dataset):
-        _check_length(source)
         if _is_streamed(source) and not part:
             raise ValueError(
                 f"{name} is a Dataset of {len(source)} items, too large to hold: "  # type: ignore[arg-type]
@@ -216,8 +215,8 @@ def _checked_numbers(x: Tensor, name: str) -> Tensor:
 
 def chunks_of(source: Any, name: str = "x") -> Iterator[Tensor]:
     """Checked rows, some at a time, for what needs no more than a pass over all of them: a streamed Dataset too."""
-    if isinstance(source, Dataset) and hasattr(source, "__len__") and _is_streamed(source):
-        for rows in torch.arange(len(source)).split(rows_at_once(item_of(source[0]).shape)):
+    if isinstance(source, Dataset) and _is_streamed(source):
+        for rows in torch.arange(len(source)).split(rows_at_once(item_of(source[0]).shape)):  # type: ignore[arg-type]
             yield tensor_of(stack_of([source[int(row)] for row in rows]), name)
     else:
         x = tensor_of(source, name)
@@ -232,7 +231,8 @@ def _check_length(dataset: Any, fewest: int = 1) -> None:
 
 
 def _is_streamed(dataset: Any) -> bool:
-    """Whether a Dataset is too large to be read into memory."""
+    """Whether a Dataset, which has to have a length and an item, is too large to be read into memory."""
+    _check_length(dataset)
     return len(dataset) * item_of(dataset[0]).numel() * 4 > RESIDENT
 
 
@@ -422,14 +422,15 @@ def check_spacing(x: Tensor, dtype: torch.dtype, names: tuple[str, ...] | None =
             deviation. A constant column passes: it loses nothing.
     """
     found = _Columns.of(x)
-    spacing = torch.finfo(dtype).eps * found.nearest
+    spacing = torch.finfo(dtype).eps * found.nearest.log2().floor().exp2()
     lost = (found.low < found.high) & (found.spread < SPACINGS * spacing)
     for place in lost.nonzero().flatten().tolist()[:1]:
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(
             f"column {names[place] if names else place!r} of {name} lies near {float(found.mean[place]):.6g} with a "
             f"standard deviation of {float(found.spread[place]):.3g}, and {kind} has one number in "
-            f"{float(spacing[place]):.2g} there: subtract an offset first, or pass float64 with scale='standardize'"
+            f"{float(spacing[place]):.3g} there: subtract an offset first, pass float64 with scale='standardize', or "
+            "drop the column"
         )
 
 

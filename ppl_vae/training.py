@@ -28,7 +28,7 @@ from .divergence import Diverged, Snapshot, broken_term, is_sound
 from .preflight import preflight
 from .progress import Progress
 from .receipt import receipt, scale_of
-from .seeding import seeded, set_streams, streams
+from .seeding import chosen, seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
 from .svi.precision import PRECISIONS, networks_in_bf16, products_in_bf16
@@ -74,7 +74,9 @@ class Fit:
 
     def receipt(self) -> str:
         """The objective that was optimised, with its numbers in it."""
-        y = self.variant.in_model_units(tensor_of(self.data.resident[:1000]))
+        train = self.data.resident
+        some = train[chosen(len(train), self.variant.at_once, int(self.settings["seed"]))]
+        y = self.variant.in_model_units(tensor_of(some))
         with seeded(0):
             y = torch.bernoulli(y) if self.data.binarize else y
         return receipt(self.variant, y, self.settings)
