@@ -10,6 +10,7 @@ from torch.distributions import Independent, LogNormal
 from torch.nn.functional import softplus
 
 from . import distributions
+from .half import in_range
 from .schedules import Schedule, switch
 from .steps import first_of_step
 
@@ -261,7 +262,8 @@ class Heteroscedastic(_LearnedScale):
     """``x | z ~ Normal(loc(z), scale * exp(head(z)))``: a standard deviation for each coordinate and each code.
 
     Trained in two stages: one global scale first, with the head shut, then the head from log 1. Opened at once, badly
-    fitted coordinates are declared noise and stop learning.
+    fitted coordinates are declared noise and stop learning. In eval mode the head is kept in a finite range (see
+    ``in_range``), so that data far out have a finite density.
 
     Args:
         scale: Initial global scale.
@@ -281,7 +283,8 @@ class Heteroscedastic(_LearnedScale):
         self.stage, self.open = stage, Schedule(switch(stage))
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
-        return dist.Normal(loc, self.scale_with(self.open.value * head))
+        log_factor = self.open.value * head
+        return dist.Normal(loc, self.scale_with(log_factor if self.training else in_range(log_factor)))
 
 
 class DiscretizedNormal(_LearnedScale):

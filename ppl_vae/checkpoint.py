@@ -104,7 +104,7 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
     if strange:
         raise ValueError(f"{path} fits neither half: not wanted {strange[:3]}")
     for half, module in halves.items():
-        module.to(next((tensor.dtype for tensor in found[half].values() if tensor.is_floating_point()), None))
+        module.to(next((found[half][name].dtype for name, _ in module.named_parameters()), None))
         module.load_state_dict(found[half])
         module.eval()
     return variant

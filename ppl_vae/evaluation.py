@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 from .bounds import bounds_under, held_out
-from .data import check_support, tensor_of
+from .data import Data, check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
 from .models.likelihoods import scale_of_law
 from .models.networks import is_image
 from .preflight import at_floor
 from .psis import k_threshold
-from .seeding import seeded
+from .seeding import chosen, seeded
 from .stacking import rows_named
-from .variant import ROWS, Variant, decode, encode, evaluating, missing_mean, reconstruct, sample
+from .variant import Variant, decode, encode, evaluating, missing_mean, reconstruct, sample
 
 __all__ = [
     "ACTIVE",
@@ -117,6 +117,7 @@ class Evaluation:
         kl_per_dim: [z_dim], nats, sorted from large to small; empty where q or p(z) does not factorise.
         bound_per_datum: [rows], nats; empty for a point mass.
         means: Whether samples are means of p(x | z), without observation noise, as they are for images.
+        notes: Sentences that belong beside the figures: how many of the data were trained on, say.
     """
 
     numbers: dict[str, Number]
@@ -126,6 +127,7 @@ class Evaluation:
     kl_per_dim: list[float] = field(default_factory=list)
     bound_per_datum: list[float] = field(default_factory=list)
     means: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -143,7 +145,7 @@ class Evaluation:
             beside = self.noise(name) + (f" ({number.reason})" if number.reason else "")
             told = "" if number.value is None else f"{COLUMNS[name].unit}{beside}"
             lines.append(f"{COLUMNS[name].title:<16}{number!s:<24}{told}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def noise(self, name: str) -> str:
         """What a figure says of observation noise: that it is of means of p(x | z), or nothing."""
@@ -165,25 +167,32 @@ def evaluate(
 
     Args:
         variant: A trained pair.
-        x: Held-out data [rows, *x_shape], in the data's units.
+        x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor, a data frame; or ``Data``, for its
+            test part and its pictures.
         num_particles: Draws K for each datum's bounds; exactly so many are used.
-        train: Training data in the data's units: the reference of the floor and of nearest neighbours.
+        train: Training data in the data's units: the reference of the floor and of nearest neighbours, and what is
+            searched for rows of x. ``Data`` stands for its training part; of a Dataset too large to hold, 10,000 rows
+            are drawn at random.
         ex_post: The density ``ex_post.fit`` returns, for samples and a bound under it.
         features: Feature space of the Frechet distances, a map from data in the model's units; principal components of
             ``train`` (or of x) unless given.
         pictures: What x is compared with as pictures, where x is a binary draw of them: the grey values.
-        seed: Of every draw.
+        seed: Of every draw; of the 5000 data that a Frechet distance takes, where there are more.
+
+    A mean over data is empty, with the reason, if some datum has no finite value; the reason names the rows.
 
     Raises:
         ValueError: If x has the wrong shape, holds NaN, lies outside the likelihood's support, or has under 2 rows.
     """
+    pictures = x.pictures if pictures is None and isinstance(x, Data) else pictures
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"evaluate needs at least 2 data for its standard errors, got {len(x)}")
-    check_support(variant, variant.in_model_units(x))
-    x = x.to(next(variant.model.parameters()))
-    train = None if train is None else tensor_of(train, "train").to(x)
-    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures").to(x))
+    check_support(variant, variant.in_model_units(x), x)
+    all_rows = None if train is None else _rows_of(train)
+    train = None if train is None else tensor_of(train, "train", part=True)
+    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures"))
+    notes = [] if train is None else _notes(real, variant.in_model_units(train), all_rows or len(train))
     with evaluating(variant), seeded(seed):
         if features is None:
             features = principal_components(real if train is None else variant.in_model_units(train))
@@ -193,7 +202,29 @@ def evaluate(
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
     ordered = {name: numbers[name] for name in COLUMNS}
     means = is_image(variant.model.x_shape)
-    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means)
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means, notes)
+
+
+def _rows_of(train: Any) -> int | None:
+    """How many rows there are in training data, where they say it."""
+    train = train.train if isinstance(train, Data) else train
+    return len(train) if hasattr(train, "__len__") else None
+
+
+def _notes(y: Tensor, train: Tensor, rows: int) -> list[str]:
+    """What has to be said of held-out data y and training data, of ``rows`` altogether, both in the model's units."""
+    notes = []
+    if len(train) < rows:
+        notes.append(f"train: {len(train)} of {rows} rows, drawn at random")
+    seen = [row.tobytes() for row in (train + 0.0).flatten(1).cpu().numpy()]  # + 0: -0 is 0
+    known = set(seen)
+    repeats = sum(row.tobytes() in known for row in (y + 0.0).flatten(1).cpu().numpy())
+    if repeats:
+        line = f"{repeats} of {len(y)} held-out rows also stand among the training rows"
+        within = 1 - len(known) / len(seen)
+        usual = f": so do {within:.0%} of the training rows among themselves, as is usual where values are few"
+        notes.append(line + (usual if within >= repeats / len(y) / 2 else ": figures of these flatter the model"))
+    return notes
 
 
 def mean_over_data(values: Tensor) -> Number:
@@ -203,7 +234,7 @@ def mean_over_data(values: Tensor) -> Number:
     """
     broken = (~values.isfinite()).nonzero().flatten().tolist()
     if broken:
-        return Number(None, reason=f"not finite: {rows_named(broken)}")
+        return Number(None, reason=f"not finite in {len(broken)} of {len(values)} rows: {rows_named(broken)}")
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     return Number(float(values.mean()), error)
 
@@ -233,9 +264,7 @@ def _densities(
         numbers["bound_ex_post"] = mean_over_data(under[0].elbo)
     if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
-        numbers["bits_per_dim"] = bound  # with its reason, where it has no value
-        if bound.value is not None and bound.error is not None:
-            numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)
+        numbers["bits_per_dim"] = mean_over_data(found.elbo * per_dim)
     return numbers, found.elbo.tolist()
 
 
@@ -249,13 +278,15 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
     y = variant.in_model_units(x)
     scale = noise_scale(variant, y)
-    sigma = Number(scale, reason="none" if scale is None else at_floor(variant, y[:ROWS]) or "")
-    if missing_mean(variant, encode(variant, x[:ROWS])) is not None:
+    sigma = Number(scale, reason="none" if scale is None else at_floor(variant, y[: variant.at_once]) or "")
+    if missing_mean(variant, encode(variant, x[: variant.at_once])) is not None:
         return NO_MEAN, sigma
     square = (variant.in_model_units(reconstruct(variant, x)) - y).square().flatten(1).mean(1)
-    rmse = float(square.mean().sqrt())
-    error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
-    return Number(rmse, error), sigma
+    mean = mean_over_data(square)
+    if mean.value is None or mean.error is None:
+        return mean, sigma
+    rmse = math.sqrt(mean.value)
+    return Number(rmse, mean.error / (2 * max(rmse, 1e-300))), sigma
 
 
 def noise_scale(variant: Variant, y: Tensor) -> float | None:
@@ -270,7 +301,7 @@ def noise_scale(variant: Variant, y: Tensor) -> float | None:
     """
     total = 0.0
     with evaluating(variant), pyro.validation_enabled(False):
-        for rows in y.split(ROWS):
+        for rows in y.split(variant.at_once):
             q = variant.guide.posterior(rows)
             try:
                 z = q.mean
@@ -297,7 +328,7 @@ def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
     In closed form where torch knows one, else by 100 draws.
     """
     prior, total, per_dim = variant.model.prior(), [], []
-    for rows in variant.in_model_units(x).split(ROWS):
+    for rows in variant.in_model_units(x).split(variant.at_once):
         q = variant.guide.posterior(rows)
         try:
             total.append(kl_divergence(q, prior.expand(q.batch_shape)))
@@ -367,9 +398,10 @@ def _pictures(
 ) -> dict[str, Number]:
     """Distances, in the model's units, of what the variant makes from real data; every sample has the same size."""
     count = min(len(x), MOST, MOST if train is None else len(train))
-    x, real = x[:count], real[:count]
+    some = chosen(len(x), count, seed)
+    x, real = x[some], real[some]
     means = is_image(variant.model.x_shape)  # of images, people look at means; a table without its noise is none
-    has_mean = missing_mean(variant, encode(variant, x[:ROWS])) is None
+    has_mean = missing_mean(variant, encode(variant, x[: variant.at_once])) is None
     made = {}
     if has_mean:
         made["frechet_reconstructions"] = reconstruct(variant, x)
@@ -384,12 +416,20 @@ def _pictures(
     if ex_post is None:
         numbers |= {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
     numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}
-    numbers |= {name: Number(*frechet_with_error(target, features.apply(data))) for name, data in made.items()}
+    numbers |= {name: _distance(target, features.apply(data)) for name, data in made.items()}
     if train is not None:
         train = variant.in_model_units(train)
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
-        numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
-        numbers["nearest_held_out"] = mean_over_data(nearest(real, train))
+        numbers["frechet_floor"] = _distance(target, features.apply(train[some]))
+        rows = max(1, variant.at_once // 2)  # each beside its five closest
+        numbers["nearest_held_out"] = mean_over_data(nearest(real, train, rows))
         if "frechet_ex_post" in made:
-            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train))
+            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train, rows))
     return numbers
+
+
+def _distance(a: Tensor, b: Tensor) -> Number:
+    """The Frechet distance of two samples of features [rows, d], where all of them are finite."""
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        return Number(None, reason="features not finite")
+    return Number(*frechet_with_error(a, b))

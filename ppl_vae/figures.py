@@ -17,7 +17,7 @@ from .evaluation import ACTIVE, Evaluation
 from .models import Mixture
 from .pictures import grid
 from .training import Fit
-from .variant import ROWS, Variant, encode, evaluating, sample
+from .variant import Variant, encode, evaluating, sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -323,9 +323,9 @@ def latent_space(rows: Sequence[Judged]) -> str:
 
 def _units(row: Judged) -> tuple[Tensor, Tensor]:
     """KL of each coordinate of a code, nats, from large to small, and whether its posterior mean varies over data."""
-    y, prior = row.variant.in_model_units(row.data.test[: 2 * ROWS]), row.variant.model.prior()
+    y, prior = row.variant.in_model_units(row.data.test[: 2 * SHOWN]), row.variant.model.prior()
     with evaluating(row.variant):
-        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(ROWS)]
+        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(row.variant.at_once)]
         kl = torch.cat([kl_divergence(q, prior.base_dist.expand(q.batch_shape)) for q in chunks]).mean(0)
         active = torch.cat([q.mean for q in chunks]).var(0) > ACTIVE
     order = kl.argsort(descending=True)

@@ -13,14 +13,24 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .bounds import held_out
-from .data import Data, check_support, stack_of, tensor_of, whole
+from .data import (
+    Data,
+    check_density,
+    check_spacing,
+    check_support,
+    held_back,
+    part_of,
+    stack_of,
+    tensor_of,
+    whole,
+)
 from .divergence import Diverged, Snapshot, broken_term, is_sound
 from .evaluation import noise_scale
 from .models.steps import one_step
 from .preflight import preflight
 from .progress import Progress
 from .receipt import receipt
-from .seeding import seeded, set_streams, streams
+from .seeding import chosen, seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
 from .svi.precision import PRECISIONS, networks_in_bf16, products_in_bf16
@@ -73,7 +83,9 @@ class Fit:
 
     def receipt(self) -> str:
         """The objective that was optimised, with its numbers in it."""
-        y = self.variant.in_model_units(tensor_of(self.data.resident[:1000]))
+        train = self.data.resident
+        some = train[chosen(len(train), self.variant.at_once, int(self.settings["seed"]))]
+        y = self.variant.in_model_units(tensor_of(some))
         with seeded(0):
             y = torch.bernoulli(y) if self.data.binarize else y
         return receipt(self.variant, y, self.settings)
@@ -113,7 +125,8 @@ def fit(
         lr: Learning rate.
         seed: Of the order of the data, the noise and the split.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        validation: Share of the training rows to hold out, data to hold out instead, or None for neither.
+        validation: Share of the training rows to hold out, data to hold out instead, or None for neither. The rows are
+            drawn at random; of data that ``prepare`` split by ``"tail"`` they are the last ones.
         schedule: ``"constant"``, ``"cosine"``, or the factor on ``lr`` as a function of the share of training done.
         patience: Stop after so many epochs without a better held-out objective.
         progress: Show loss and time left, under a label of its own if it is a string.
@@ -181,6 +194,7 @@ def _first(variant: Variant, train: Any, *, draw: bool) -> Tensor:
     return torch.bernoulli(y) if draw else y
 
 
+SCORED = 2000  # held-out rows of a streamed Dataset that are scored after each epoch
 GRAIN = 32768  # elements that torch gives a thread at the least
 
 
@@ -414,24 +428,36 @@ def _hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tenso
     train = data.train
     if isinstance(train, Tensor):
         train = tensor_of(train, data.name)
-        y = variant.in_model_units(train)
-        check_support(variant, y if data.binarize is None else torch.bernoulli(y))
-    rows = len(train)  # type: ignore[arg-type]
+        _checked(variant, data, train)
     if validation is None:
         return train, None
     if isinstance(validation, float | int):
-        if not 0.0 < validation < 1.0:
-            raise ValueError(f"validation is a share of the rows in (0, 1), got {validation!r}")
-        if rows < 2:
-            raise ValueError(f"{rows} row cannot be split: pass validation=None")
-        count = min(max(1, round(validation * rows)), rows - 1)
-        held_back, kept = torch.randperm(rows).split([count, rows - count])
-        if isinstance(train, Tensor):
-            train, validation = train[kept], train[held_back]
-        else:
-            validation = stack_of([train[int(index)] for index in held_back[:2000]])
-            train = torch.utils.data.Subset(train, kept.tolist())
-    y = variant.in_model_units(tensor_of(validation, "validation"))
-    y = torch.bernoulli(y) if data.binarize is not None else y
-    check_support(variant, y)
-    return train, y
+        train, validation = _shared_out(train, validation, data.split)
+    return train, _checked(variant, data, tensor_of(validation, "validation"))
+
+
+def _shared_out(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
+    """The training rows less a share of them, and that share; of a streamed Dataset, as many of it as are scored."""
+    rows = len(train)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"validation is a share of the rows in (0, 1), got {share!r}")
+    if rows < 2:
+        raise ValueError(f"{rows} row cannot be split: pass validation=None")
+    held_out, kept = held_back(rows, min(max(1, round(share * rows)), rows - 1), split)
+    if isinstance(train, Tensor):
+        return train[kept], train[held_out]
+    return torch.utils.data.Subset(train, kept.tolist()), part_of(
+        torch.utils.data.Subset(train, held_out.tolist()), SCORED
+    )
+
+
+def _checked(variant: Variant, data: Data, x: Tensor) -> Tensor:
+    """Data in the model's units, in which they keep their digits and have a density; drawn where they are to be."""
+    dtype = next(variant.model.parameters()).dtype
+    for kind in {x.dtype, dtype} if data.scale.is_identity else {x.dtype}:
+        check_spacing(x, kind, data.columns, data.name)
+    y = variant.in_model_units(x)
+    y = y if data.binarize is None else torch.bernoulli(y)
+    check_support(variant, y, x)
+    check_density(variant, y)
+    return y

@@ -11,9 +11,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from .data import chunks_of, tensor_of
 from .elbo import PathwiseELBO, estimator
 from .elbo.reading import is_point_mass
 from .guides import Guide, MeanField, encoder as encoder_for
+from .memory import rows_at_once
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
 from .models.latent_variable import mean_of
@@ -37,7 +39,6 @@ __all__ = [
     "with_prior",
 ]
 
-ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
 
 
@@ -90,22 +91,37 @@ class Variant(NamedTuple):
         return not isinstance(self.model.kl_weight, Masked)
 
     @property
-    def support(self) -> Any:
-        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+    def noise(self) -> Any:
+        """p(x | z) of each coordinate, in the model's units, at the code 0: of batch shape [1, *x_shape]."""
         parameter = next(self.model.parameters())
         with evaluating(self), pyro.validation_enabled(False):
             outputs = self.model.outputs(torch.zeros(2, self.z_dim).to(parameter))
-            law: Any = self.model.law(
-                *(output[:1] for output in outputs)
-            )  # of one row, so that its bounds fit any rows
-        return getattr(law, "base_dist", law).support
+            law: Any = self.model.law(*(output[:1] for output in outputs))  # one row fits all
+        return getattr(law, "base_dist", law)
 
-    def in_model_units(self, x: Tensor) -> Tensor:
-        """``x`` [rows, *x_shape] in the data's units, scaled, and moved to the model's dtype and device."""
+    @property
+    def support(self) -> Any:
+        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+        return self.noise.support
+
+    @property
+    def at_once(self) -> int:
+        """How many data, or codes, the networks are given at once outside training: fewer where a datum is large."""
+        return rows_at_once(self.model.x_shape)
+
+    def in_model_units(self, x: Any) -> Tensor:
+        """``x`` [rows, *x_shape] in the data's units, scaled in float64, then in the model's dtype and on its device.
+
+        Args:
+            x: A tensor, or anything else that ``prepare`` takes in memory, which is then checked.
+        """
+        x = x if isinstance(x, Tensor) else tensor_of(x)
         if tuple(x.shape[1:]) != self.model.x_shape:
             raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
-        parameter = next(self.model.parameters())
-        return self.model.scale(x.to(parameter))
+        parameter, scale = next(self.model.parameters()), self.model.scale
+        if scale.is_identity or len(x) == 0:
+            return x.to(parameter)
+        return torch.cat([scale(rows.double()).to(parameter) for rows in x.split(self.at_once)])
 
 
 def needs_density(variant: Variant) -> None:
@@ -265,10 +281,18 @@ def with_prior(variant: Variant, prior: nn.Module) -> Variant:
     return variant._replace(model=model)
 
 
-def encode(variant: Variant, x: Tensor) -> Tensor:
-    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim]."""
+def encode(variant: Variant, x: Any) -> Tensor:
+    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim].
+
+    Here and wherever data are judged, x is an array, a tensor, a data frame, a list of rows or a Dataset; ``Data``
+    stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
+
+    Raises:
+        ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
+    """
     with evaluating(variant):
-        return torch.cat([variant.guide.posterior(rows).mean for rows in variant.in_model_units(x).split(ROWS)])
+        chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
+        return torch.cat([variant.guide.posterior(y).mean for y in chunks])
 
 
 def decode(variant: Variant, z: Tensor) -> Tensor:
@@ -277,18 +301,18 @@ def decode(variant: Variant, z: Tensor) -> Tensor:
     Where p(x | z) has no mean, what is returned is NaN, with a UserWarning that says so.
     """
     with evaluating(variant):
-        means = torch.cat([mean_of(variant.model.x_given_z(rows), rows) for rows in z.split(ROWS)])
+        means = torch.cat([mean_of(variant.model.x_given_z(rows), rows) for rows in z.split(variant.at_once)])
         if bool(means.isnan().any()):
             missing = missing_mean(variant, z)
             if missing is not None:
                 warnings.warn(missing, stacklevel=2)
-        return variant.model.scale.inverse(means)
+        return torch.cat([variant.model.scale.inverse(rows) for rows in means.split(variant.at_once)])
 
 
 def missing_mean(variant: Variant, z: Tensor) -> str | None:
     """Say that p(x | z) has no mean, where that is so at every one of the codes z [rows, z_dim]; else None."""
     with evaluating(variant), pyro.validation_enabled(False):
-        outputs = variant.model.outputs(z[:ROWS])
+        outputs = variant.model.outputs(z[: variant.at_once])
         law: Any = variant.model.law(*outputs)
         if bool(mean_of(law, z).isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
             return None
@@ -299,9 +323,12 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
     )
 
 
-def reconstruct(variant: Variant, x: Tensor) -> Tensor:
-    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units."""
-    return decode(variant, encode(variant, x))
+def reconstruct(variant: Variant, x: Any) -> Tensor:
+    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units.
+
+    x is as for ``encode``, but for a Dataset that is too large to hold, as its reconstruction would be: it is refused.
+    """
+    return decode(variant, encode(variant, tensor_of(x)))
 
 
 def sample(
@@ -317,7 +344,8 @@ def sample(
         seed: Of the draws; the caller's random stream is left as it was.
 
     Returns:
-        [count, *x_shape], in the data's units.
+        [count, *x_shape], in the data's units; in float64 where these are far from 0, as unix seconds are, and in the
+        dtype of the model otherwise.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
@@ -326,5 +354,5 @@ def sample(
         z = variant.model.prior().sample((count,))
         if mean:
             return decode(variant, z)
-        draws = torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(ROWS)])
-        return variant.model.scale.inverse(draws)
+        draws = [variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)]
+        return torch.cat([variant.model.scale.inverse(rows) for rows in draws])

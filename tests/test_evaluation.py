@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import ppl_vae
-from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, ex_post, fit, pair, reconstruct, with_prior
+from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, ex_post, fit, pair, prepare, reconstruct, with_prior
 from ppl_vae.bounds import held_out
 from ppl_vae.evaluation import COLUMNS, _pair, _pairs, interpolate, mean_over_data, slerp
 from ppl_vae.features import Features, classifier, features_for, from_file, inception, principal_components
@@ -857,3 +857,101 @@ def test_codes_on_opposite_sides_meet_at_no_length_that_neither_has() -> None:
 
     assert slerp(a, b, 0.5).norm().item() == pytest.approx((a.norm() + b.norm()).item() / 2, rel=1e-9)
     assert torch.allclose(slerp(a, -a, 0.5), torch.zeros(1, 2), atol=1e-12)  # opposite: a straight line
+
+
+# Rows: which of them, and those without a number.
+
+
+class Walled(dist.Normal):
+    """A normal law that has no density beyond 3, though it does not say so."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value).where(value.abs() <= 3, -math.inf)
+
+
+class Wall(nn.Module):
+    """x | z ~ Walled(loc, 1)."""
+
+    outputs = 1
+
+    def forward(self, loc: Tensor) -> Any:
+        return Walled(loc, 1.0)
+
+
+def test_rows_without_a_finite_bound_are_named_and_the_mean_is_empty() -> None:
+    """A mean of the others would be of easier data; a mean of all would be -inf, or NaN."""
+    x = torch.rand(12, X_DIM)
+    x[3], x[7, 0] = 5.0, -4.0
+    found = evaluate(pair((X_DIM,), Z_DIM, likelihood=Wall()), x, 10, features=Features("none", lambda y: y.flatten(1)))
+
+    for name in ("bound", "importance_weighted"):
+        assert str(found[name]) == "not finite in 2 of 12 rows: 3, 7"
+        assert found.as_row()[name] is None
+    assert [row for row, bound in enumerate(found.bound_per_datum) if not math.isfinite(bound)] == [3, 7]
+    assert "nan" not in str(found)
+
+
+def test_rows_that_were_trained_on_are_said() -> None:
+    x, train = torch.randn(30, X_DIM), torch.randn(60, X_DIM)
+    x[4:11] = train[20:27]
+    x[0, 0] = 0.0
+    train[0] = x[0]
+    x[0, 0] = -0.0  # the same number
+    vae = VARIANTS["sigma_vae"]((X_DIM,), Z_DIM)
+
+    assert evaluate(vae, x, 2).notes == evaluate(vae, x[11:], 2, train=train).notes == []
+    assert evaluate(vae, x, 2, train=train).notes == [
+        "8 of 30 held-out rows also stand among the training rows: figures of these flatter the model"
+    ]
+    assert "8 of 30 held-out rows" in str(evaluate(vae, x, 2, train=train))
+
+
+def test_repeats_of_data_with_few_values_are_said_to_be_usual() -> None:
+    """Of 3 bits there are 8 rows: each of them stands in both parts."""
+    x, train = torch.randint(2, (30, 3)).double(), torch.randint(2, (400, 3)).double()
+
+    assert evaluate(VARIANTS["bernoulli_vae"]((3,), 1), x, 2, train=train).notes == [
+        "30 of 30 held-out rows also stand among the training rows: so do 98% of the training rows among themselves, "
+        "as is usual where values are few"
+    ]
+
+
+def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows stored class by class the first ones are of one class, and far from the training data."""
+    monkeypatch.setattr("ppl_vae.evaluation.MOST", 400)
+    classes = 10 * torch.randn(10, X_DIM)
+    x = classes.repeat_interleave(200, 0) + torch.randn(2000, X_DIM)
+    train = classes[torch.randint(10, (2000,))] + torch.randn(2000, X_DIM)
+    vae = VARIANTS["sigma_vae"]((X_DIM,), Z_DIM)
+    same = Features("x", lambda y: y)
+    stored, mixed = (evaluate(vae, rows, 2, train=train, features=same) for rows in (x, x[torch.randperm(2000)]))
+    first = frechet(x[:400], train[:400])
+
+    for found in (stored, mixed):
+        value, error = found["frechet_floor"].value, found["frechet_floor"].error
+        assert value is not None
+        assert error is not None
+        assert value < 0.1 * float(first)
+    a, b = stored["frechet_floor"], mixed["frechet_floor"]
+    assert abs((a.value or 0.0) - (b.value or 0.0)) < 4 * math.hypot(a.error or 0.0, b.error or 0.0)
+
+
+def test_streamed_training_data_are_taken_in_part_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's own calls, on data too large to hold."""
+    monkeypatch.setattr("ppl_vae.data.RESIDENT", 1)
+    monkeypatch.setattr("ppl_vae.data.PART_NUMBERS", 30 * X_DIM)
+    data = prepare(torch.utils.data.TensorDataset(torch.randn(100, X_DIM)))
+    vae = VARIANTS["sigma_vae"](data.x_shape, Z_DIM)
+    mixture = ex_post.fit(vae, data.train, components=1)
+
+    for train in (data.train, data):
+        found = evaluate(vae, data.test, 2, train=train, ex_post=mixture)
+        assert found.notes == ["train: 30 of 80 rows, drawn at random"]
+    assert encode(vae, data.train).shape == (80, Z_DIM)
+
+
+def test_data_that_are_binary_draws_bring_their_pictures() -> None:
+    data = prepare(torch.rand(60, 1, 4, 4), binarize="static")
+    vae = VARIANTS["bernoulli_vae"](data.x_shape, Z_DIM)
+
+    assert evaluate(vae, data, 2).numbers == evaluate(vae, data.test, 2, pictures=data.pictures).numbers

@@ -97,7 +97,7 @@ def collapse(variant: Variant, x: Tensor, *, seed: int = 0) -> Collapse:
 def _aggregate(variant: Variant, x: Tensor, z: Tensor) -> Tensor:
     """Log of the mean density of each code z [rows, z_dim] under the q of every datum, [rows]."""
     total = torch.full((len(z),), -math.inf).to(z)
-    for rows in variant.in_model_units(x).split(max(1, NUMBERS // z.numel())):
+    for rows in variant.in_model_units(x).split(min(variant.at_once, max(1, NUMBERS // z.numel()))):
         total = total.logaddexp(variant.guide.posterior(rows).log_prob(z[:, None]).logsumexp(1))
     return total - math.log(len(z))
 

@@ -198,8 +198,7 @@ def diagnose(
         raise ValueError(f"diagnose needs at least 2 data for its standard errors, got {len(x)}")
     if num_particles < FEWEST:
         raise ValueError(f"num_particles must be at least {FEWEST} for a tail index, got {num_particles!r}: try 1000")
-    check_support(variant, variant.in_model_units(x))
-    x = x.to(next(variant.model.parameters()))
+    check_support(variant, variant.in_model_units(x), x)
     steps = _steps(variant, x, ex_post, num_particles, temperatures, simulations, seed)
     label = progress if isinstance(progress, str) else variant.name
     found = _run(steps, label, shown=bool(progress))

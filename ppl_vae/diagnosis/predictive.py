@@ -13,7 +13,7 @@ from ..evaluation import Number, mean_over_data
 from ..models.likelihoods import scale_of_law
 from ..preflight import at_floor
 from ..seeding import seeded, stream_seed
-from ..variant import ROWS, Variant, evaluating, sample
+from ..variant import Variant, evaluating, sample
 
 __all__ = ["CENTRAL", "Check", "NoiseCalibration", "noise_calibration", "prior_predictive"]
 
@@ -114,7 +114,7 @@ def _replicated(
     variant: Variant, rows: int, ex_post: nn.Module | None, replicates: int, seed: int
 ) -> Iterator[dict[str, float]]:
     """Statistics of data sets from the model, as many of them drawn at once as a network sees."""
-    for index, some in enumerate(torch.arange(replicates).split(max(1, ROWS // rows)), FIRST):
+    for index, some in enumerate(torch.arange(replicates).split(max(1, variant.at_once // rows)), FIRST):
         x = sample(variant, len(some) * rows, prior=ex_post, seed=stream_seed(seed, index))
         yield from map(statistics, variant.in_model_units(x).split(rows))
 
@@ -173,7 +173,7 @@ def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, s
         raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(x)}")
     z = draws(variant, x, num_particles, seed=seed).z
     with evaluating(variant):
-        law: Any = variant.model.x_given_z(z[:1, :ROWS])
+        law: Any = variant.model.x_given_z(z[:1, : variant.at_once])
     facts = _scale_of(variant, law, variant.in_model_units(x))
     if variant.support.is_discrete:
         reason = "p(x | z) is a mass of discrete values: no intervals of it hold 50 % or 90 %"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..bounds import Draws, terms
 from ..seeding import seeded
-from ..variant import ROWS, Variant, evaluating, needs_density
+from ..variant import Variant, evaluating, needs_density
 
 __all__ = ["FALSE_ALARMS", "Ranks", "sbc"]
 
@@ -102,7 +102,7 @@ def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, se
             f"wanted at least 50 simulations and 1 draw for each, got {simulations!r} and {num_particles!r}: "
             "with fewer the test of uniformity sees nothing"
         )
-    sizes = torch.arange(simulations).split(max(1, ROWS // num_particles))
+    sizes = torch.arange(simulations).split(max(1, variant.at_once // num_particles))
     with evaluating(variant), seeded(seed):
         ranks = torch.cat([_ranked(variant, len(size), num_particles) for size in sizes])
     names = (*(f"z[{j}]" for j in range(variant.z_dim)), "log p(x, z)", "log p(x | z)")
