@@ -157,18 +157,15 @@ def fit(
     variant.guide.to(place)
     data = data if isinstance(data, Data) else replace(whole(data), scale=variant.model.scale)
     variant.model.scale.load_state_dict(data.scale.state_dict())
+    label = progress if isinstance(progress, str) else variant.name
+    bar = Progress(label, epochs, shown=bool(progress))  # before the seed, for its import draws from Python's stream
     with seeded(seed):
         train, kept_back = _hold_out(variant, data, validation)
         batches = Batches(variant, train, batch_size, draw=data.binarize is not None)
         preflight(variant, _first(variant, train, draw=data.binarize is not None))
         loop = _Loop(variant, batches, kept_back, lr, factor, epochs * len(batches), backend, precision)
-        label = progress if isinstance(progress, str) else variant.name
         elements = batch_size * math.prod(data.x_shape)
-        with (
-            Progress(label, epochs, shown=bool(progress)) as bar,
-            threads_for(elements),
-            kernels_last(variant, on=channels_last),
-        ):
+        with bar, threads_for(elements), kernels_last(variant, on=channels_last):
             while loop.epoch < epochs and not loop.stale(patience):
                 bar.update(loop.run_epoch())
         loop.finish()

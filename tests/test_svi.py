@@ -949,3 +949,22 @@ def test_autocast_and_eval_mode_choose_a_graph() -> None:
         ends.append(state(variant))
     assert same(*ends)
     assert len(graphs(fast)) == 2
+
+
+def test_a_recurrent_encoder_says_in_words_why_it_runs_eagerly() -> None:
+    class Last(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer(1, 5, batch_first=True).float()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.float().unsqueeze(-1))[0][:, -1].to(x)
+
+    reasons = []
+    for layer in (nn.LSTM, nn.GRU):
+        with pyro.get_param_store().scope():
+            fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), **small("sigma_vae", encoder=Last(layer))._asdict())
+            for y in batches([8] * 4):
+                fast.step(y)
+        reasons.append(fast.reason)
+    assert reasons == ["the CPU's kernel of nn.LSTM cannot be recorded (that of nn.GRU can)", None]

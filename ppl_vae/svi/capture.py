@@ -27,6 +27,8 @@ Function = Callable[..., list[Tensor]]
 
 # The same kernel under a name whose schema says that it writes the running statistics.
 _DECLARED = {aten.native_batch_norm.default: aten._native_batch_norm_legit.default}
+# A kernel whose gradient torch computes from a tensor that no recording is given.
+_UNSEEN = {aten.mkldnn_rnn_layer.default: "the CPU's kernel of nn.LSTM cannot be recorded (that of nn.GRU can)"}
 # What hands the values of a tensor to Python without an operation that a recording would see.
 _HANDED_OVER = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "_to_dlpack", "to_dlpack"}
 
@@ -75,6 +77,8 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten.lift_fresh.default:
             return self._constant(args[0])
+        if func in _UNSEEN:
+            raise NotStatic(_UNSEEN[func])
         if _reads(func, args):
             raise NotStatic(f"{func} makes a Python value or a shape of a tensor's values")
         if any(isinstance(leaf, Generator) for leaf in tree_leaves((args, kwargs))):
