@@ -71,7 +71,7 @@ def band(simulations: int, num_particles: int, places: Any) -> tuple[Any, Any]:
     between = np.diff(share, prepend=0, append=1)  # chances of a rank between neighbouring places
     drawn = np.random.default_rng(0).multinomial(simulations, between, TRIALS).cumsum(-1)[:, :-1]
     smallest = tail[drawn, np.arange(len(places))].min(-1)
-    inside = tail >= np.quantile(smallest, 1 - BAND, method="lower")
+    inside = tail > np.quantile(smallest, 1 - BAND, method="lower") * (1 - 1e-9)  # equal tails are equal to rounding
     return inside.argmax(0), simulations - inside[::-1].argmax(0)
 
 
