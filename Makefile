@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # An environment belongs to one Python: with another, make test PYTHON=python3.13, it is made anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
-# Another build of torch, installed first: make test TORCH="torch==2.13.0+cpu"
+# Another build of torch and its torchvision, installed first: make test TORCH="torch==2.13.0+cpu torchvision==0.28.0+cpu"
 TORCH ?=
 
 # Digits and the nets of the tests are too small to gain from threads, and beside a busy process threads cost a lot.
