@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Another build of torch, installed first: make test TORCH="torch==2.13.0+cpu"
+# An environment belongs to one Python: with another, make test PYTHON=python3.13, it is made anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+# Another build of torch and its torchvision, installed first: make test TORCH="torch==2.13.0+cpu torchvision==0.28.0+cpu"
 TORCH ?=
 
 # Digits and the nets of the tests are too small to gain from threads, and beside a busy process threads cost a lot.
@@ -25,10 +27,10 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-install: $(VENV)/installed
+install: $(VENV)/installed-$(VERSION)
 
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/installed-$(VERSION): pyproject.toml
+	$(PYTHON) -m venv $(shell test -e $(VENV)/pyvenv.cfg && ! grep -qx "version = $(VERSION)" $(VENV)/pyvenv.cfg && echo --clear) $(VENV)
 	$(if $(TORCH),$(BIN)/pip install --quiet $(TORCH))
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@

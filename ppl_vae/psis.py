@@ -32,6 +32,13 @@ def k_threshold(draws: int) -> float:
 def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by order statistics of a generalised Pareto distribution that is fitted to them.
 
+    The tail has ``ceil(min(draws / 5, 3 sqrt(draws)))`` draws, less those that tie with the largest draw below it and
+    those whose weights underflow. This is the rule of arviz 0.23, whose numbers these are, and the length that the R
+    packages loo and posterior use. ``arviz_stats`` (arviz 1) differs in four ways: it takes log likelihoods, the
+    negative; it rounds the length down, so that its k-hat of 226 draws is ours of the largest 225; it keeps draws that
+    tie with the cutoff or underflow; and it returns NaN if the first quartile of the tail is its minimum, as in a tail
+    of five draws.
+
     Args:
         log_weights: Log p(x, z) - log q(z | x), [..., draws]. The sign matters: of a log likelihood, as for
             leave-one-out, it is the negative.

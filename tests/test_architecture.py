@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -256,14 +257,37 @@ def test_the_front_door_lists_all_that_it_imports() -> None:
 # What an installation provides.
 
 
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_what_is_imported_is_declared() -> None:
+    """By the distribution that owns it; one that is not installed, an extra, has the name of its package."""
+    project = PYPROJECT["project"]
+    declared = {
+        re.split(r"[\[<>=]", requirement)[0].lower()
+        for part in (project["dependencies"], *project["optional-dependencies"].values())
+        for requirement in part
+    }
+    owners = importlib.metadata.packages_distributions()
+    tops = {name.split(".")[0] for found in IMPORTS.values() for name, _ in found if not ours(name)}
+
+    undeclared = {
+        top
+        for top in tops - set(sys.stdlib_module_names)
+        if not declared & {owner.lower() for owner in owners.get(top, [top.replace("_", "-")])}
+    }
+
+    assert undeclared == set()
+
+
 def test_every_folder_of_code_is_packaged() -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = PYPROJECT["tool"]["setuptools"]["packages"]
 
     assert sorted(packages) == sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
 
 
 def test_everything_beside_the_code_is_packaged() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ppl_vae"]
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["ppl_vae"]
     others = {path.name for path in (ROOT / "ppl_vae").iterdir() if path.is_file() and path.suffix != ".py"}
 
     assert "py.typed" in others

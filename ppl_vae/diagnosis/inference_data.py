@@ -1,8 +1,9 @@
-"""Draws of the guide for arviz, labelled as what they are."""
+"""Draws of the guide for arviz 0.23 and arviz 1, labelled as what they are."""
 
 import os
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ NATS, TAIL, CODES, X = (
 
 
 def arviz() -> Any:
-    """The package; it announces its own successor whenever it is imported, which is no affair of a caller's."""
+    """Import arviz; arviz 0.23 announces its successor once a day, with a FutureWarning that is kept from the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
@@ -44,13 +45,13 @@ def arviz() -> Any:
 
 
 def _container(groups: Mapping[str, Any]) -> Any:
-    """``arviz.InferenceData``; with arviz 1, which has none, an ``xarray.DataTree`` of the same groups.
+    """The container that the installed arviz reads, with these datasets as its groups.
 
-    Tested with arviz 0.23.4, on Python 3.11. The branch for arviz 1, on Python 3.12, has not been run.
+    arviz 0.23, the last for Python 3.11, has a class of its own. arviz 1 reads an ``xarray.DataTree``. This function is
+    the only place in the library where the two differ.
     """
-    package = arviz()
-    if hasattr(package, "InferenceData"):
-        return package.InferenceData(**groups)
+    if version("arviz").startswith("0."):
+        return arviz().InferenceData(**groups)
     from xarray import DataTree
 
     return DataTree.from_dict(dict(groups))
@@ -58,6 +59,9 @@ def _container(groups: Mapping[str, Any]) -> Any:
 
 def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int = 0) -> Any:
     """Draw from guide and model, as arviz wants it: one chain, named dimensions, units in the attributes.
+
+    With arviz 0.23, which Python 3.11 gets, the result is an ``arviz.InferenceData``. With arviz 1 it is an
+    ``xarray.DataTree`` of the same groups. Either reads the netCDF file of the other.
 
     Groups:
         posterior: ``z`` from the guide q(z | x), ``[chain, draw, datum, code]``; no posterior, as they say.
@@ -130,6 +134,9 @@ def _dataset(variables: Mapping[str, tuple[tuple[str, ...], Tensor, str]], **att
 def write(path: Path, data: Any) -> Path:
     """Write a netCDF file as a whole, or none of it."""
     part = path.with_name(f".{path.name}.part")
-    data.to_netcdf(str(part), engine="h5netcdf")
-    os.replace(part, path)
+    try:
+        data.to_netcdf(str(part), engine="h5netcdf")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
