@@ -432,4 +432,8 @@ def _distance(a: Tensor, b: Tensor) -> Number:
     """The Frechet distance of two samples of features [rows, d], where all of them are finite."""
     if not bool(a.isfinite().all() and b.isfinite().all()):
         return Number(None, reason="features not finite")
-    return Number(*frechet_with_error(a, b))
+    rows, features = min(len(a), len(b)), a.shape[1]
+    distance, error = frechet_with_error(a, b)
+    return Number(
+        distance, error, f"its error is rough: {rows} rows, {features} features" if rows < 2 * features else ""
+    )
