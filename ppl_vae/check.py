@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -20,6 +19,7 @@ from torch import Tensor
 from .bounds import terms
 from .checkpoint import load, save
 from .data import check_support, tensor_of
+from .elbo.reading import is_point_mass
 from .models import Half
 from .models.latent_variable import mean_of
 from .preflight import READINGS, one_pass
@@ -193,7 +193,7 @@ def _rows(variant: Variant, x: Tensor) -> str | None:
         densities = torch.cat([part.log_prob(z[rows]) for part, rows in zip(parts, pairs, strict=True)])
         together = q.log_prob(z)
     if not _same(z[: len(codes)], codes):
-        if not isinstance(q, dist.Delta) and _same(together[: len(codes)], densities):
+        if not is_point_mass(q) and _same(together[: len(codes)], densities):
             return f"the mean of q(z | x) is an estimate: for the same density it differs by the batch ({NO_ESTIMATE})"
         return f"q(z | x) of a row depends on {BESIDE}"
     return None if _same(whole[: len(apart)], apart) else f"p(x | z) of a row depends on {BESIDE}"

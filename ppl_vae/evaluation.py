@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "mean_over_data",
     "noise_scale",
+    "share_over_data",
     "slerp",
 ]
 
@@ -239,6 +240,16 @@ def mean_over_data(values: Tensor) -> Number:
     return Number(float(values.mean()), error)
 
 
+def share_over_data(values: Tensor) -> Number:
+    """Mean of shares [rows] and its standard error.
+
+    Where all shares are equal, 0 of n data, say, their spread is 0 and the error is not: two standard errors then reach
+    what a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
+    """
+    found = mean_over_data(values)
+    return found if found.error else found._replace(error=2 / (len(values) + 4))
+
+
 def _densities(
     variant: Variant, x: Tensor, num_particles: int, ex_post: nn.Module | None, seed: int
 ) -> tuple[dict[str, Number], list[float]]:
@@ -272,7 +283,7 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
     """The share of data above the threshold of the tail index."""
     if bool(torch.isposinf(k_hat).all()):
         return Number(None, reason="too few draws")
-    return mean_over_data((k_hat > k_threshold(num_particles)).double())
+    return share_over_data((k_hat > k_threshold(num_particles)).double())
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:

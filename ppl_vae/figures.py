@@ -16,6 +16,7 @@ from .data import Data
 from .evaluation import ACTIVE, Evaluation
 from .models import Mixture
 from .pictures import grid
+from .seeding import chosen
 from .training import Fit
 from .variant import Variant, encode, evaluating, sample
 
@@ -305,10 +306,11 @@ def latent_space(rows: Sequence[Judged]) -> str:
     figure, every = panels(len(rows), COLUMNS, 2.24, 2.24)
     legend: dict[str, Any] = {}
     for axes, row in zip(every, rows, strict=True):
-        z = encode(row.variant, row.data.test[:SHOWN]).cpu()
+        some = chosen(len(row.data.test), SHOWN, 0)
+        z = encode(row.variant, row.data.test[some]).cpu()
         centre, directions, share = _plane(z)
         plane = (z - centre) @ directions.mT
-        inks, legend = _ink(row.data.test_labels, len(z))
+        inks, legend = _ink(None if row.data.test_labels is None else row.data.test_labels[some], len(z))
         _dots(axes, plane, inks)
         _ellipses(axes, row.mixture, centre, directions)
         axes.set_aspect("equal", adjustable="datalim")
@@ -323,7 +325,8 @@ def latent_space(rows: Sequence[Judged]) -> str:
 
 def _units(row: Judged) -> tuple[Tensor, Tensor]:
     """KL of each coordinate of a code, nats, from large to small, and whether its posterior mean varies over data."""
-    y, prior = row.variant.in_model_units(row.data.test[: 2 * SHOWN]), row.variant.model.prior()
+    some = row.data.test[chosen(len(row.data.test), 2 * SHOWN, 0)]
+    y, prior = row.variant.in_model_units(some), row.variant.model.prior()
     with evaluating(row.variant):
         chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(row.variant.at_once)]
         kl = torch.cat([kl_divergence(q, prior.base_dist.expand(q.batch_shape)) for q in chunks]).mean(0)
@@ -359,7 +362,7 @@ def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
         values = [np.array(row.evaluation.bound_per_datum) for row in rows]
         places = list(range(len(rows), 0, -1))
         for place, row, one in zip(places, rows, values, strict=True):
-            some = one[:SHOWN]
+            some = one[chosen(len(one), SHOWN, 0).numpy()]
             axes.scatter(some, place + shake.uniform(-0.3, 0.3, len(some)), s=3, c=colour(row.name), alpha=0.25, lw=0)
         axes.boxplot(values, positions=places, whis=(5, 95), **look)
         axes.set_yticks(places, [row.name for row in rows], fontsize=8)
@@ -374,7 +377,7 @@ def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
 
 def table_samples(row: Judged) -> str:
     """Of a table: principal components of held-out rows against samples, and marginals of up to 8 columns."""
-    x = row.data.test[:SHOWN]
+    x = row.data.test[chosen(len(row.data.test), SHOWN, 0)]
     drawn = {
         PRIOR: sample(row.variant, len(x)),
         EX_POST: sample(row.variant, len(x), prior=row.mixture),

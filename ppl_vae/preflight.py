@@ -15,7 +15,7 @@ from torch.distributions import constraints, transform_to
 from torch.func import functional_call
 
 from .divergence import Snapshot
-from .elbo.reading import plate_scale
+from .elbo.reading import is_point_mass, plate_scale
 from .models.latent_variable import mean_of
 from .models.likelihoods import scale_of_law
 from .models.schedules import Schedule
@@ -195,7 +195,7 @@ def _support(run: Pass) -> str | None:
 def _points(q: Any, z: Tensor) -> Tensor:
     """Draws, and points from all over the support, [count, rows, z_dim]: a few draws may miss what is rare."""
     z = z.detach()
-    if isinstance(q, dist.Delta):
+    if is_point_mass(q):
         return z.unsqueeze(0)  # its support is called the reals, whatever network made the code
     try:
         return torch.cat([z.unsqueeze(0), transform_to(q.support)(3 * torch.randn(16, *z.shape).to(z)).detach()])

@@ -18,6 +18,7 @@ from ..guides import Laplace
 from ..progress import Progress
 from ..psis import k_threshold
 from ..report import figure_of, page as filled
+from ..seeding import chosen
 from ..variant import Variant
 from . import figures
 from .collapse import Collapse, collapse
@@ -59,7 +60,7 @@ class Diagnosis:
         num_particles: Draws K a datum of the bounds.
         bounds: Of each datum.
         ex_post: The same draws under the ex-post mixture as the prior, where one was given.
-        annealed: On the first data, with annealed importance sampling, where it was asked for.
+        annealed: On some of the data, drawn at random, with annealed importance sampling, where it was asked for.
         ranks: Of simulation-based calibration.
         collapse: What the codes carry.
         checks: Prior-predictive checks, by the name of the prior.
@@ -95,7 +96,7 @@ class Diagnosis:
         if self.ex_post is not None:
             rungs += _rungs(self.ex_post, "the ex-post mixture as p(z): bounds of another model, same draws")
         if self.annealed is not None:
-            text = f"the first {len(self.annealed.elbo)} data alone"
+            text = f"{len(self.annealed.elbo)} of the data alone, drawn at random"
             *below, annealed = _rungs(self.annealed, text)
             fewer = f"{text}; {CHAINS} chains, fewer than K, so that it can be below the weighted bound"
             rungs += [*below, annealed._replace(text=fewer)]
@@ -184,7 +185,7 @@ def diagnose(
         x: Held-out data [rows, *x_shape], in the data's units.
         ex_post: The density ``ex_post.fit`` returns: bounds and predictive checks under it too.
         num_particles: Draws K per datum of the bounds.
-        temperatures: Steps of annealed importance sampling on the first 20 data; left out unless given.
+        temperatures: Steps of annealed importance sampling on 20 of the data; left out unless given.
         simulations: Data that the model draws for the calibration of its guide.
         seed: Of every draw.
         progress: Show how much is done and the time left, under a label of its own if it is a string.
@@ -238,11 +239,11 @@ def _steps(
         "noise": (100 * len(x), lambda: noise_calibration(variant, x, seed=seed)),
     }
     if temperatures is not None:
-        first = x[:ANNEALED]
-        work = 400 * temperatures * len(first)
+        some = x[chosen(len(x), ANNEALED, seed)]
+        work = 400 * temperatures * len(some)
         steps["annealed"] = (
             work,
-            lambda: bounds(proposal, first, num_particles, temperatures=temperatures, seed=seed),
+            lambda: bounds(proposal, some, num_particles, temperatures=temperatures, seed=seed),
         )
     return steps
 

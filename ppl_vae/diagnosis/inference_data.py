@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..bounds import Draws, draws as draw
 from ..data import tensor_of
-from ..seeding import seeded
+from ..seeding import seeded, stream_seed
 from ..variant import Variant, evaluating
 
 __all__ = ["arviz", "labelled", "to_inferencedata", "write"]
 
 NUMBERS = 2_000_000  # that a group of predictive draws may hold, unless one draw of all data is more
 PREDICTIVE = 100  # draws of x a datum, where so many fit
+PRIOR_STREAM = 400_000  # the stream of draws from p(z), far from those of the draws from q(z | x)
 
 GUIDE = (
     "draws of the guide q(z|x), not of the posterior p(z|x); independent, so that R-hat and ESS of chains say nothing: "
@@ -90,7 +91,7 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
 def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any:
     """``to_inferencedata`` of draws that ``bounds.draws`` made of these data."""
     count = max(1, min(PREDICTIVE, len(drawn.z), NUMBERS // x.numel()))
-    with evaluating(variant), seeded(seed):
+    with evaluating(variant), seeded(stream_seed(seed, PRIOR_STREAM)):
         prior = variant.model.prior().sample((count, len(x)))
         predicted, made = _predicted(variant, drawn.z[:count]), _predicted(variant, prior)
     per_draw, cells = ("chain", "draw", "datum"), tuple(f"x_dim_{axis}" for axis in range(x.ndim - 1))

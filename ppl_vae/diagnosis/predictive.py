@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..bounds import draws
 from ..data import tensor_of
-from ..evaluation import Number, mean_over_data
+from ..evaluation import Number, share_over_data
 from ..models.likelihoods import scale_of_law
 from ..preflight import at_floor
 from ..seeding import seeded, stream_seed
@@ -251,16 +251,6 @@ def _quantile(law: Any, y: Tensor) -> Tensor:
         below = sum((one < y).double() for one in drawn)
         found = (below + torch.rand_like(torch.as_tensor(below))) / (REPLICAS + 1)
     return found
-
-
-def share_over_data(values: Tensor) -> Number:
-    """Mean of shares [rows] and its standard error.
-
-    Where all shares are equal, 0 of n data, say, their spread is 0 and the error is not: two standard errors then reach
-    what a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
-    """
-    found = mean_over_data(values)
-    return found if found.error else found._replace(error=2 / (len(values) + 4))
 
 
 def _root_of_quotient(top: Tensor, bottom: Tensor) -> Number:
