@@ -42,5 +42,12 @@ class PathwiseELBO(Trace_ELBO):
                 total = total + loss + surrogate - surrogate.detach()
         return total / self.num_particles  # vectorised draws stand in one trace
 
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The value of ``differentiable_loss``; gradients are added to the parameters' own."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
     def __repr__(self) -> str:
         return f"PathwiseELBO(num_particles={self.num_particles})"

@@ -5,8 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "is_hooked"]
+
+
+def is_hooked(optimizer: Any) -> bool:
+    """Whether somebody waits for ``optimizer.step()``: then nothing but that will do."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
 
 
 class Adam(torch.optim.Optimizer):
@@ -51,8 +58,7 @@ class Adam(torch.optim.Optimizer):
         if self.moved is not parameters:
             self.moved, self.kinds = parameters, self._kinds(parameters)
         for group, places, moved, averages, squares, steps in self.kinds:
-            for step in {id(step): step for step in steps}.values():
-                step.add_(1)
+            torch._foreach_add_(list({id(step): step for step in steps}.values()), 1)
             torch._fused_adam_(
                 moved,
                 [gradients[place] for place in places],
@@ -82,7 +88,7 @@ class Adam(torch.optim.Optimizer):
                 zero = count.setdefault(kind, torch.zeros((), dtype=torch.float32, device=parameter.device))
                 averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 state.update({"step": zero, **averages})
-            elif len(parameters) < len(self.state):  # some stay behind: a count each
+            elif len(parameters) < len(self.state):  # some parameters stay behind: each has a count of its own
                 state["step"] = state["step"].clone()
             lists = kinds.setdefault(kind, (self.param_groups[index], [], [], [], [], []))
             row = (place, parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])

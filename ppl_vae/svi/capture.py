@@ -4,32 +4,45 @@ The contract is that of ``jax.jit``: what changes from call to call is a tensor.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.fx import Graph, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..seeding import seeded, set_streams, streams
+from ..seeding import set_streams, streams
 
-__all__ = ["NotStatic", "Recording", "capture", "record"]
+__all__ = ["NotStatic", "Recording", "agree", "copy", "prove", "record", "same_streams"]
 
 aten = torch.ops.aten
 Function = Callable[..., list[Tensor]]
 
 # The same kernel under a name whose schema says that it writes the running statistics.
 _DECLARED = {aten.native_batch_norm.default: aten._native_batch_norm_legit.default}
+# What hands the values of a tensor to Python without an operation that a recording would see.
+_HANDED_OVER = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "_to_dlpack", "to_dlpack"}
 
 
 class NotStatic(RuntimeError):
     """The function cannot be replayed from a graph; the message says why."""
+
+
+class _NothingHandedOver(TorchFunctionMode):
+    """Refuse ``tensor.numpy()``, ``tensor.tolist()`` and the like, of which a graph would keep the first values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _HANDED_OVER:
+            raise NotStatic(f"Tensor.{name} makes Python values of a tensor's values")
+        return func(*args, **(kwargs or {}))
 
 
 class Recording(TorchDispatchMode):
@@ -40,19 +53,23 @@ class Recording(TorchDispatchMode):
         graph: Operations of aten, the random and the in-place ones among them, in their order.
         outputs: What the recorded call returned: a recording is a call like any other.
         held: Tensors from outside (parameters, buffers), by object: the graph's further inputs.
-        before: Their values before the call.
+        before: Their values before the call, and those of the arguments.
         constants: Tensors that the function makes from Python numbers, by name.
+        start, end: Where torch's random streams stood before the call and after it.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.inputs, self.outputs, self.graph = list(inputs), list[Tensor](), Graph()
-        self.held, self.before = list[Tensor](), list[Tensor]()
+        self.held, self.before = list[Tensor](), [tensor.detach().clone() for tensor in inputs]
         self.constants = dict[str, Tensor]()
         self.nodes = WeakIdKeyDictionary()
-        for index, tensor in enumerate(inputs):
+        self.start, self.end = streams(), streams()
+        # Aliases: an argument that is also an attribute of the pair is two things, and only one of them will change.
+        self.aliases = [tensor.detach() for tensor in inputs]
+        for index, tensor in enumerate(self.aliases):
             self._name(tensor, self.graph.placeholder(f"input_{index}"))
-        self.start = self.graph.call_function(print)  # where the inputs end
+        self.first = self.graph.call_function(print)  # where the inputs end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -60,6 +77,8 @@ class Recording(TorchDispatchMode):
             return self._constant(args[0])
         if _reads(func, args):
             raise NotStatic(f"{func} makes a Python value or a shape of a tensor's values")
+        if any(isinstance(leaf, Generator) for leaf in tree_leaves((args, kwargs))):
+            raise NotStatic("the step draws from a torch.Generator of its own, which a graph cannot hold")
         func = _DECLARED.get(func, func)
         inputs = tree_map_only(Tensor, self.node, (args, kwargs))
         out = func(*args, **kwargs)
@@ -69,7 +88,7 @@ class Recording(TorchDispatchMode):
     def node(self, tensor: Tensor) -> Node:
         """Where a tensor comes from; from outside if the graph has not made it."""
         if tensor not in self.nodes:
-            with self.graph.inserting_before(self.start):
+            with self.graph.inserting_before(self.first):
                 self._name(tensor, self.graph.placeholder(f"held_{len(self.held)}"))
             self.held.append(tensor)
             self.before.append(tensor.detach().clone())
@@ -93,13 +112,23 @@ class Recording(TorchDispatchMode):
 
     def close(self, outputs: list[Tensor]) -> None:
         """End the graph at what the function returned."""
-        self.outputs = outputs
+        self.outputs, self.end = outputs, streams()
         self.graph.output(tuple(self.node(out) for out in outputs))
-        self.graph.erase_node(self.start)
+        self.graph.erase_node(self.first)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The arguments and the held tensors: what the call may have written."""
+        return [*self.inputs, *self.held]
 
     def rewind(self) -> None:
-        """Give the held tensors the values they had before the call."""
-        copy(self.before, self.held)
+        """Give the arguments, the held tensors and the random streams what they had before the call."""
+        copy(self.before, self.tensors)
+        set_streams(self.start)
+
+    def forget(self) -> None:
+        """Let go of the values: only the graph is compared with a later one."""
+        self.inputs, self.outputs, self.before, self.aliases = [], [], [], []
 
 
 def _reads(func: Any, args: Any) -> bool:
@@ -113,147 +142,127 @@ def _reads(func: Any, args: Any) -> bool:
 def copy(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     """Write values into tensors, in place, where they differ: an expanded tensor cannot be written, nor has it been."""
     for value, tensor in zip(values, tensors, strict=True):
-        if not torch.equal(value, tensor):
+        if not _equal(value, tensor):
             tensor.copy_(value)
 
 
-def record(function: Function, inputs: Sequence[Tensor]) -> Recording:
+def record(function: Function, inputs: Sequence[Tensor], restore: Callable[[], None] = lambda: None) -> Recording:
     """Call ``function(*inputs)`` and record it.
 
+    Args:
+        function: From tensors to tensors; draws from torch's generators and in-place writes are allowed.
+        inputs: With what to call it.
+        restore: Called after a call that fails, to put back what it changed on the Python side.
+
     Raises:
-        NotStatic: If the function reads a value; what it had changed until then is put back.
+        NotStatic: If the function reads a value or fails; what it had changed until then is put back.
     """
-    recording, before = Recording(inputs), streams()
+    recording = Recording(inputs)
+    torch.clear_autocast_cache()  # a weight that was cast before the recording would be a tensor from outside
     try:
-        with recording:
-            outputs = function(*inputs)
+        with _NothingHandedOver(), recording:
+            outputs = function(*recording.aliases)
         recording.close(outputs)
     except Exception as error:
         recording.rewind()
-        set_streams(before)
+        restore()
         raise NotStatic(_line(error)) from error
     return recording
 
 
 def _same_graph(one: Recording, two: Recording) -> None:
-    reason = "two recordings under different seeds and data part"
+    """Raise where two recorded steps are not the same computation of other numbers."""
     for ours, theirs in zip_longest(one.graph.nodes, two.graph.nodes):
         a, b = (None if n is None else f"{n.target}{n.args}{n.kwargs or ''}" for n in (ours, theirs))
         if a != b:
-            raise NotStatic(f"{reason}: {a} in one, {b} in the other")
+            raise NotStatic(f"two recorded steps part: {a} in one, {b} in the other")
     for name, value in one.constants.items():
-        if not _close([value], [two.constants[name]]):
-            raise NotStatic(
-                f"{reason}: a constant is {value.tolist()} in one, {two.constants[name].tolist()} in the other"
-            )
-    if any(ours is not theirs for ours, theirs in zip(one.held, two.held, strict=True)):
-        raise NotStatic(f"{reason}: a tensor was replaced by another object; write in place, and draw with torch")
+        other = two.constants[name]
+        if not _equal(value, other):
+            raise NotStatic(f"two recorded steps part: a constant is {value.tolist()} in one, {other.tolist()} in two")
+    if any(ours is not theirs for ours, theirs in zip_longest(one.held, two.held)):
+        raise NotStatic("a tensor was replaced by another object between two recorded steps: write it in place")
 
 
-def _close(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0.0) -> bool:
+def prove(one: Recording, two: Recording, build: Callable[[Recording], Function], tolerance: float = 0.0) -> Function:
+    """Make a function of the inputs of what two calls recorded, and prove that it repeats the second call.
+
+    The two recordings have to be the same graph. What is built has to repeat the outputs of the second call, what it
+    wrote, and its random streams. All tensors and streams are left as the second call left them.
+
+    Args:
+        one, two: Recordings of two calls, with other data, noise and weights.
+        build: From a recording to a function of inputs and held tensors.
+        tolerance: Relative, of the first output, of the norm of the others, and of that of what is written.
+
+    Raises:
+        NotStatic: If the graph is not proved; the message says why.
+    """
+    values = [tensor.detach().clone() for tensor in two.tensors]
+    try:
+        stream = _drawn_from(two.start[0], two.end[0])
+        if stream is not None:
+            raise NotStatic(f"the step draws from {stream} random stream, which a graph cannot: draw with torch")
+        _same_graph(one, two)
+        run = build(two)
+        two.rewind()
+        with torch.no_grad():
+            outputs = run(*two.inputs, *two.held)
+        if not same_streams(streams(), two.end) or not _repeats(two, outputs, values, tolerance):
+            raise NotStatic("the graph does not repeat the recorded step")
+    except NotStatic:
+        raise
+    except Exception as error:  # a compiler has errors of many kinds; the call itself is done
+        raise NotStatic(_line(error)) from error
+    finally:
+        copy(values, two.tensors)
+        set_streams(two.end)
+    held = two.held
+    return lambda *inputs: run(*inputs, *held)
+
+
+def same_streams(ours: Any, theirs: Any) -> bool:
+    """Whether random streams stand at the same place: torch's, on the devices too, Python's and NumPy's."""
+    (host, devices), (other_host, other_devices) = ours, theirs
+    return _drawn_from(host, other_host) is None and agree(
+        [host["torch"], *devices], [other_host["torch"], *other_devices]
+    )
+
+
+def _drawn_from(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """Which of the streams that are not torch's has moved."""
+    if before["random"] != after["random"]:
+        return "Python's"
+    return None if all(map(np.array_equal, before["numpy"], after["numpy"])) else "NumPy's"
+
+
+def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0.0) -> bool:
     """Whether tensors agree: to the last bit, NaN to NaN, or in the norm of them all."""
     if tolerance == 0.0:
-        return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(ours, theirs, strict=True))
+        return all(_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
     error = sum(float((a - b).square().sum()) for a, b in pairs)
     bound = tolerance**2 * sum(float(b.square().sum()) for _, b in pairs)
     return error <= bound or math.isnan(bound)
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same to the last bit, NaN to NaN."""
+    return torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
 def _repeats(recording: Recording, outputs: Sequence[Tensor], values: Sequence[Tensor], tolerance: float) -> bool:
     """Whether a call has done what the recorded one did: the loss, the gradients and what was written, each apart."""
-    pairs = list(zip(recording.held, values, recording.before, strict=True))
-    written = [(held, value) for held, value, before in pairs if not torch.equal(value, before)]
-    kept = [(held, value) for held, value, before in pairs if torch.equal(value, before)]
+    triples = list(zip(recording.tensors, values, recording.before, strict=True))
+    written = [(tensor, value) for tensor, value, before in triples if not _equal(value, before)]
+    kept = [(tensor, value) for tensor, value, before in triples if _equal(value, before)]
     return (
-        _close(outputs[:1], recording.outputs[:1], tolerance)
-        and _close(outputs[1:], recording.outputs[1:], tolerance)
-        and _close([held for held, _ in written], [value for _, value in written], tolerance)
-        and _close([held for held, _ in kept], [value for _, value in kept])
+        agree(outputs[:1], recording.outputs[:1], tolerance)
+        and agree(outputs[1:], recording.outputs[1:], tolerance)
+        and agree([tensor for tensor, _ in written], [value for _, value in written], tolerance)
+        and agree([tensor for tensor, _ in kept], [value for _, value in kept])
     )
 
 
 def _line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _states(state: tuple[Any, list[Tensor]]) -> list[Tensor]:
-    host, devices = state
-    return [host["torch"], *devices]
-
-
-@torch.no_grad()
-def _shake(tensors: Sequence[Tensor]) -> None:
-    """Change values a little, so that one that is read behind torch's back, by NumPy, is seen to differ."""
-    for tensor in tensors:
-        if tensor.is_floating_point() and 0 not in tensor.stride():
-            tensor.mul_(1.001)
-
-
-def _other(tensor: Tensor) -> Tensor:
-    return torch.rand_like(tensor) if tensor.is_floating_point() else tensor.flip(tuple(range(tensor.ndim)))
-
-
-@contextmanager
-def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put attributes and buffers of modules back where they were bound: a Python counter must not count twice."""
-    kept = [(dict(module.__dict__), dict(module._buffers)) for module in modules]
-    try:
-        yield
-    finally:
-        for module, (attributes, buffers) in zip(modules, kept, strict=True):
-            module._buffers.update(buffers)
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-
-
-def capture(
-    function: Function,
-    inputs: Sequence[Tensor],
-    build: Callable[[Recording], Function],
-    modules: Sequence[nn.Module] = (),
-    tolerance: float = 0.0,
-) -> tuple[list[Tensor], Function | NotStatic]:
-    """Call a function and, if it can be proved right, return what repeats it.
-
-    A second recording under another seed, other data and weights has to be the same graph, and what was built has to
-    repeat the recorded call: outputs, held tensors, streams. All of them are left as the one call leaves them.
-
-    Args:
-        function: From tensors to tensors, a draw from torch's generators and in-place writes allowed.
-        inputs: With what to call it.
-        build: From a recording to a function of inputs and held tensors.
-        modules: Whose Python attributes the function may move.
-        tolerance: Relative, of the first output, of the norm of the others, and of that of what is written.
-
-    Returns:
-        The outputs of the call, and a function of the inputs, or why there is none.
-
-    Raises:
-        NotStatic: If the call itself reads a value; nothing has happened then.
-    """
-    before = streams()
-    recording = record(function, inputs)
-    after, values = streams(), [tensor.detach().clone() for tensor in recording.held]
-    try:
-        recording.rewind()
-        with seeded(1), _attributes_kept(modules):
-            _shake(recording.held)
-            other = record(function, [_other(tensor) for tensor in inputs])
-            other.rewind()
-        _same_graph(recording, other)
-        run = build(recording)
-        recording.rewind()
-        set_streams(before)
-        with torch.no_grad():
-            outputs = run(*inputs, *recording.held)
-        drawn = _close(_states(streams()), _states(after))
-        if not drawn or not _repeats(recording, outputs, values, tolerance):
-            raise NotStatic("the graph does not repeat the recorded step")
-    except Exception as error:  # noqa: BLE001  a compiler has errors of many kinds; the call itself is done
-        return recording.outputs, NotStatic(_line(error))
-    finally:
-        copy(values, recording.held)
-        set_streams(after)
-    held = recording.held
-    return recording.outputs, lambda *inputs: run(*inputs, *held)
