@@ -7,8 +7,8 @@ import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from ..models.half import Half
-from .networks import width_of
+from ..models.half import Half, of_pyro
+from .networks import features, width_of
 
 __all__ = ["Guide"]
 
@@ -29,6 +29,9 @@ class Guide(Half):
         x_shape: Shape of one datum.
         z_dim: Size of a code.
         heads: Modules from [rows, width] to the parameters, the first to ``loc`` [rows, z_dim]; linear unless given.
+
+    Raises:
+        ValueError: If the encoder returns anything else than one tensor with a row for each datum.
     """
 
     outputs = 1
@@ -50,8 +53,8 @@ class Guide(Half):
 
     def posterior(self, x: Tensor) -> TorchDistributionMixin:
         """q(z | x) for x [batch, *x_shape] in the model's units."""
-        h = self.encoder(x).flatten(1)
-        return self.distribution(*(head(h) for head in self.heads))
+        h = features(self.encoder, x)
+        return of_pyro("the guide", self.distribution(*(head(h) for head in self.heads)))
 
     def forward(self, x: Tensor, size: int | None = None) -> Any:
         """Draw ``z`` [..., batch, z_dim] from q(z | x); ``size`` as in the model."""

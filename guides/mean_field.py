@@ -4,15 +4,21 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from ..models.half import in_range
 from .guide import Guide
 
 __all__ = ["MeanField"]
 
 
 class MeanField(Guide):
-    """``z ~ Normal(loc(x), scale(x))``, coordinates independent (Kingma and Welling, 2014, eq. 9)."""
+    """``z ~ Normal(loc(x), scale(x))``, coordinates independent (Kingma and Welling, 2014, eq. 9).
+
+    In eval mode ``log scale`` is kept in a finite range, so that data far out have finite bounds. In training it is
+    not: a loss that overflows should stop the training, which then says so.
+    """
 
     outputs = 2
 
     def distribution(self, loc: Tensor, log_scale: Tensor) -> TorchDistributionMixin:
+        log_scale = log_scale if self.training else in_range(log_scale)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -6,13 +6,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..models.networks import WIDTH, halvings, is_image
+from ..models.networks import WIDTH, halvings, is_image, one_tensor
 
-__all__ = ["encoder", "width_of"]
+__all__ = ["encoder", "features", "width_of"]
 
 
-def encoder(x_shape: tuple[int, ...]) -> nn.Sequential:
-    """From [rows, *x_shape] to [rows, 256].
+def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
+    """From [rows, *x_shape] to [rows, width].
+
+    Args:
+        x_shape: Shape of one datum.
+        width: Units of a hidden layer of a perceptron; of the last layer, after the convolutions, for images.
 
     Example:
         >>> import torch
@@ -21,21 +25,45 @@ def encoder(x_shape: tuple[int, ...]) -> nn.Sequential:
     """
     if not is_image(x_shape):
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(x_shape), WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+            nn.Flatten(), nn.Linear(math.prod(x_shape), width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
         )
     shapes = halvings(x_shape)
     layers: list[nn.Module] = []
     for (channels, *_), (target, *_) in pairwise(shapes):
         layers += [nn.Conv2d(channels, target, 4, 2, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(shapes[-1]), WIDTH), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(shapes[-1]), width), nn.ReLU())
+
+
+HEADS = (
+    "the guide has heads of its own for loc and log scale: end the encoder before yours, or hand yours over, "
+    "guide=functools.partial(MeanField, heads=[to_loc, to_log_scale])"
+)
+RECURRENT = (
+    "a recurrent layer returns outputs and state: wrap it in a module that returns one of them, the last state say"
+)
+
+
+def features(network: nn.Module, x: Tensor) -> Tensor:
+    """What the heads are given: the encoder's output, [rows, width].
+
+    Raises:
+        ValueError: If the encoder returned anything else than one tensor with a row for each datum.
+    """
+    recurrent = isinstance(list(network.modules())[-1], nn.RNNBase)
+    h = one_tensor("encoder", network(x), "[rows, width]", RECURRENT if recurrent else HEADS)
+    if h.ndim < 2 or len(h) != len(x):
+        raise ValueError(f"the encoder turned x {list(x.shape)} into {list(h.shape)}, wanted one row for each datum")
+    return h.flatten(1)
 
 
 @torch.no_grad()
 def width_of(network: nn.Module, x_shape: tuple[int, ...]) -> int:
-    """Numbers a row that an encoder makes of x, found by trying one row in eval mode."""
+    """Numbers a row that an encoder makes of x, found by trying two rows in eval mode."""
     like: Tensor | None = next(network.parameters(), None)
-    x = torch.zeros(1, *x_shape) if like is None else torch.zeros(1, *x_shape, dtype=like.dtype, device=like.device)
-    training = network.training
-    h = network.eval()(x)
-    network.train(training)
-    return h.flatten(1).shape[1]
+    x = torch.zeros(2, *x_shape) if like is None else torch.zeros(2, *x_shape, dtype=like.dtype, device=like.device)
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        return features(network.eval(), x).shape[1]
+    finally:
+        for module, mode in modes:
+            module.training = mode

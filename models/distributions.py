@@ -13,6 +13,7 @@ __all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "DiscretizedNormal", "g
 
 
 SCALAR = torch.Size()
+CELLS = 16  # around the mean of a discretised law that are summed one by one
 
 
 def log1mexp(a: Tensor) -> Tensor:
@@ -129,8 +130,45 @@ class _Discretized(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the continuous law held inside [0, 1], ``1 - integral of F``: a cell's rounding is neglected."""
-        return self.scale * (self._integral(self.loc / self.scale) - self._integral((self.loc - 1) / self.scale))
+        """The mean over the grid points, ``w sum_k (1 - F(b_k))``, ``b_k = (k - 1/2) w`` the boundary below cell k.
+
+        Up to 17 levels all boundaries are summed, which is exact. With more levels the 16 boundaries around ``loc`` are
+        summed. The sums over those far from it are integrals of ``1 - F`` with the first term of Euler and Maclaurin,
+        ``M = I - w**2 / 24 (g'(q) - g'(p))`` for the midpoint sum M of g from p to q. For any location and scale the
+        error is then below 5e-6 cells, which is 3e-7 at most. Without a graph no more memory is taken than for one
+        boundary at a time.
+        """
+        cells, width = self.levels - 1, 1 / (self.levels - 1)
+        summed = min(CELLS, cells)
+        first = (self.loc.detach() / width).round().nan_to_num().sub(summed // 2).clamp(0, cells - summed)
+        total = self._mean_between(torch.zeros_like(first), first * width)
+        total = total + self._mean_between((first + summed) * width, torch.ones_like(first))
+        for cell in range(summed):
+            total = total + width * self._cdf((self.loc - (first + cell + 0.5) * width) / self.scale)
+        return total
+
+    def _mean_between(self, start: Tensor, end: Tensor) -> Tensor:
+        """``w`` times the sum of ``1 - F`` at the boundaries between two grid points, far from ``loc``."""
+        a, b = (start - self.loc) / self.scale, (end - self.loc) / self.scale
+        integral = end - start - self.scale * (self._integral(b) - self._integral(a))
+        correction = (self._density(b) - self._density(a)) / self.scale
+        return integral + correction / (24 * (self.levels - 1) ** 2)
+
+    @property
+    def variance(self) -> Tensor:
+        """``E (x - c)**2 - (E x - c)**2`` over the grid, c the location held inside [0, 1], summed in float64.
+
+        ``E f(x) = f(0) + sum_k (f(x_k) - f(x_(k-1))) P(x >= x_k)``, one grid point at a time, so that memory does not
+        grow with ``levels``; c is near the mean where the variance is small, and little cancels.
+        """
+        loc, scale, step = self.loc.double(), self.scale.double(), 1 / (self.levels - 1)
+        centre = loc.clamp(0, 1)
+        first, second = -centre, centre.square()  # at x = 0
+        for k in range(1, self.levels):
+            above = self._log_cdf((loc - (k - 0.5) * step) / scale).exp()
+            first = first + step * above
+            second = second + step * ((2 * k - 1) * step - 2 * centre) * above
+        return (second - first.square()).clamp_min(0).to(self.loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -149,11 +187,18 @@ class _Discretized(TorchDistribution):
     def _standard(self, shape: torch.Size) -> Tensor:
         raise NotImplementedError
 
+    def _cdf(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def _log_cdf(self, y: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _integral(self, y: Tensor) -> Tensor:
         """The integral of the standard distribution function up to y."""
+        raise NotImplementedError
+
+    def _density(self, y: Tensor) -> Tensor:
+        """The standard density, symmetric about 0."""
         raise NotImplementedError
 
     def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
@@ -166,11 +211,17 @@ class DiscretizedNormal(_Discretized):
     def _standard(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
+    def _cdf(self, y: Tensor) -> Tensor:
+        return torch.special.ndtr(y)
+
     def _log_cdf(self, y: Tensor) -> Tensor:
         return torch.special.log_ndtr(y.double()).to(y)  # in float32 its gradient is 4 % off at 1000 sigma
 
     def _integral(self, y: Tensor) -> Tensor:
-        return y * torch.special.ndtr(y) + torch.exp(-y.square() / 2) / math.sqrt(2 * math.pi)
+        return y * self._cdf(y) + self._density(y)
+
+    def _density(self, y: Tensor) -> Tensor:
+        return torch.exp(-y.square() / 2) / math.sqrt(2 * math.pi)
 
     def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
         flip = upper + lower > 0  # work in the left tail, where log_ndtr keeps its digits
@@ -186,11 +237,17 @@ class DiscretizedLogistic(_Discretized):
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
         return torch.logit(u, eps=1e-7)
 
+    def _cdf(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(y)
+
     def _log_cdf(self, y: Tensor) -> Tensor:
         return logsigmoid(y)
 
     def _integral(self, y: Tensor) -> Tensor:
         return softplus(y)
+
+    def _density(self, y: Tensor) -> Tensor:
+        return self._cdf(y) * self._cdf(-y)
 
     def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
         return logsigmoid(upper) + logsigmoid(-lower) + log1mexp(upper - lower)

@@ -4,12 +4,37 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import nn
+from torch import Tensor, nn
 
 from .schedules import Schedule
 
-__all__ = ["Half"]
+__all__ = ["Half", "in_range", "of_pyro"]
+
+LOWEST, HIGHEST = -20.0, 10.0  # log scales that are left as they are, to the last bit
+ROOM = 5.0  # how far beyond these a log scale can get
+
+
+def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
+    """What a part returned, where it is a distribution that Pyro can sample.
+
+    Args:
+        name: What the part is called.
+        made: What it returned.
+
+    Raises:
+        ValueError: If it is anything else: Pyro samples its own classes alone, which have the names of torch's.
+    """
+    if isinstance(made, TorchDistributionMixin):
+        return made
+    kind = type(made)
+    remedy = f"pyro.distributions.{kind.__name__} is its class of that name" if hasattr(dist, kind.__name__) else REMEDY
+    raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a distribution of Pyro's ({remedy})")
+
+
+REMEDY = "return one of pyro.distributions, or a class derived from pyro.distributions.TorchDistribution"
 
 
 class Half(nn.Module):
@@ -59,3 +84,14 @@ class Half(nn.Module):
         for module in self.modules():
             if isinstance(module, Schedule):
                 module.advance(step, total)
+
+
+def in_range(log_scale: Tensor) -> Tensor:
+    """Keep a log scale finite once it is exponentiated: between -20 and 10 it is returned as it is, to the last bit.
+
+    A network extrapolates linearly: for a datum 1000 standard deviations out, ``exp(log_scale)`` overflows or becomes 0
+    in single precision, and the bound of the datum would be NaN. Beyond the range ``log_scale`` bends smoothly towards
+    -25 or 15. Any q(z | x) gives a lower bound, so the bound of such a datum remains one, finite and very low.
+    """
+    inside = log_scale.clamp(LOWEST, HIGHEST)
+    return inside + ROOM * ((log_scale - inside) / ROOM).tanh()

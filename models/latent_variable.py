@@ -1,20 +1,22 @@
 """The one model: z ~ prior, x ~ likelihood(decoder(z)), one code a datum."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
-from .half import Half
+from .half import Half, of_pyro
+from .networks import one_tensor
 from .scale import Scale
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["LatentVariableModel", "mean_of"]
+
+STACKED = "several outputs for each coordinate come in one tensor, outputs first: torch.stack([loc, log_scale], 1)"
 
 
 class LatentVariableModel(Half):
@@ -47,12 +49,20 @@ class LatentVariableModel(Half):
         self.penalties = nn.ModuleList(penalties)
         self.scale = Scale(self.x_shape)
 
-    def outputs(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What the likelihood is given: z [..., z_dim] to ``likelihood.outputs`` tensors [..., *x_shape]."""
+    def outputs(self, z: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
+        """What the likelihood is given: z [..., z_dim] to ``likelihood.outputs`` tensors [..., *x_shape].
+
+        Args:
+            z: Codes.
+            decoder: What runs in the place of the model's own decoder, for a trial of it.
+
+        Raises:
+            ValueError: If the decoder returns anything else than one tensor of so many numbers.
+        """
         rows = z.reshape(-1, z.shape[-1])
-        decoded = self.decoder(rows)
         outputs: int = self.likelihood.outputs  # type: ignore[assignment]
         wanted = (len(rows), outputs, *self.x_shape)
+        decoded = one_tensor("decoder", (decoder or self.decoder)(rows), str(list(wanted)), STACKED)
         if decoded.numel() != math.prod(wanted):
             raise ValueError(
                 f"the decoder turned z {list(rows.shape)} into {list(decoded.shape)}; "
@@ -62,7 +72,15 @@ class LatentVariableModel(Half):
 
     def x_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z) for z [..., z_dim]: batch shape [...], event shape ``x_shape``."""
-        return self.likelihood(*self.outputs(z)).to_event(len(self.x_shape))
+        return self.law(*self.outputs(z))
+
+    def law(self, *outputs: Tensor) -> TorchDistributionMixin:
+        """p(x | z) from what the decoder made of z, as ``outputs`` gives it.
+
+        Raises:
+            ValueError: If the likelihood returns anything else than a distribution of Pyro's.
+        """
+        return of_pyro("the likelihood", self.likelihood(*outputs)).to_event(len(self.x_shape))
 
     def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
         """Columns of the Jacobian of the mean of p(x | z), by forward products at z [..., z_dim].
@@ -92,7 +110,7 @@ class LatentVariableModel(Half):
             size: Data in the whole set; each datum counts ``size / batch`` times. The batch itself unless given.
 
         Returns:
-            The mean of p(x | z), [..., batch, *x_shape].
+            The mean of p(x | z), [..., batch, *x_shape]; NaN where the distribution has no mean.
         """
         once: list[tuple[str, nn.Module]] = []
         per_datum: list[tuple[str, nn.Module]] = []
@@ -103,13 +121,30 @@ class LatentVariableModel(Half):
             with self.weighted():
                 z = pyro.sample("z", self.prior())
             outputs = self.outputs(z)
-            x_given_z: dist.TorchDistribution = self.likelihood(*outputs).to_event(len(self.x_shape))
+            x_given_z = self.law(*outputs)
             pyro.sample("x", x_given_z, obs=x)
             for name, penalty in per_datum:
                 pyro.factor(name, penalty(self, x, z))
         for name, penalty in once:  # outside the plate: counted once a data set, whatever the batch
             pyro.factor(name, penalty(self, x, z))
         observe = getattr(self.likelihood, "observe", None)
-        if self.training and x is not None and observe is not None:
+        moves = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode
+        if moves and x is not None and observe is not None:
             observe(x, *outputs)
-        return x_given_z.mean
+        return mean_of(x_given_z, z)
+
+
+def mean_of(law: Any, like: Tensor) -> Tensor:
+    """The mean of a distribution, of its batch and event shape; NaN where it has none, as torch's ``Categorical`` says.
+
+    Where there is no mean, some of torch's classes return NaN and others raise NotImplementedError.
+
+    Args:
+        law: The distribution.
+        like: A tensor of the dtype and on the device that NaN is wanted in.
+    """
+    try:
+        mean: Tensor = law.mean
+    except NotImplementedError:
+        return like.new_full(law.batch_shape + law.event_shape, math.nan)
+    return mean

@@ -1,14 +1,18 @@
 """p(x | z), a small module each: ``outputs`` decoder outputs a coordinate in, one distribution out."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, LogNormal
 from torch.nn.functional import softplus
 
 from . import distributions
+from .half import in_range
 from .schedules import Schedule, switch
+from .steps import first_of_step
 
 __all__ = [
     "Bernoulli",
@@ -21,7 +25,22 @@ __all__ = [
     "LearnedSigma",
     "OptimalSigma",
     "StudentT",
+    "scale_of_law",
 ]
+
+
+def scale_of_law(law: Any) -> Tensor | None:
+    """The scale of p(x | z), in the units of x; None where the distribution has none.
+
+    An attribute called ``scale`` counts where the distribution lists it among its parameters, ``arg_constraints``: on
+    another class it may be anything. That of ``LogNormal`` is a scale of log x.
+
+    Args:
+        law: A distribution, with or without its coordinates made an event by ``to_event``.
+    """
+    law = law.base_dist if isinstance(law, Independent) else law
+    scale = getattr(law, "scale", None) if "scale" in law.arg_constraints else None
+    return scale if isinstance(scale, Tensor) and not isinstance(law, LogNormal) else None
 
 
 def _positive(name: str, value: float) -> float:
@@ -121,8 +140,13 @@ class _LearnedScale(nn.Module):
         """The scale, shape [], in the model's units."""
         return self.scale_with()
 
+    @property
+    def lowest(self) -> float:
+        """The floor of the scale itself, in the model's units."""
+        return math.exp(self.floor)
+
     def extra_repr(self) -> str:
-        return f"scale={float(self.scale.detach()):.4g}, floor={math.exp(self.floor):.4g}"
+        return f"scale={float(self.scale.detach()):.4g}, floor={self.lowest:.4g}"
 
 
 class LearnedSigma(_LearnedScale):
@@ -173,41 +197,73 @@ class OptimalSigma(Gaussian):
     the weights: a batch is scored with the scale so far, then joins the running average. As the statistics of a batch
     norm, it moves in training mode alone, so that no held-out datum has a say in its own likelihood.
 
+    Every row counts alike, in a short batch too. The scale moves once per training step: the draws of a step are scored
+    with one scale, and their mean joins the average, whether an estimator takes them in one pass or in a loop. See
+    ``models.steps.one_step`` for what a step is.
+
     Args:
         scale: The value before the first batch has been seen.
-        momentum: Share of a new batch in the running average of the variance; the first batches count alike.
+        momentum: Share of a new batch of the usual size, the largest one so far, in the running average of the
+            variance; a smaller batch has its part of that. Until ``1 / momentum`` batches have been seen, all rows
+            count alike.
+
+    Attributes:
+        rows: Number of rows that the average remembers, shape [].
+        largest: Number of rows of the largest batch so far, shape [].
 
     References:
         Rybkin, Daniilidis and Levine, 2021, eq. 6. Lin et al., Balancing Reconstruction Quality and Regularisation in
         the ELBO for VAEs, 2019. https://arxiv.org/abs/1909.03765
     """
 
-    batches: Tensor
+    rows: Tensor
+    largest: Tensor
+    start: Tensor  # the scale at the start of the step
+    draws: Tensor  # passes in this step so far
+    variance: Tensor  # mean squared error over these draws
+    lowest = 1e-6  # the floor of the scale, in the model's units
 
     def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
         super().__init__(scale)
         if not 0.0 < momentum <= 1.0:
             raise ValueError(f"momentum is a share in (0, 1], got {momentum!r}")
         self.momentum = momentum
-        self.register_buffer("batches", torch.zeros(()))
+        for name in ("rows", "largest"):
+            self.register_buffer(name, torch.zeros(()))
+        for name in ("start", "draws", "variance"):  # set anew in every step
+            self.register_buffer(name, torch.zeros(()), persistent=False)
 
     def forward(self, loc: Tensor) -> dist.Normal:
-        return dist.Normal(loc, self.scale.clone())  # the scale so far, which ``observe`` moves before it is scored
+        scored = self.scale if not self.training or first_of_step(self) else self.start
+        return dist.Normal(loc, scored.clone())  # the scale so far, which ``observe`` moves before it is scored
 
     @torch.no_grad()
     def observe(self, x: Tensor, loc: Tensor) -> None:
         """Let a training batch move the scale: x [batch, *x_shape], loc [..., batch, *x_shape]."""
-        self.batches += 1
-        share = (1 / self.batches).clamp_min(self.momentum)
-        variance = self.scale.square().lerp((x - loc).square().mean(), share)
-        self.scale.copy_(variance.sqrt().clamp_min(1e-6))
+        if first_of_step(self, enter=True):
+            self.start.copy_(self.scale)
+            self.draws.zero_()
+            self.variance.zero_()  # a loss that diverged may have left a NaN
+            self.largest.clamp_(min=float(len(x)))
+            self.rows.copy_((self.rows + len(x)).minimum(self.largest / self.momentum))
+        self.draws += 1
+        self.variance.lerp_((x - loc).square().mean(), 1 / self.draws)
+        variance = self.start.square().lerp(self.variance, len(x) / self.rows)
+        self.scale.copy_(variance.sqrt().clamp_min(self.lowest))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load a state from before rows were counted too: its average starts anew from the next batch."""
+        if state_dict.pop(f"{prefix}batches", None) is not None:
+            state_dict |= {f"{prefix}rows": torch.zeros(()), f"{prefix}largest": torch.zeros(())}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Heteroscedastic(_LearnedScale):
     """``x | z ~ Normal(loc(z), scale * exp(head(z)))``: a standard deviation for each coordinate and each code.
 
     Trained in two stages: one global scale first, with the head shut, then the head from log 1. Opened at once, badly
-    fitted coordinates are declared noise and stop learning.
+    fitted coordinates are declared noise and stop learning. In eval mode the head is kept in a finite range (see
+    ``in_range``), so that data far out have a finite density.
 
     Args:
         scale: Initial global scale.
@@ -224,10 +280,11 @@ class Heteroscedastic(_LearnedScale):
         super().__init__(scale, floor)
         if not 0.0 <= stage < 1.0:
             raise ValueError(f"stage is a share of training in [0, 1), got {stage!r}")
-        self.open = Schedule(switch(stage))
+        self.stage, self.open = stage, Schedule(switch(stage))
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
-        return dist.Normal(loc, self.scale_with(self.open.value * head))
+        log_factor = self.open.value * head
+        return dist.Normal(loc, self.scale_with(log_factor if self.training else in_range(log_factor)))
 
 
 class DiscretizedNormal(_LearnedScale):

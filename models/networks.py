@@ -1,12 +1,13 @@
 """Decoders by the shape of x: perceptrons for vectors, convolutions for images [channels, height, width]."""
 
 import math
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["decoder", "halvings", "is_image"]
+__all__ = ["WIDTH", "decoder", "halvings", "is_image", "one_tensor"]
 
-WIDTH = 256
+WIDTH = 256  # units of a hidden layer, unless a width is given
 
 
 def is_image(x_shape: tuple[int, ...]) -> bool:
@@ -22,8 +23,32 @@ def halvings(x_shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1) -> nn.Sequential:
+def one_tensor(name: str, made: Any, wanted: str, remedy: str) -> Tensor:
+    """What a network returned, where it is one tensor.
+
+    Args:
+        name: What the network is called.
+        made: What it returned.
+        wanted: The shape that was wanted.
+        remedy: What to do where it returned something else.
+
+    Raises:
+        ValueError: If it returned anything else than one tensor.
+    """
+    if isinstance(made, Tensor):
+        return made
+    several = f" of {len(made)}" if isinstance(made, tuple | list | dict) else ""
+    raise ValueError(f"the {name} returned a {type(made).__name__}{several}, wanted one tensor {wanted} ({remedy})")
+
+
+def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1, width: int = WIDTH) -> nn.Sequential:
     """From [rows, z_dim] to [rows, outputs * channels, height, width], or to [rows, outputs * x_dim] for vectors.
+
+    Args:
+        z_dim: Size of a code.
+        x_shape: Shape of one datum.
+        outputs: Numbers that the likelihood wants for each coordinate of x.
+        width: Units of a hidden layer of a perceptron; of the one layer before the convolutions for images.
 
     Example:
         >>> import torch
@@ -32,22 +57,23 @@ def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1) -> nn.Sequen
     """
     if not is_image(x_shape):
         return nn.Sequential(
-            nn.Linear(z_dim, WIDTH),
+            nn.Linear(z_dim, width),
             nn.ReLU(),
-            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(width, width),
             nn.ReLU(),
-            nn.Linear(WIDTH, outputs * math.prod(x_shape)),
+            nn.Linear(width, outputs * math.prod(x_shape)),
         )
     *larger, smallest = halvings(x_shape)
     layers: list[nn.Module] = [
-        nn.Linear(z_dim, WIDTH),
+        nn.Linear(z_dim, width),
         nn.ReLU(),
-        nn.Linear(WIDTH, math.prod(smallest)),
+        nn.Linear(width, math.prod(smallest)),
         nn.Unflatten(-1, smallest),
     ]
     channels = smallest[0]
-    for index, (target, height, width) in enumerate(reversed(larger)):
+    for index, (target, *sides) in enumerate(reversed(larger)):
         target = outputs * target if index == len(larger) - 1 else target
-        layers += [nn.ReLU(), nn.ConvTranspose2d(channels, target, 4, 2, 1, output_padding=(height % 2, width % 2))]
+        padding = (sides[0] % 2, sides[1] % 2)
+        layers += [nn.ReLU(), nn.ConvTranspose2d(channels, target, 4, 2, 1, output_padding=padding)]
         channels = target
     return nn.Sequential(*layers)

@@ -165,6 +165,9 @@ def spectrally_normalised(network: nn.Module) -> nn.Module:
     What is held is the norm of the *reshaped* matrix, from below. The operator norm of a 3x3 convolution can be half
     as large again, so this is no Lipschitz bound of the network.
 
+    A network that is normalised like this cannot be pickled, because torch parametrises its layers by classes made on
+    the spot; ``copy.deepcopy``, ``save`` and ``load`` work.
+
     References:
         Miyato et al., Spectral Normalization, 2018, algorithm 1. https://arxiv.org/abs/1802.05957
     """

@@ -28,6 +28,7 @@ class StandardNormal(nn.Module):
         super().__init__()
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        self.z_dim = z_dim
         self.register_buffer("loc", torch.zeros(z_dim))
         self.register_buffer("scale", torch.full((z_dim,), float(scale)))
 
@@ -55,6 +56,7 @@ class Mixture(nn.Module):
         super().__init__()
         if components < 1:
             raise ValueError(f"a mixture needs at least one component, got {components!r}")
+        self.z_dim, self.components = z_dim, components
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, z_dim))
         self.factor = nn.Parameter(torch.zeros(components, z_dim, z_dim))

@@ -2,31 +2,27 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-__all__ = ["KLWeight", "Masked", "Schedule", "constant", "cyclical", "linear", "switch"]
+__all__ = ["CURVES", "KLWeight", "Masked", "Schedule", "constant", "cyclical", "linear", "name_of_curve", "switch"]
 
 Curve = Callable[[int, int], float]
 
 
 def constant(value: float) -> Curve:
     """The same value at every step."""
-    return lambda step, total: value
-
-
-def _share(ramp: float) -> None:
-    if not 0.0 < ramp <= 1.0:
-        raise ValueError(f"ramp is a share of training in (0, 1], got {ramp!r}")
+    return partial(_constant, value)
 
 
 def linear(ramp: float = 0.5, end: float = 1.0) -> Curve:
     """From 0 to ``end`` over the first ``ramp`` share of training, then ``end`` (Bowman et al., 2016)."""
     _share(ramp)
-    return lambda step, total: end * min(1.0, step / (ramp * total))
+    return partial(_linear, ramp, end)
 
 
 def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
@@ -34,12 +30,50 @@ def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
     _share(ramp)
     if cycles < 1:
         raise ValueError(f"cycles must be at least 1, got {cycles!r}")
-    return lambda step, total: end * min(1.0, (step * cycles / total) % 1.0 / ramp) if step < total else end
+    return partial(_cyclical, cycles, ramp, end)
 
 
 def switch(at: float) -> Curve:
     """0 before the share ``at`` of training, 1 from there on."""
-    return lambda step, total: float(step >= at * total)
+    return partial(_switch, at)
+
+
+def name_of_curve(curve: Any) -> str | None:
+    """The name in ``CURVES`` under which a curve is built again from its bound options; None for other functions."""
+    inner = {_constant: "constant", _cyclical: "cyclical", _linear: "linear", _switch: "switch"}
+    return inner.get(curve.func) if isinstance(curve, partial) and not curve.keywords else None
+
+
+CURVES: dict[str, Callable[..., Curve]] = {
+    "constant": constant,
+    "cyclical": cyclical,
+    "linear": linear,
+    "switch": switch,
+}
+
+
+def _share(ramp: float) -> None:
+    if not 0.0 < ramp <= 1.0:
+        raise ValueError(f"ramp is a share of training in (0, 1], got {ramp!r}")
+
+
+# The curves are functions of a module with their options bound by ``partial``, for a lambda could not be pickled.
+
+
+def _constant(value: float, step: int, total: int) -> float:
+    return value
+
+
+def _linear(ramp: float, end: float, step: int, total: int) -> float:
+    return end * min(1.0, step / (ramp * total))
+
+
+def _cyclical(cycles: int, ramp: float, end: float, step: int, total: int) -> float:
+    return end * min(1.0, (step * cycles / total) % 1.0 / ramp) if step < total else end
+
+
+def _switch(at: float, step: int, total: int) -> float:
+    return float(step >= at * total)
 
 
 class Schedule(nn.Module):

@@ -4,22 +4,24 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
+from .data import tensor_of
 from .progress import Progress
 from .psis import effective_sample_size
 from .seeding import seeded
-from .variant import ROWS, Variant, evaluating, log_jacobian, needs_density
+from .variant import Variant, evaluating, log_jacobian, needs_density
 
 __all__ = ["Annealed", "Bracket", "annealed", "bracket", "log_joint"]
 
 ACCEPTANCE = 0.65  # of the proposals, that the pilot run aims at
 GAIN = 0.5  # of a log step size, on acceptance above what is aimed at
 DRAWS = 100  # that the widths of the guide are taken from
+CHAINS = 16  # independent runs per datum, unless told otherwise
 DELTA = 4.0  # ends of the sigmoid that sets the temperatures
 
 
@@ -36,7 +38,7 @@ class Annealed(NamedTuple):
 
     @property
     def bound(self) -> Tensor:
-        """Log of the mean weight over chains, [rows]: in expectation below log p(x), and the tighter of the two."""
+        """Log of the mean weight over chains, [rows]: in expectation below log p(x), and not below ``mean``."""
         return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
 
     @property
@@ -101,9 +103,9 @@ def log_joint(variant: Variant, y: Tensor, z: Tensor) -> Tensor:
 
 def annealed(
     variant: Variant,
-    x: Tensor,
+    x: Any,
     *,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
@@ -118,9 +120,10 @@ def annealed(
 
     Args:
         variant: A pair in which z is unconstrained and the guide has a density.
-        x: [rows, *x_shape], in the data's units.
+        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
         chains: Independent runs a datum.
-        temperatures: Steps from the guide to the posterior; more are tighter, one is the importance-weighted bound.
+        temperatures: Steps from the guide to the posterior; more are tighter, one is the importance-weighted bound of
+            as many draws as there are chains.
         leapfrogs: Steps of a trajectory.
         seed: Of every draw, which are of all rows together; the caller's random streams are left as they were.
         progress: Whether to show how far it is.
@@ -130,7 +133,7 @@ def annealed(
         Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, 2017. https://arxiv.org/abs/1611.04273
     """
     _check(variant, chains, temperatures, leapfrogs)
-    parts = variant.in_model_units(x).split(max(1, ROWS // chains))
+    parts = variant.in_model_units(tensor_of(x)).split(max(1, variant.at_once // chains))
     with evaluating(variant), seeded(seed), _watched(2 * len(parts) * temperatures, shown=progress) as tick:
         runs = []
         for y in parts:
@@ -144,7 +147,7 @@ def bracket(
     variant: Variant,
     *,
     rows: int = 100,
-    chains: int = 16,
+    chains: int = CHAINS,
     temperatures: int = 100,
     leapfrogs: int = 10,
     seed: int = 0,
@@ -169,10 +172,10 @@ def bracket(
         raise ValueError(f"rows must be at least 2, for an error over data, got {rows!r}")
     data, forward, reverse = [], [], []
     with evaluating(variant), seeded(seed):
-        parts = variant.model.prior().sample((rows,)).split(max(1, ROWS // chains))
+        parts = variant.model.prior().sample((rows,)).split(max(1, variant.at_once // chains))
         with _watched(3 * len(parts) * temperatures, shown=progress) as tick:
             for z in parts:
-                y = variant.model.x_given_z(z).sample()
+                y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
                 path = Path(variant, y, temperatures, leapfrogs, tick)
                 path.tune(chains)
                 data.append(variant.model.scale.inverse(y))
@@ -257,7 +260,11 @@ class Path:
         return Annealed(log_weight, acceptance)
 
     def at(self, z: Tensor) -> State:
-        """Densities and gradients at z."""
+        """Densities and gradients at z, of as many chains at once as the networks take."""
+        parts = [self._at(some) for some in z.split(max(1, self.variant.at_once // z.shape[1]))]
+        return parts[0] if len(parts) == 1 else State(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _at(self, z: Tensor) -> State:
         with torch.enable_grad(), pyro.validation_enabled(False):
             z = z.detach().requires_grad_()
             values = log_joint(self.variant, self.y, z), self.guide.log_prob(z)

@@ -11,9 +11,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .annealing import annealed
+from .data import tensor_of
 from .psis import effective_sample_size, psis
 from .seeding import seeded, stream_seed
-from .variant import ROWS, Variant, evaluating, log_jacobian, needs_density
+from .variant import Variant, evaluating, log_jacobian, needs_density
 
 __all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "terms"]
 
@@ -32,7 +33,8 @@ class Bounds(NamedTuple):
         ess: Effective number of the K draws, ``(sum w)**2 / sum w**2``.
         k_hat: Tail index of the weights: above min(1 - 1 / log10(K), .7) the weighted bound and its error are not to be
             trusted; -inf for equal weights, inf for too few draws (Vehtari et al., 2024).
-        annealed: Log of the mean weight of annealed importance sampling; None unless asked for.
+        annealed: Log of the mean weight of annealed importance sampling, with chains of its own, fewer than K perhaps;
+            None unless asked for.
         annealed_error: Its Monte Carlo standard error.
     """
 
@@ -133,35 +135,37 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
 
     The bound; for a point mass log p(x, z), or log p(x | z) where codes are not scored.
     """
-    chunks = []
-    for rows in y.split(max(1, ROWS // num_particles)):
+    chunks, has_bound = [], variant.has_bound
+    for rows in y.split(max(1, variant.at_once // num_particles)):
         part = terms(variant, rows, num_particles)
-        score = part.log_weight if variant.has_bound else part.likelihood
-        if not variant.has_bound and variant.codes_are_scored:
+        score = part.log_weight if has_bound else part.likelihood
+        if not has_bound and variant.codes_are_scored:
             score = score + part.prior
         chunks.append(score.mean(0))
     return torch.cat(chunks) + log_jacobian(variant)
 
 
-def draws(variant: Variant, x: Tensor, num_particles: int = 100, *, seed: int = 0, at_once: int = ROWS) -> Draws:
+def draws(variant: Variant, x: Any, num_particles: int = 100, *, seed: int = 0, at_once: int | None = None) -> Draws:
     """Draw ``num_particles`` codes from q(z | x) for each datum, and score them in the data's units.
 
     Arguments and errors are those of ``bounds``. The result holds ``num_particles * rows * (z_dim + 3)`` numbers.
     """
-    parts = list(_blocks(variant, x, num_particles, seed, at_once))
+    parts = list(_blocks(variant, tensor_of(x), num_particles, seed, at_once))
     return Draws(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 
 
-def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int) -> Iterator[Draws]:
-    """Draws for BLOCK rows at a time, each block from a random stream of its own, however it is then scored."""
+def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int | None) -> Iterator[Draws]:
+    """Draws for a block of rows at a time, each block from a random stream of its own, however it is then scored.
+
+    A block is 64 rows, or as many as the encoder is given at once where a datum is large: it depends on x alone.
+    """
     needs_density(variant)
-    if len(x) == 0:
-        raise ValueError("bounds are of one datum or more, got none")
+    at_once = variant.at_once if at_once is None else at_once
     if num_particles < 1 or at_once < 1:
         raise ValueError(f"num_particles and at_once must be at least 1, got {num_particles!r} and {at_once!r}")
     with evaluating(variant), seeded(seed):
         shift = log_jacobian(variant)
-        for block, y in enumerate(variant.in_model_units(x).split(BLOCK)):
+        for block, y in enumerate(variant.in_model_units(x).split(min(BLOCK, variant.at_once))):
             torch.manual_seed(stream_seed(seed, block))
             z = variant.guide.posterior(y).sample((num_particles,))
             size = max(1, at_once // num_particles)
@@ -178,29 +182,38 @@ def _scored(variant: Variant, y: Tensor, z: Tensor, at_once: int) -> Draws:
 
 def bounds(
     variant: Variant,
-    x: Tensor,
+    x: Any,
     num_particles: int = 100,
     *,
     temperatures: int | None = None,
     seed: int = 0,
-    at_once: int = ROWS,
+    at_once: int | None = None,
 ) -> Bounds:
-    """The ladder of bounds: ``elbo <= importance_weighted <= annealed <= log p(x)``, each in expectation.
+    """Lower bounds of log p(x), of each datum.
+
+    In expectation ``elbo <= importance_weighted <= log p(x)``, and ``annealed <= log p(x)``.
+
+    ``annealed`` is the log of the mean weight of 16 chains. With one temperature it is the importance-weighted bound of
+    16 draws, below that of K draws where K is above 16. It is above ``importance_weighted`` only where its temperatures
+    are enough to make up for the fewer chains; neither order holds in general.
 
     Data are taken in blocks, so that memory does not grow with their number; the draws depend on ``seed`` and x alone,
     not on ``at_once``. Exactly ``num_particles`` draws are used for each datum.
 
     Args:
         variant: A pair whose guide has a density; with an ex-post mixture, ``with_prior(variant, mixture)``.
-        x: [rows, *x_shape], in the data's units.
+        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
         num_particles: Draws K a datum.
         temperatures: Steps of annealed importance sampling from the guide to the posterior; left out unless given.
+            ``annealed`` takes the number of chains too.
         seed: Of the draws; the caller's random streams are left as they were.
-        at_once: Codes that a network sees at once; larger temporaries fall out of the cache.
+        at_once: Codes that a network sees at once; 1000 unless given, or fewer where a datum is large. Larger
+            temporaries fall out of the cache.
 
     Raises:
-        ValueError: If the guide is a point mass: there is no bound.
+        ValueError: If the guide is a point mass, for which there is no bound, or x cannot be used.
     """
+    x = tensor_of(x)
     (found,) = bounds_under(variant, [variant.model.prior], x, num_particles, seed=seed, at_once=at_once)
     if temperatures is None:
         return found
@@ -211,14 +224,14 @@ def bounds(
 def bounds_under(
     variant: Variant,
     priors: Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
     num_particles: int = 100,
     *,
     seed: int = 0,
-    at_once: int = ROWS,
+    at_once: int | None = None,
 ) -> list[Bounds]:
     """``bounds`` of the same model under each of several p(z), from the same draws: networks run once for all."""
-    blocks = _blocks(variant, x, num_particles, seed, at_once)
+    blocks = _blocks(variant, tensor_of(x), num_particles, seed, at_once)
     parts = [[some.under(prior).bounds() for prior in priors] for some in blocks]
     return [Bounds(*map(_joined, zip(*under_one, strict=True))) for under_one in zip(*parts, strict=True)]
 

@@ -4,7 +4,6 @@ A builder says which parts a variant is made of, and nothing else. Any keyword o
 """
 
 import functools
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from .models import (
     spectrally_normalised,
 )
 from .models.schedules import Curve
+from .recipes import recipe
 from .variant import Variant, pair
 
 __all__ = [
@@ -89,7 +89,7 @@ def _declare(model: str, guide: str, loss: str, source: str) -> Callable[[Builde
         @functools.wraps(build)
         def recorded(x_shape: Any, z_dim: int, **options: Any) -> Variant:
             variant = build(x_shape, z_dim, **options)
-            variant.model.recipe = recipe(build.__name__, variant, z_dim, options)
+            variant.model.recipe = recipe(build.__name__, variant.model.x_shape, z_dim, options)
             return variant
 
         VARIANTS[build.__name__] = recorded
@@ -97,17 +97,6 @@ def _declare(model: str, guide: str, loss: str, source: str) -> Callable[[Builde
         return recorded
 
     return enter
-
-
-def recipe(name: str, variant: Variant, z_dim: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What builds a variant again, in JSON: options that are objects are listed by name under ``parts``."""
-    plain, parts = {}, []
-    for key, value in options.items():
-        try:
-            plain[key] = json.loads(json.dumps(value))
-        except TypeError:
-            parts.append(key)
-    return {"variant": name, "x_shape": list(variant.model.x_shape), "z_dim": z_dim, "options": plain, "parts": parts}
 
 
 @_declare("x ~ Bernoulli(logits(z)), x in {0, 1}", NORMAL, BOUND, "Kingma and Welling, 2014")
@@ -240,7 +229,7 @@ def rae_gp(
 
 @_declare("as rae; decoder spectrally normalised", POINT, MAP, "Ghosh et al., 2020; Miyato et al., 2018")
 def rae_sn(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
-    """RAE with spectral normalisation of the decoder."""
+    """RAE with spectral normalisation of the decoder. It cannot be pickled; see ``spectrally_normalised``."""
     variant = _rae(x_shape, z_dim, sigma, **parts)
     spectrally_normalised(variant.model.decoder)
     return variant

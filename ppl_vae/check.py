@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -19,9 +20,11 @@ from torch import Tensor
 from .bounds import terms
 from .checkpoint import load, save
 from .data import check_support, tensor_of
+from .models import Half
+from .models.latent_variable import mean_of
 from .preflight import READINGS, one_pass
 from .seeding import seeded
-from .variant import Variant, evaluating
+from .variant import Variant, evaluating, missing_mean, set_mode
 
 __all__ = ["check"]
 
@@ -110,8 +113,7 @@ def _loss(variant: Variant, x: Tensor) -> str | None:
 
 
 def _objective(variant: Variant, x: Tensor) -> Tensor:
-    variant.model.train()
-    variant.guide.train()
+    set_mode(variant, training=True)
     variant.model.advance(1, 1)
     loss: Tensor = variant.loss(variant.model, variant.guide)(variant.in_model_units(x))
     return loss
@@ -126,6 +128,8 @@ def _gradients(variant: Variant, x: Tensor) -> str | None:
         if parameter.requires_grad
     ]
     parameters = [parameter for _, parameter in named]
+    if not parameters:
+        return None  # the parameters have a line of their own
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(_objective(variant, x), parameters, allow_unused=True)
     for (label, _), gradient in zip(named, gradients, strict=True):
         if gradient is None:
@@ -135,21 +139,64 @@ def _gradients(variant: Variant, x: Tensor) -> str | None:
     return None
 
 
-def _rows(variant: Variant, x: Tensor) -> str | None:
-    """In eval mode neither q(z | x) nor p(x | z) of a row depends on the rows beside it."""
+def _repeats(variant: Variant, x: Tensor) -> str | None:
+    """In eval mode q(z | x) and p(x | z) are the same from call to call, and so are their means."""
     y = variant.in_model_units(x)
     with evaluating(variant):
-        z = variant.guide.posterior(y).mean
-        whole = variant.model.x_given_z(z).log_prob(y)
-        apart = [
-            variant.model.x_given_z(z[row : row + 2]).log_prob(y[row : row + 2]) for row in range(0, len(y) - 1, 2)
-        ]
-        codes = [variant.guide.posterior(y[row : row + 2]).mean for row in range(0, len(y) - 1, 2)]
-    for name, together, parts in (("q(z | x)", z, codes), ("p(x | z)", whole, apart)):
-        alone = torch.cat(parts)
-        if not torch.allclose(together[: len(alone)], alone, rtol=CLOSE, atol=CLOSE):
-            return f"{name} of a row depends on the rows beside it (no statistics of the batch in eval mode)"
+        q = variant.guide.posterior(y)
+        z = q.mean
+        first = q, variant.model.x_given_z(z)
+        second = variant.guide.posterior(y), variant.model.x_given_z(z)
+        for name, one, other in zip(("q(z | x)", "p(x | z)"), first, second, strict=True):
+            if not _same(mean_of(one, y), mean_of(one, y)):
+                return f"the mean of {name} is random: two readings of one distribution differ ({NO_ESTIMATE})"
+            if not _same(mean_of(one, y), mean_of(other, y)):
+                return f"{name} is random in eval mode: for one datum it differs from call to call ({QUIET})"
     return None
+
+
+def _moments(variant: Variant, x: Tensor) -> str | None:
+    """P(x | z) has a mean and a variance."""
+    with evaluating(variant):
+        z = variant.guide.posterior(variant.in_model_units(x)).mean
+        law: Any = variant.model.x_given_z(z)
+        missing = missing_mean(variant, z)
+        if missing is not None:
+            return missing
+        try:
+            variance = law.variance
+        except NotImplementedError:
+            variance = torch.full((1,), math.nan)
+    if not bool(variance.isnan().all()):
+        return None
+    kind = type(getattr(law, "base_dist", law)).__name__
+    return f"p(x | z), a {kind}, has no variance: guides.Laplace needs one (give the distribution a variance)"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=CLOSE, atol=CLOSE, equal_nan=True)
+
+
+def _rows(variant: Variant, x: Tensor) -> str | None:
+    """In eval mode neither q(z | x) nor p(x | z) of a row depends on the rows beside it."""
+    if _repeats(variant, x) is not None:
+        return None  # what is random has a line of its own
+    y = variant.in_model_units(x)
+    pairs = [slice(row, row + 2) for row in range(0, len(y) - 1, 2)]
+    with evaluating(variant):
+        q = variant.guide.posterior(y)
+        z = q.mean
+        whole = variant.model.x_given_z(z).log_prob(y)
+        apart = torch.cat([variant.model.x_given_z(z[rows]).log_prob(y[rows]) for rows in pairs])
+        parts = [variant.guide.posterior(y[rows]) for rows in pairs]
+        codes = torch.cat([part.mean for part in parts])
+        densities = torch.cat([part.log_prob(z[rows]) for part, rows in zip(parts, pairs, strict=True)])
+        together = q.log_prob(z)
+    if not _same(z[: len(codes)], codes):
+        if not isinstance(q, dist.Delta) and _same(together[: len(codes)], densities):
+            return f"the mean of q(z | x) is an estimate: for the same density it differs by the batch ({NO_ESTIMATE})"
+        return f"q(z | x) of a row depends on {BESIDE}"
+    return None if _same(whole[: len(apart)], apart) else f"p(x | z) of a row depends on {BESIDE}"
 
 
 def _eval_mode(variant: Variant, x: Tensor) -> str | None:
@@ -198,33 +245,54 @@ def _stock_svi(variant: Variant, x: Tensor) -> str | None:
     with pyro.get_param_store().scope():
         SVI(optim=PyroOptim(torch.optim.Adam, {"lr": 1e-2}), **variant._asdict()).step(variant.in_model_units(x))
     for name, old, new in zip(Variant._fields, before[:2], variant[:2], strict=False):
-        pairs = list(zip(old.parameters(), new.parameters(), strict=True))
+        pairs = [both for both in zip(old.parameters(), new.parameters(), strict=True) if both[0].requires_grad]
         if pairs and all(torch.equal(a, b) for a, b in pairs):
-            return f"a step of SVI moved no parameter of the {name} (derive it from Half, and do not override __call__)"
+            declared = type(old).__call__ is Half.__call__
+            return f"a step of SVI moved no parameter of the {name} ({FLAT if declared else DECLARED})"
     return None
 
 
 def _save_and_load(variant: Variant, x: Tensor) -> str | None:
     """What training moved comes back from a checkpoint, in a copy that was never trained."""
+    y = variant.in_model_units(x)
     for half in variant[:2]:
         for label, module in half.named_modules():
             plain = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
-            if plain:
-                return f"{label}.{plain[0]} is a plain tensor, which no checkpoint holds ({KEEP})"
-    y, untrained = variant.in_model_units(x), copy.deepcopy(variant)
-    variant.model.train()
-    variant.guide.train()
+            for name in plain:
+                if _matters(variant, module, name, y):
+                    return f"{label}.{name} is a plain tensor, which no checkpoint holds ({KEEP})"
+    untrained = copy.deepcopy(variant)
+    set_mode(variant, training=True)
     with torch.no_grad():
         variant.loss(variant.model, variant.guide)(y)
     with tempfile.TemporaryDirectory() as folder:
         load(save(Path(folder) / "variant", variant), into=untrained)
-    found = []
-    for pair in (variant, untrained):
-        with evaluating(pair), seeded(0):
-            found.append(terms(pair, y, 1).log_weight)
-    return None if torch.equal(*found) else f"densities differ after loading ({KEEP})"
+    same = torch.equal(_log_weights(variant, y), _log_weights(untrained, y))
+    return None if same else f"densities differ after loading ({KEEP})"
 
 
+def _log_weights(variant: Variant, y: Tensor) -> Tensor:
+    with evaluating(variant), seeded(0):
+        return terms(variant, y, 1).log_weight
+
+
+def _matters(variant: Variant, module: Any, name: str, y: Tensor) -> bool:
+    """Whether densities depend on a tensor that a module holds as an attribute: some in Pyro's flows are idle."""
+    value, before = getattr(module, name), _log_weights(variant, y)
+    setattr(module, name, None)
+    try:
+        return not torch.equal(_log_weights(variant, y), before)
+    except Exception:  # noqa: BLE001 - whatever a user's part raises without it, it is in use
+        return True
+    finally:
+        setattr(module, name, value)
+
+
+DECLARED = "derive it from Half, and do not override __call__"
+FLAT = "its gradients are all zero: a density that is flat in what a network says, a uniform one, teaches it nothing"
+BESIDE = "the rows beside it (no statistics of the batch in eval mode)"
+NO_ESTIMATE = "an estimate from draws is no mean: return the closed form, or a mode"
+QUIET = "layers that draw, dropout or noise, act under self.training alone"
 FOLD = "let networks see [rows, ...], count axes from the right: fold leading axes"
 KEEP = "keep state in parameters or buffers"
 GATES = ("data", "shapes", "sites", "importance weights", "loss", "rows")
@@ -234,7 +302,9 @@ CHECKS: dict[str, tuple[Callable[..., str | None], str]] = {
     **READINGS,
     "loss": (_loss, "the loss is an ELBO with a differentiable_loss: Pyro's RenyiELBO has none, ppl_vae.elbo.IWAE has"),
     "gradients": (_gradients, "the loss has to be differentiable"),
+    "repeats": (_repeats, "in eval mode nothing is drawn but z and x"),
     "rows": (_rows, "a batch of any size has to do"),
+    "moments": (_moments, "a distribution has a mean and a variance"),
     "eval mode": (_eval_mode, "in eval mode the model is p(x, z)"),
     "particles": (_particles, FOLD),
     "stock svi": (_stock_svi, "train each pair inside pyro.get_param_store().scope()"),

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .catalogue import VARIANTS
-from .variant import Variant
+from .recipes import PAIR, built
+from .variant import Variant, pair
 
 __all__ = ["load", "notes_of", "refuse_other", "save"]
 
@@ -80,8 +81,9 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
 
     Args:
         path: A folder that ``save`` wrote.
-        into: A pair of the same parts, to be filled in place: needed where parts of one's own were passed to the
-            builder, for a file holds no code.
+        into: A pair of the same parts, to be filled in place. It is needed where parts of one's own were passed to the
+            builder, networks among them, for a file holds no code. Parts of this library go by name: likelihoods,
+            priors, guides, penalties, schedules, estimators, and the ``width`` of the networks.
 
     Raises:
         ValueError: If the folder is no checkpoint, is damaged, or does not match.
@@ -102,7 +104,7 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
     if strange:
         raise ValueError(f"{path} fits neither half: not wanted {strange[:3]}")
     for half, module in halves.items():
-        module.to(next((tensor.dtype for tensor in found[half].values() if tensor.is_floating_point()), None))
+        module.to(next((found[half][name].dtype for name, _ in module.named_parameters()), None))
         module.load_state_dict(found[half])
         module.eval()
     return variant
@@ -132,13 +134,15 @@ def _build(path: Path, config: dict[str, Any]) -> Variant:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path / CONFIG} is damaged: its recipe is no table")
     name, parts = str(recipe.get("variant")), recipe.get("parts", ["all"])
-    if parts or name not in VARIANTS:
+    build = pair if name == PAIR else VARIANTS.get(name)
+    if parts or build is None:
         listed = ", ".join(map(str, parts)) if parts else f"unknown variant {name!r}"
         raise ValueError(f"{path} was built with parts of your own ({listed}): build the same pair, pass it as into=")
     try:
         with torch.random.fork_rng(devices=[]):
-            return VARIANTS[name](tuple(recipe["x_shape"]), recipe["z_dim"], **recipe["options"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            options = {name: built(option) for name, option in recipe["options"].items()}
+            return build(tuple(recipe["x_shape"]), recipe["z_dim"], **options)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path / CONFIG} does not build a {name}: {error}") from None
 
 

@@ -69,6 +69,10 @@ Binary = Annotated[
     typer.Option(help="Make values in [0, 1] binary: a fresh draw a batch, one draw, or x > 1/2."),
 ]
 Limit = Annotated[int | None, typer.Option(min=2, help="Train on so many data at most; the test set in proportion.")]
+Split = Annotated[
+    Literal["random", "tail"],
+    typer.Option(help="Without a test set, hold rows out at random, or the last ones: data in the order of time."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights, the order and the noise.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Data a step.")]
@@ -177,6 +181,7 @@ def train(
     scale: Scale = "auto",
     binarize: Binary = None,
     limit: Limit = None,
+    split: Split = "random",
     z_dim: Codes = 8,
     estimator: Estimator = None,
     epochs: Epochs = 40,
@@ -201,7 +206,7 @@ def train(
     from .seeding import seeded
     from .training import fit
 
-    prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, seed=seed, root=data_root)
+    prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, split=split, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name / variant
     loss = {} if estimator is None else {"loss": estimator}
     writable(folder.parent)
@@ -282,7 +287,7 @@ def evaluate(
         pictures=found.pictures,
         seed=seed,
     )
-    row = {"run": str(run), "features": space.name, "K": num_particles, **figures.as_row()}
+    row = {"run": str(run), "features": space.name, "K": num_particles, **figures.as_row(), "notes": figures.notes}
     _say(json.dumps(row, indent=2) if as_json else str(figures))
 
 
@@ -347,6 +352,7 @@ def diagnose(
     from . import ex_post
     from .comparison import writable
     from .diagnosis import diagnose as examine, write
+    from .seeding import chosen
 
     given = [one for one in (run, named) if one is not None]
     if len(given) != 1:
@@ -355,7 +361,7 @@ def diagnose(
     folder = writable(out or given[0])
     diagnosis = examine(
         variant,
-        found.test[:rows],
+        found.test[chosen(len(found.test), rows, seed)],
         ex_post=None if components is None else ex_post.fit(variant, found, _components(components), seed),
         num_particles=num_particles,
         temperatures=temperatures,
@@ -377,6 +383,7 @@ def compare(
     scale: Scale = "auto",
     binarize: Binary = None,
     limit: Limit = None,
+    split: Split = "random",
     z_dim: Codes = 8,
     epochs: Epochs = 40,
     batch_size: BatchSize = 64,
@@ -398,7 +405,7 @@ def compare(
     from .comparison import as_json as table_json, compare as run_all
     from .data import prepare
 
-    prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, seed=seed, root=data_root)
+    prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, split=split, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name
     results = run_all(
         names or list(VARIANTS),
@@ -449,6 +456,7 @@ def estimators(
     from .comparison import writable, write_text
     from .elbo import ESTIMATORS
     from .estimators import DEFAULT, compare_estimators
+    from .seeding import chosen
 
     if run is None:
         lines = {name: str(each.__doc__).partition("\n")[0] for name, each in ESTIMATORS.items()}
@@ -456,9 +464,8 @@ def estimators(
         return
     variant, found = _reopened(run, data_root, source=data)
     folder = writable(out or run)
-    compared = compare_estimators(
-        variant, found.test[:rows], names or DEFAULT, draws=draws, seed=seed, progress=not quiet
-    )
+    some = found.test[chosen(len(found.test), rows, seed)]
+    compared = compare_estimators(variant, some, names or DEFAULT, draws=draws, seed=seed, progress=not quiet)
     write_text(folder / "estimators.csv", compared.table.to_csv())
     compared.plot(folder / "estimators.png")
     if as_json:
@@ -478,7 +485,8 @@ def print_table(results: Any) -> None:
 
     from .evaluation import COLUMNS
 
-    table = Table("variant", "bound of", *(COLUMNS[name].title for name in SHOWN))
+    noise = next((result.evaluation.noise for result in results if result.evaluation is not None), lambda name: "")
+    table = Table("variant", "bound of", *(COLUMNS[name].title + noise(name) for name in SHOWN))
     for result in results:
         if result.evaluation is None:
             table.add_row(result.name, result.reason)

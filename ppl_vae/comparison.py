@@ -215,6 +215,7 @@ def as_json(results: Sequence[Result], settings: dict[str, Any]) -> str:
         {
             **result.as_row(),
             "empty": {} if result.evaluation is None else _reasons(result.evaluation),
+            "notes": [] if result.evaluation is None else result.evaluation.notes,
             "receipt": None if result.trained is None else result.trained.receipt().splitlines(),
         }
         for result in results

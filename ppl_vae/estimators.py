@@ -17,7 +17,7 @@ from .evaluation import Number
 from .memory import peak_bytes
 from .progress import Progress
 from .replicates import Replicate, frozen, loss_and_grads, parameters, replicates, spans
-from .seeding import seeded
+from .seeding import seeded, stream_seed
 from .variant import Variant, log_jacobian, needs_density
 from .verification import Truth, target_of, truth
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "EstimatorComparison", "compare_estimators"]
 
 DEFAULT = ("trace", "mean_field", "stl", "iwae", "dreg", "miwae", "piwae", "ciwae", "renyi")
-BATCHES = 10  # of replicates: the spread between them is the error of a variance or a ratio
+BATCHES = 10  # of replicates: the spread between them is the error of a variance, and without one of a ratio
 OPTIONS = ("num_particles", "groups", "alpha", "beta", "floor")  # of estimators: what a target depends on
 LONG = 4  # times the replicates: the long run, where there is no closed form
 
@@ -56,8 +56,12 @@ class EstimatorComparison:
         ``value_bias`` against ``reference``, ``value_variance`` of one evaluation; for each group of parameters
         ``bias_G`` (length of the mean gradient's difference from the truth, relative to the truth) with ``noise_G``
         (what that would be without any bias), ``variance_G`` (summed over coordinates, for one evaluation) and
-        ``snr_G`` (``|mean| / sd``, averaged over coordinates); ``seconds`` and ``megabytes`` a step.
-        A column in ``_error`` is a standard error.
+        ``snr_G`` (``|mean| / sd``, averaged over coordinates); ``snr_floor``, what ``snr_G`` would be on average for a
+        gradient that is noise alone; ``seconds`` and ``megabytes`` a step.
+
+        ``snr_G`` is biased upwards, since ``|mean|`` is: a value near ``snr_floor`` shows no signal, and more draws
+        lower the floor. A column in ``_error`` is a standard error; that of ``snr_G`` is a jackknife over ten batches
+        of draws, which near the floor is up to 1.5 times too large.
         """
         import pandas as pd
 
@@ -74,6 +78,8 @@ class EstimatorComparison:
             lines.append("".join(cells))
         lines.append(f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error")
         lines.append("bias is against a closed form or a long run of what the estimator is meant to estimate")
+        floor = f"for noise alone it is {snr_floor(self.draws):.3g} with {self.draws} draws"
+        lines.append(f"SNR is |mean| / sd, averaged over coordinates: {floor}, and a value near that shows no signal")
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
@@ -84,7 +90,7 @@ class EstimatorComparison:
 
         names = [row["estimator"] for row in self.rows][::-1]
         shown = {"value, nats a datum": "value"}
-        shown |= {f"SNR of the gradient, {group}": f"snr_{group}" for group in self.groups}
+        shown |= {f"SNR of the gradient, {group} (dashed: noise alone)": f"snr_{group}" for group in self.groups}
         shown |= {"bias of the value": "value_bias"}
         shown |= {f"variance of the gradient, {group}": f"variance_{group}" for group in self.groups}
         figure, every = panels(len(shown), 1 + len(self.groups), 3.4, 0.9 + 0.22 * len(names), sharey=True)
@@ -94,12 +100,19 @@ class EstimatorComparison:
             axes.errorbar(values, names, xerr=errors, fmt="o", markersize=4, capsize=2)
             if column == "value_bias":
                 axes.axvline(0, color="grey", linewidth=0.8)
-            elif min(values) > 0:
+            elif column.startswith("snr_"):
+                axes.axvline(snr_floor(self.draws), color="grey", linewidth=0.8, linestyle="--")
+            if column != "value_bias" and min(values) > 0:
                 axes.set_xscale("log")
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
         figure.savefig(path)
+
+
+def snr_floor(draws: int) -> float:
+    """The mean of ``|mean| / sd`` over ``draws`` normal numbers of mean 0: ``sqrt(2 / (pi draws))`` to first order."""
+    return math.sqrt(2 / (math.pi * draws))
 
 
 def _pm(row: dict[str, Any], name: str) -> str:
@@ -149,7 +162,8 @@ def compare_estimators(
                 bar.advance(index * draws + count, name, line=count == draws)
             target, options = target_of(loss), tuple(getattr(loss, option, None) for option in OPTIONS)
             if (target, options) not in truths:
-                truths[target, options] = truth(variant, y, len(y), loss, target, seed=seed + 1, draws=LONG * draws)
+                unused = stream_seed(seed, draws)  # the first stream that no replicate has
+                truths[target, options] = truth(variant, y, len(y), loss, target, seed=unused, draws=LONG * draws)
             rows.append(
                 {"estimator": name, "target": target, "K": loss.num_particles}
                 | moments.row(truths[target, options], len(y))
@@ -198,7 +212,7 @@ class _Moments:
         row: dict[str, Any] = {"value": value, "value_error": error}
         row["value_bias"] = value - (self.shift - expected.value / data)
         row |= {"value_bias_error": bias_error, "value_variance": float(values.var())}
-        row |= {"reference": "closed form" if expected.exact else "long run"}
+        row |= {"reference": "closed form" if expected.exact else "long run", "snr_floor": snr_floor(self.draws)}
         for group, span in self.spans.items():
             rounding = torch.finfo(self.dtype).eps * abs(expected.value)
             row |= self._gradient(group, expected.gradient[span], expected.gradient_error[span], span, rounding**2)
@@ -207,25 +221,27 @@ class _Moments:
     def _gradient(
         self, group: str, expected: Tensor, expected_error: Tensor, span: slice, nothing: float
     ) -> dict[str, float]:
-        each = self.draws / BATCHES
-        means = torch.stack([first[span] / each for first, _ in self.sums])
-        squares = torch.stack([second[span] / each for _, second in self.sums])
-        mean, variance = means.mean(0), _variance(means.mean(0), squares.mean(0), self.draws)
-        variances = _variance(means, squares, each)
+        count = torch.arange(self.draws).mul(BATCHES).div(self.draws, rounding_mode="floor").bincount()[:, None]
+        first = torch.stack([first[span] for first, _ in self.sums])
+        second = torch.stack([second[span] for _, second in self.sums])
+        mean = first.sum(0) / self.draws
+        variance = _variance(mean, second.sum(0) / self.draws, self.draws)
+        variances = _variance(first / count, second / count, count)
         length = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
         noise = (variance / self.draws + expected_error.square()).sum().sqrt()
-        ratios = _ratio(means, variances, nothing)
+        others, left = (first.sum(0) - first) / (self.draws - count), (second.sum(0) - second) / (self.draws - count)
+        ratios = _ratio(others, _variance(others, left, self.draws - count), nothing)  # each without one batch
         return {
             f"bias_{group}": float((mean - expected).norm() / length),
             f"noise_{group}": float(noise / length),
             f"variance_{group}": float(variance.sum()),
             f"variance_{group}_error": float(variances.sum(1).std() / math.sqrt(BATCHES)),
             f"snr_{group}": float(_ratio(mean, variance, nothing)),
-            f"snr_{group}_error": float(ratios.std() / math.sqrt(BATCHES)),
+            f"snr_{group}_error": float(ratios.std(correction=0) * math.sqrt(BATCHES - 1)),
         }
 
 
-def _variance(mean: Tensor, square: Tensor, count: float) -> Tensor:
+def _variance(mean: Tensor, square: Tensor, count: Tensor | float) -> Tensor:
     return (square - mean.square()).clamp_min(0) * count / (count - 1)
 
 

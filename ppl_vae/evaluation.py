@@ -1,21 +1,26 @@
 """evaluate: every number with what it is, its unit and its error; a number that is not legitimate is left empty."""
 
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 from .bounds import bounds_under, held_out
-from .data import check_support, tensor_of
+from .data import Data, check_support, tensor_of
 from .features import Features, principal_components
 from .frechet import frechet_with_error, nearest
+from .models.likelihoods import scale_of_law
 from .models.networks import is_image
+from .preflight import at_floor
 from .psis import k_threshold
-from .seeding import seeded
-from .variant import ROWS, Variant, decode, encode, evaluating, reconstruct, sample
+from .seeding import chosen, seeded
+from .stacking import rows_named
+from .variant import Variant, decode, encode, evaluating, missing_mean, reconstruct, sample
 
 __all__ = [
     "ACTIVE",
@@ -26,6 +31,7 @@ __all__ = [
     "divergence",
     "evaluate",
     "mean_over_data",
+    "noise_scale",
     "slerp",
 ]
 
@@ -34,7 +40,10 @@ MOST = 5000  # data that a Frechet distance takes at the most
 
 
 class Number(NamedTuple):
-    """A figure with its standard error; without a value, ``reason`` says why there is none."""
+    """A figure with its standard error.
+
+    Without a value, ``reason`` says why there is none; beside a value, what a reader has to know of it.
+    """
 
     value: float | None
     error: float | None = None
@@ -44,6 +53,9 @@ class Number(NamedTuple):
         if self.value is None:
             return self.reason
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
+
+
+NO_MEAN = Number(None, reason="no mean")
 
 
 class Column(NamedTuple):
@@ -69,13 +81,28 @@ COLUMNS = {
     "kl": Column("KL", "nats", None, "KL(q(z | x) || p(z)), mean over held-out data"),
     "sigma": Column("sigma", "scaled x", None, "root mean square of the likelihood's scale"),
     "frechet_floor": Column("F real", "F", None, "Frechet distance of held-out from training data: the floor"),
-    "frechet_reconstructions": Column("F rec.", "F", False, "of reconstructions from held-out data"),
-    "frechet_prior": Column("F prior", "F", False, "of samples from the prior"),
-    "frechet_ex_post": Column("F ex post", "F", False, "of samples from the fitted mixture"),
-    "frechet_interpolations": Column("F interp.", "F", False, "of spherical midpoints of held-out pairs"),
+    "frechet_reconstructions": Column(
+        "F rec.", "F", False, "of reconstructions from the held-out data themselves; means of p(x | z), no noise"
+    ),
+    "frechet_prior": Column("F prior", "F", False, "of samples from the prior; of images, means of p(x | z), no noise"),
+    "frechet_ex_post": Column(
+        "F ex post", "F", False, "of samples from the fitted mixture; of images, means of p(x | z), no noise"
+    ),
+    "frechet_interpolations": Column(
+        "F interp.",
+        "F",
+        False,
+        "of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise. The pairs are made of the "
+        "data they are compared with, so that the distance is smaller than between independent samples",
+    ),
     "nearest_held_out": Column("near real", "scaled x", None, "held-out data to the nearest training datum"),
-    "nearest_ex_post": Column("near ex post", "scaled x", None, "ex-post samples to it: far below, they copy"),
+    "nearest_ex_post": Column(
+        "near ex post", "scaled x", None, "ex-post samples to it: far below, they copy; of images, means, no noise"
+    ),
 }
+ALWAYS_MEANS = ("frechet_reconstructions", "frechet_interpolations")  # made without observation noise
+MEANS_OF_IMAGES = ("frechet_prior", "frechet_ex_post", "nearest_ex_post")  # so made where x is an image
+NO_NOISE = " (means, no noise)"
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,8 @@ class Evaluation:
         features: Name of the feature space of the Frechet distances.
         kl_per_dim: [z_dim], nats, sorted from large to small; empty where q or p(z) does not factorise.
         bound_per_datum: [rows], nats; empty for a point mass.
+        means: Whether samples are means of p(x | z), without observation noise, as they are for images.
+        notes: Sentences that belong beside the figures: how many of the data were trained on, say.
     """
 
     numbers: dict[str, Number]
@@ -97,6 +126,8 @@ class Evaluation:
     features: str
     kl_per_dim: list[float] = field(default_factory=list)
     bound_per_datum: list[float] = field(default_factory=list)
+    means: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -111,9 +142,14 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{self.rows} held-out data; K = {self.num_particles}; F in {self.features}"]
         for name, number in self.numbers.items():
-            column = COLUMNS[name]
-            lines.append(f"{column.title:<16}{number!s:<24}{column.unit if number.value is not None else ''}")
-        return "\n".join(lines)
+            beside = self.noise(name) + (f" ({number.reason})" if number.reason else "")
+            told = "" if number.value is None else f"{COLUMNS[name].unit}{beside}"
+            lines.append(f"{COLUMNS[name].title:<16}{number!s:<24}{told}")
+        return "\n".join([*lines, *self.notes])
+
+    def noise(self, name: str) -> str:
+        """What a figure says of observation noise: that it is of means of p(x | z), or nothing."""
+        return NO_NOISE if name in ALWAYS_MEANS or (self.means and name in MEANS_OF_IMAGES) else ""
 
 
 def evaluate(
@@ -131,25 +167,32 @@ def evaluate(
 
     Args:
         variant: A trained pair.
-        x: Held-out data [rows, *x_shape], in the data's units.
+        x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor, a data frame; or ``Data``, for its
+            test part and its pictures.
         num_particles: Draws K for each datum's bounds; exactly so many are used.
-        train: Training data in the data's units: the reference of the floor and of nearest neighbours.
+        train: Training data in the data's units: the reference of the floor and of nearest neighbours, and what is
+            searched for rows of x. ``Data`` stands for its training part; of a Dataset too large to hold, 10,000 rows
+            are drawn at random.
         ex_post: The density ``ex_post.fit`` returns, for samples and a bound under it.
         features: Feature space of the Frechet distances, a map from data in the model's units; principal components of
             ``train`` (or of x) unless given.
         pictures: What x is compared with as pictures, where x is a binary draw of them: the grey values.
-        seed: Of every draw.
+        seed: Of every draw; of the 5000 data that a Frechet distance takes, where there are more.
+
+    A mean over data is empty, with the reason, if some datum has no finite value; the reason names the rows.
 
     Raises:
         ValueError: If x has the wrong shape, holds NaN, lies outside the likelihood's support, or has under 2 rows.
     """
+    pictures = x.pictures if pictures is None and isinstance(x, Data) else pictures
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"evaluate needs at least 2 data for its standard errors, got {len(x)}")
-    check_support(variant, variant.in_model_units(x))
-    x = x.to(next(variant.model.parameters()))
-    train = None if train is None else tensor_of(train, "train").to(x)
-    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures").to(x))
+    check_support(variant, variant.in_model_units(x), x)
+    all_rows = None if train is None else _rows_of(train)
+    train = None if train is None else tensor_of(train, "train", part=True)
+    real = variant.in_model_units(x if pictures is None else tensor_of(pictures, "pictures"))
+    notes = [] if train is None else _notes(real, variant.in_model_units(train), all_rows or len(train))
     with evaluating(variant), seeded(seed):
         if features is None:
             features = principal_components(real if train is None else variant.in_model_units(train))
@@ -158,12 +201,42 @@ def evaluate(
         numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
     ordered = {name: numbers[name] for name in COLUMNS}
-    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum)
+    means = is_image(variant.model.x_shape)
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means, notes)
+
+
+def _rows_of(train: Any) -> int | None:
+    """How many rows there are in training data, where they say it."""
+    train = train.train if isinstance(train, Data) else train
+    return len(train) if hasattr(train, "__len__") else None
+
+
+def _notes(y: Tensor, train: Tensor, rows: int) -> list[str]:
+    """What has to be said of held-out data y and training data, of ``rows`` altogether, both in the model's units."""
+    notes = []
+    if len(train) < rows:
+        notes.append(f"train: {len(train)} of {rows} rows, drawn at random")
+    seen = [row.tobytes() for row in (train + 0.0).flatten(1).cpu().numpy()]  # + 0: -0 is 0
+    known = set(seen)
+    repeats = sum(row.tobytes() in known for row in (y + 0.0).flatten(1).cpu().numpy())
+    if repeats:
+        line = f"{repeats} of {len(y)} held-out rows also stand among the training rows"
+        within = 1 - len(known) / len(seen)
+        usual = f": so do {within:.0%} of the training rows among themselves, as is usual where values are few"
+        notes.append(line + (usual if within >= repeats / len(y) / 2 else ": figures of these flatter the model"))
+    return notes
 
 
 def mean_over_data(values: Tensor) -> Number:
-    """Mean over data and its standard error."""
-    return Number(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+    """Mean over data of values [rows], and its standard error; no error for one datum.
+
+    There is no mean where a value is infinite or NaN, and the reason names the rows.
+    """
+    broken = (~values.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        return Number(None, reason=f"not finite in {len(broken)} of {len(values)} rows: {rows_named(broken)}")
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+    return Number(float(values.mean()), error)
 
 
 def _densities(
@@ -191,7 +264,7 @@ def _densities(
         numbers["bound_ex_post"] = mean_over_data(under[0].elbo)
     if variant.support.is_discrete:
         per_dim = -1 / (x[0].numel() * math.log(2))
-        numbers["bits_per_dim"] = Number(bound.value * per_dim, -bound.error * per_dim)  # type: ignore[operator]
+        numbers["bits_per_dim"] = mean_over_data(found.elbo * per_dim)
     return numbers, found.elbo.tolist()
 
 
@@ -203,14 +276,42 @@ def _heavy_tails(k_hat: Tensor, num_particles: int) -> Number:
 
 
 def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
-    square = (variant.in_model_units(reconstruct(variant, x)) - variant.in_model_units(x)).square().flatten(1).mean(1)
-    rmse = float(square.mean().sqrt())
-    error = float(square.std() / math.sqrt(len(square)) / (2 * max(rmse, 1e-300)))
-    x_given_z = variant.model.x_given_z(encode(variant, x[:ROWS]))
-    scale = getattr(getattr(x_given_z, "base_dist", x_given_z), "scale", None)
-    if scale is None:
-        return Number(rmse, error), Number(None, reason="none")
-    return Number(rmse, error), Number(float(scale.square().mean().sqrt()))
+    y = variant.in_model_units(x)
+    scale = noise_scale(variant, y)
+    sigma = Number(scale, reason="none" if scale is None else at_floor(variant, y[: variant.at_once]) or "")
+    if missing_mean(variant, encode(variant, x[: variant.at_once])) is not None:
+        return NO_MEAN, sigma
+    square = (variant.in_model_units(reconstruct(variant, x)) - y).square().flatten(1).mean(1)
+    mean = mean_over_data(square)
+    if mean.value is None or mean.error is None:
+        return mean, sigma
+    rmse = math.sqrt(mean.value)
+    return Number(rmse, mean.error / (2 * max(rmse, 1e-300))), sigma
+
+
+def noise_scale(variant: Variant, y: Tensor) -> float | None:
+    """The root mean square of the scale of p(x | z), z the mean of q(z | x): what is called sigma everywhere.
+
+    Args:
+        variant: A pair.
+        y: [rows, *x_shape], in the model's units; the mean is over its rows and coordinates.
+
+    Returns:
+        In the model's units; None where p(x | z) has no scale.
+    """
+    total = 0.0
+    with evaluating(variant), pyro.validation_enabled(False):
+        for rows in y.split(variant.at_once):
+            q = variant.guide.posterior(rows)
+            try:
+                z = q.mean
+            except NotImplementedError:  # a flow, say, which has draws and no mean
+                z = q.sample()
+            scale = scale_of_law(variant.model.x_given_z(z))
+            if scale is None:
+                return None
+            total += len(rows) * float(scale.double().square().mean())
+    return math.sqrt(total / len(y))
 
 
 def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
@@ -227,7 +328,7 @@ def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
     In closed form where torch knows one, else by 100 draws.
     """
     prior, total, per_dim = variant.model.prior(), [], []
-    for rows in variant.in_model_units(x).split(ROWS):
+    for rows in variant.in_model_units(x).split(variant.at_once):
         q = variant.guide.posterior(rows)
         try:
             total.append(kl_divergence(q, prior.expand(q.batch_shape)))
@@ -267,6 +368,25 @@ def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
     return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
 
 
+def _pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """As many distinct pairs of distinct rows as there are rows, at random by ``seed``: the first ends, and the others.
+
+    There are ``rows (rows - 1) / 2`` pairs, enough but for two rows, where the one pair is taken twice.
+    """
+    rows = len(x)
+    every = rows * (rows - 1) // 2
+    chosen = random.Random(seed).sample(range(every), min(rows, every))
+    ends = [_pair(index) for index in (chosen * 2)[:rows]]
+    first, last = torch.tensor(ends, device=x.device).T
+    return x[first], x[last]
+
+
+def _pair(index: int) -> tuple[int, int]:
+    """Number ``index`` of the pairs (1, 0), (2, 0), (2, 1), (3, 0), and so on."""
+    first = (1 + math.isqrt(1 + 8 * index)) // 2
+    return first, index - first * (first - 1) // 2
+
+
 def _pictures(
     variant: Variant,
     x: Tensor,
@@ -278,25 +398,38 @@ def _pictures(
 ) -> dict[str, Number]:
     """Distances, in the model's units, of what the variant makes from real data; every sample has the same size."""
     count = min(len(x), MOST, MOST if train is None else len(train))
-    x, real = x[:count], real[:count]
+    some = chosen(len(x), count, seed)
+    x, real = x[some], real[some]
     means = is_image(variant.model.x_shape)  # of images, people look at means; a table without its noise is none
-    made = {
-        "frechet_reconstructions": reconstruct(variant, x),
-        "frechet_prior": sample(variant, count, mean=means, seed=seed),
-        "frechet_interpolations": interpolate(variant, x, x.roll(count // 2, 0), 0.5),
-    }
-    if ex_post is not None:
-        made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
+    has_mean = missing_mean(variant, encode(variant, x[: variant.at_once])) is None
+    made = {}
+    if has_mean:
+        made["frechet_reconstructions"] = reconstruct(variant, x)
+        made["frechet_interpolations"] = interpolate(variant, *_pairs(x, seed), 0.5)
+    if has_mean or not means:
+        made["frechet_prior"] = sample(variant, count, mean=means, seed=seed)
+        if ex_post is not None:
+            made["frechet_ex_post"] = sample(variant, count, prior=ex_post, mean=means, seed=seed)
     made = {name: variant.in_model_units(data) for name, data in made.items()}
     target = features.apply(real)
-    numbers = {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
+    numbers = dict.fromkeys((*ALWAYS_MEANS, *MEANS_OF_IMAGES), NO_MEAN)
+    if ex_post is None:
+        numbers |= {name: Number(None, reason="no mixture") for name in ("frechet_ex_post", "nearest_ex_post")}
     numbers |= {name: Number(None, reason="no train") for name in ("frechet_floor", "nearest_held_out")}
-    numbers |= {name: Number(*frechet_with_error(target, features.apply(data))) for name, data in made.items()}
+    numbers |= {name: _distance(target, features.apply(data)) for name, data in made.items()}
     if train is not None:
         train = variant.in_model_units(train)
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].to(train.device)
-        numbers["frechet_floor"] = Number(*frechet_with_error(target, features.apply(train[some])))
-        numbers["nearest_held_out"] = mean_over_data(nearest(real, train))
-        if ex_post is not None:
-            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train))
+        numbers["frechet_floor"] = _distance(target, features.apply(train[some]))
+        rows = max(1, variant.at_once // 2)  # each beside its five closest
+        numbers["nearest_held_out"] = mean_over_data(nearest(real, train, rows))
+        if "frechet_ex_post" in made:
+            numbers["nearest_ex_post"] = mean_over_data(nearest(made["frechet_ex_post"], train, rows))
     return numbers
+
+
+def _distance(a: Tensor, b: Tensor) -> Number:
+    """The Frechet distance of two samples of features [rows, d], where all of them are finite."""
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        return Number(None, reason="features not finite")
+    return Number(*frechet_with_error(a, b))

@@ -1,14 +1,15 @@
 """The ex-post density: a mixture fitted on samples of the guide, to be used as the prior."""
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .data import Data, tensor_of
+from .data import chunks_of, tensor_of
 from .models import Mixture
 from .seeding import seeded
-from .variant import ROWS, Variant, evaluating
+from .variant import Variant, evaluating
 
 __all__ = ["codes", "fit"]
 
@@ -16,23 +17,25 @@ CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # numbers of components tried 
 STARTS = 3  # of k-means, for a mixture's likelihood has poor local optima; the best one counts
 
 
-def codes(variant: Variant, x: Tensor, seed: int = 0) -> Tensor:
+def codes(variant: Variant, x: Any, seed: int = 0) -> Tensor:
     """One draw from q(z | x) a datum, [rows, z_dim]; the code itself for a point mass.
 
     Draws, not means: the covariance of the means lacks what q spreads, and samples from such a fit are too tame.
     """
     with evaluating(variant), seeded(seed):
-        return torch.cat([variant.guide.posterior(rows).sample() for rows in variant.in_model_units(x).split(ROWS)])
+        chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
+        return torch.cat([variant.guide.posterior(y).sample() for y in chunks])
 
 
-def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: int = 0) -> Mixture:
+def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> Mixture:
     """Fit scikit-learn's GaussianMixture, full covariances, on the codes of training data.
 
     Codes are standardised first, since scikit-learn's regularisation is absolute, and the mixture is carried back.
 
     Args:
         variant: A trained pair, with any guide.
-        x: Training data [rows, *x_shape], in the data's units.
+        x: Training data [rows, *x_shape], in the data's units: an array, a tensor, a data frame, a Dataset, or ``Data``
+            for its training part. Of a Dataset too large to hold, 10,000 rows are drawn at random.
         components: How many; or ``"held_out"`` or ``"bic"``, chosen among ``CANDIDATES`` by the log density of a
             fifth of the codes, or by the Bayesian information criterion.
         seed: Of the draws and of k-means.
@@ -49,7 +52,7 @@ def fit(variant: Variant, x: Tensor | Data, components: int | str = 10, seed: in
     whole = isinstance(components, numbers.Integral)
     if not whole and components not in ("held_out", "bic"):
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
-    z = codes(variant, x.resident if isinstance(x, Data) else tensor_of(x), seed).double().cpu()
+    z = codes(variant, tensor_of(x, part=True), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)
     width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a unit that never moves
     standard = (z - shift) / width

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .guides import encoder
+from .memory import rows_at_once
 from .seeding import seeded
 
 __all__ = ["Features", "classifier", "features_for", "from_file", "inception", "principal_components"]
@@ -49,7 +50,7 @@ def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 
         seed: Of the weights and the order: the same seed gives the same features.
     """
     classes, targets = labels.unique(return_inverse=True)
-    shift, spread = train.mean(), train.std().clamp_min(1e-12)
+    shift, spread, some = train.mean(), train.std().clamp_min(1e-12), rows_at_once(train.shape[1:])
     x = ((train - shift) / spread).float()
     with seeded(seed):
         body = nn.Sequential(encoder(tuple(train.shape[1:])), nn.LazyLinear(width), nn.Tanh()).float()
@@ -64,10 +65,10 @@ def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 
 
     @torch.no_grad()
     def apply(x: Tensor) -> Tensor:
-        return torch.cat([body(((rows.cpu() - shift) / spread).float()) for rows in x.split(1000)])
+        return torch.cat([body(((rows.cpu() - shift) / spread).float()) for rows in x.split(some)])
 
     with torch.no_grad():
-        right = torch.cat([network(rows).argmax(-1) for rows in x.split(1000)]).eq(targets).double().mean()
+        right = torch.cat([network(rows).argmax(-1) for rows in x.split(some)]).eq(targets).double().mean()
     return Features(f"{width} features of a classifier ({right:.1%} of the training labels right)", apply)
 
 
@@ -92,7 +93,8 @@ def from_file(path: str | Path) -> Features:
     name = session.get_inputs()[0].name
 
     def apply(x: Tensor) -> Tensor:
-        chunks = [session.run(None, {name: rows.float().cpu().numpy()})[0] for rows in x.split(500)]
+        some = x.split(min(500, rows_at_once(x.shape[1:])))
+        chunks = [session.run(None, {name: rows.float().cpu().numpy()})[0] for rows in some]
         return torch.cat([torch.as_tensor(chunk).flatten(1) for chunk in chunks])
 
     return Features(f"the network {Path(path).name}", apply)

@@ -17,7 +17,7 @@ from .evaluation import ACTIVE, Evaluation
 from .models import Mixture
 from .pictures import grid
 from .training import Fit
-from .variant import ROWS, Variant, encode, evaluating, sample
+from .variant import Variant, encode, evaluating, sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,7 @@ PRIOR, EX_POST = "#1f77b4", "#e6550d"  # samples of a table, by where their code
 DPI = 150
 SHOWN = 1000  # held-out data in a scatter
 COLUMNS = 5  # small panels side by side
+LOSSES = ("loss", "held_out_loss")  # columns of the history that are drawn as objectives, upwards
 
 
 class Judged(NamedTuple):
@@ -128,7 +129,9 @@ def panels(count: int, columns: int, width: float, height: float, **shared: Any)
 
 
 def _series(fit: Fit, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([math.nan if row[key] is None else row[key] for row in fit.rows], dtype=float)
+    """A column of the history; of a loss, its negative, so that all curves of objectives go up."""
+    sign = -1.0 if key in LOSSES else 1.0
+    return np.array([math.nan if row[key] is None else sign * row[key] for row in fit.rows], dtype=float)
 
 
 def moved(rows: Sequence[Judged], key: str) -> list[Judged]:
@@ -186,10 +189,10 @@ def objectives(groups: Mapping[str, Sequence[Judged]]) -> str:
     figure, every = panels(len(groups), 2, width, height)
     for axes, (title, rows) in zip(every, groups.items(), strict=True):
         tidy(axes, title)
-        _curves(axes, height, rows, "held_out")
-        axes.set_ylim(_held([_series(row.fit, "held_out") for row in rows], 0.25))
+        _curves(axes, height, rows, "held_out_loss")
+        axes.set_ylim(_held([_series(row.fit, "held_out_loss") for row in rows], 0.25))
         axes.set_ylabel("nats a datum", fontsize=8)
-        _label_ends(axes, 0.75 * height, rows, "held_out")
+        _label_ends(axes, 0.75 * height, rows, "held_out_loss")
     return embedded(figure)
 
 
@@ -198,7 +201,7 @@ def training(rows: Sequence[Judged]) -> str:
     figure, every = panels(len(rows), COLUMNS, 2.24, 1.55)
     for axes, row in zip(every, rows, strict=True):
         tidy(axes, row.name, colour(row.name))
-        held_out, loss = _series(row.fit, "held_out"), -_series(row.fit, "loss")
+        held_out, loss = _series(row.fit, "held_out_loss"), _series(row.fit, "loss")
         epochs = range(1, len(loss) + 1)
         aside = axes if _is_objective(row) else axes.twinx()
         aside.plot(epochs, loss, color=GREY, lw=1, ls=(0, (3, 1.5)))
@@ -210,7 +213,7 @@ def training(rows: Sequence[Judged]) -> str:
         if aside is axes:
             axes.set_ylim(_held([held_out, loss], 0.15))
             continue
-        axes.set_ylim(_held([held_out if row.fit.rows[0]["held_out"] is not None else loss], 0.15))
+        axes.set_ylim(_held([held_out if row.fit.rows[0]["held_out_loss"] is not None else loss], 0.15))
         aside.set_ylim(_held([loss], 0.15))
         aside.spines[:].set_visible(False)
         aside.locator_params("y", nbins=4)
@@ -320,9 +323,9 @@ def latent_space(rows: Sequence[Judged]) -> str:
 
 def _units(row: Judged) -> tuple[Tensor, Tensor]:
     """KL of each coordinate of a code, nats, from large to small, and whether its posterior mean varies over data."""
-    y, prior = row.variant.in_model_units(row.data.test[: 2 * ROWS]), row.variant.model.prior()
+    y, prior = row.variant.in_model_units(row.data.test[: 2 * SHOWN]), row.variant.model.prior()
     with evaluating(row.variant):
-        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(ROWS)]
+        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(row.variant.at_once)]
         kl = torch.cat([kl_divergence(q, prior.base_dist.expand(q.batch_shape)) for q in chunks]).mean(0)
         active = torch.cat([q.mean for q in chunks]).var(0) > ACTIVE
     order = kl.argsort(descending=True)

@@ -1,16 +1,17 @@
 """What a bound lacks of log p(x): how much the family of guides cannot do, and how much the encoder did not."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
 from .annealing import annealed, log_joint
+from .data import tensor_of
 from .guides import Guide
 from .seeding import seeded
-from .variant import ROWS, Variant, evaluating, log_jacobian
+from .variant import Variant, evaluating, log_jacobian
 
 __all__ = ["Gaps", "gaps"]
 
@@ -56,10 +57,10 @@ class Gaps(NamedTuple):
 
 def gaps(
     variant: Variant,
-    x: Tensor,
+    x: Any,
     num_particles: int = 1000,
     *,
-    log_evidence: Tensor | None = None,
+    log_evidence: Any = None,
     steps: int = 1000,
     lr: float = 0.01,
     chains: int = 16,
@@ -77,7 +78,7 @@ def gaps(
 
     Args:
         variant: A pair whose guide has a reparametrised density.
-        x: [rows, *x_shape], in the data's units.
+        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
         num_particles: Draws a datum of each bound.
         log_evidence: Log p(x), [rows], in the data's units, where it is known.
         steps: Of Adam; 0 leaves q* at q.
@@ -89,10 +90,12 @@ def gaps(
         Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
         https://arxiv.org/abs/1801.03558
     """
+    x = tensor_of(x)
+    log_evidence = None if log_evidence is None else torch.as_tensor(log_evidence)
     _check(variant, x, num_particles, log_evidence, steps)
     own, best = [], []
     with evaluating(variant), seeded(seed), pyro.validation_enabled(False):
-        for y in variant.in_model_units(x).split(ROWS // PARTICLES):
+        for y in variant.in_model_units(x).split(max(1, variant.at_once // PARTICLES)):
             h = variant.guide.encoder(y).flatten(1)
             start = [head(h) for head in variant.guide.heads]
             if not variant.guide.distribution(*start).has_rsample:
@@ -161,7 +164,7 @@ def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: f
 
 def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_particles: int, noise: int) -> Tensor:
     """Log p(y, z) - log q(z) of draws of one member of the family a datum, [num_particles, rows]."""
-    q, at_once, found = variant.guide.distribution(*parameters), max(1, ROWS // len(y)), []
+    q, at_once, found = variant.guide.distribution(*parameters), max(1, variant.at_once // len(y)), []
     with seeded(noise):
         for first in range(0, num_particles, at_once):
             z = q.rsample((min(at_once, num_particles - first),))

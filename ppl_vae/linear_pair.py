@@ -50,23 +50,43 @@ def linear_pair(
 
 
 def linear_gaussian(variant: Variant) -> LinearGaussian | None:
-    """The model of a pair as a ``LinearGaussian``, with the graph of its parameters; None where it is none."""
+    """The model of a pair as a ``LinearGaussian``, with the graph of its parameters; None where it is none.
+
+    The decoder has to be one linear layer and p(x | z) a normal with one scale. The prior has to be a standard normal
+    that is not trained, since the closed forms of ``LinearGaussian`` know no other.
+    """
     plain = nn.Sequential, nn.Flatten, nn.Identity  # and no classes made of them
     layers = [layer for layer in variant.model.decoder.modules() if type(layer) not in plain]
-    prior, scale = variant.model.prior, getattr(variant.model.likelihood, "scale", None)
+    scale = getattr(variant.model.likelihood, "scale", None)
     if len(layers) != 1 or type(layers[0]) is not nn.Linear or not isinstance(scale, Tensor) or scale.numel() != 1:
         return None
-    if type(prior) is not StandardNormal or not bool((prior.scale == 1).all()):
+    if not _is_standard(variant.model.prior) or not _is_normal_around(variant, layers[0], scale):
         return None
     weight, bias = layers[0].weight, getattr(layers[0], "bias", None)
-    z = torch.linspace(-3, 3, 2 * variant.z_dim).to(weight).reshape(2, -1)
-    with evaluating(variant):
-        law: Any = getattr(variant.model.x_given_z(z), "base_dist", None)
-        if not isinstance(law, Normal) or not torch.equal(law.loc.flatten(1), layers[0](z)):
-            return None  # another law, or its mean is bent behind the decoder
-        if not bool((law.scale == scale).all()):
-            return None
     return LinearGaussian(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias, scale)
+
+
+def _is_standard(prior: nn.Module) -> bool:
+    """Whether p(z) is Normal(0, I), and nothing in it is trained."""
+    if type(prior) is not StandardNormal or any(parameter.requires_grad for parameter in prior.parameters()):
+        return False
+    return bool((prior.loc == 0).all() and (prior.scale == 1).all())
+
+
+def _is_normal_around(variant: Variant, layer: nn.Linear, scale: Tensor) -> bool:
+    """Whether p(x | z) is Normal(layer(z), scale), tried at codes near 0 and far from it."""
+    z = torch.linspace(-3, 3, 2 * variant.z_dim).to(layer.weight).reshape(2, -1)
+    z = torch.cat([z, 1e3 * z])  # a mean that is clamped somewhere is bent
+    with evaluating(variant), torch.enable_grad():
+        law: Any = getattr(variant.model.x_given_z(z), "base_dist", None)
+        if not isinstance(law, Normal) or not torch.equal(law.loc.flatten(1), layer(z)):
+            return False
+        own = [parameter for parameter in variant.model.likelihood.parameters() if parameter.requires_grad]
+        if own and law.loc.requires_grad:  # a bias of the likelihood's own may be 0 now, and is trained
+            slopes = torch.autograd.grad(law.loc.sum(), own, allow_unused=True)
+            if any(slope is not None for slope in slopes):
+                return False
+        return bool((law.scale == scale).all())
 
 
 def gaussian_guide(variant: Variant, y: Tensor) -> MultivariateNormal | None:

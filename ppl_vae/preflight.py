@@ -10,21 +10,30 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
+from torch.func import functional_call
 
 from .divergence import Snapshot
 from .elbo.reading import plate_scale
+from .models.latent_variable import mean_of
+from .models.likelihoods import scale_of_law
 from .models.schedules import Schedule
 from .seeding import seeded
-from .variant import Variant, in_mode
+from .variant import Variant, evaluating, in_mode, set_mode
 
-__all__ = ["READINGS", "Pass", "one_pass", "preflight"]
+__all__ = ["READINGS", "Pass", "at_floor", "one_pass", "preflight"]
 
 ROWS = 8  # data that the pass at the door sees
 SIZE = 10  # what the whole set holds for each datum of the pass
 PROBE = 3.0  # the KL weight of the pass: a weight that happens to be 1 would not show where it acts
 ALIVE = 0.01  # change of a log scale as its parameters move by their own size, or by 1: below, a floor holds it
+WIDE = 0.1  # share of the spread of x from which a floor of sigma is too high, where x is in units of its own
+TRIALS, CODES = 2, 16  # sets of random weights in a trial of the decoder, and codes from all over the prior for each
+LARGE = 30.0  # size of the weights in that trial: beyond it a sigmoid is 0 or 1
+UNBOUNDED = (-math.inf, math.inf)
+EDGE = 0.05  # share of its range by which a bounded decoder may miss the data, as noise does
+FEW = 0.01  # share of the data that may lie beyond, as outliers do
 DIGITS = 8.0  # spacings of floats that a scale has to span, for an error of its size to be seen
 
 
@@ -65,8 +74,7 @@ class Pass(NamedTuple):
 def one_pass(variant: Variant, y: Tensor) -> Pass:
     """Run both halves as a training step would, Pyro's own checks off: these name the remedy. It moves statistics."""
     size = SIZE * len(y)
-    variant.model.train()
-    variant.guide.train()
+    set_mode(variant, training=True)
     variant.model.advance(1, 1)
     if isinstance(variant.model.kl_weight, Schedule):
         variant.model.kl_weight.value.fill_(PROBE)
@@ -87,15 +95,15 @@ def preflight(variant: Variant, y: Tensor) -> None:
         y: Training data [rows, *x_shape] in the model's units; the first few are used.
 
     Raises:
-        ValueError: With the first line that ``check`` would say. A scale at its floor is let through: an earlier
-            training may have ended there.
+        ValueError: With the first line that ``check`` would say. A scale at its floor is let through, since an earlier
+            training may have ended there, and so is a decoder whose range x exceeds, since that may be meant.
     """
     before = Snapshot(variant)
     try:
         with in_mode(variant, training=True), torch.enable_grad(), seeded(0):
             run = one_pass(variant, y[:ROWS])
             for name, (reading, _) in READINGS.items():
-                line = None if name == "sigma" else reading(run)
+                line = None if name in LET_THROUGH else reading(run)
                 if line is not None:
                     raise ValueError(f"{name}: {line}")
     finally:
@@ -214,13 +222,15 @@ def _store(run: Pass) -> str | None:
 
 
 def _parameters(run: Pass) -> str | None:
-    """Whatever the loss could move is a parameter of either half."""
+    """Whatever the loss could move is a parameter of either half, and there is something to move."""
     for name, tensor in run.stored.items():
         if id(tensor) not in run.owned:
             return (
                 f"pyro.param {name!r} is in the parameters() of neither half: training moves those alone "
                 "(hold it as an nn.Parameter of the part)"
             )
+    if not any(parameter.requires_grad for half in run.variant[:2] for parameter in half.parameters()):
+        return "no parameter is left to train: all are frozen (requires_grad_(True) on the parts that are to learn)"
     strange = [leaf for leaf in _leaves(run) if id(leaf) not in run.owned]
     if not strange:
         return None
@@ -254,20 +264,175 @@ def _leaves(run: Pass) -> list[Tensor]:
 
 
 def _sigma(run: Pass) -> str | None:
-    """The scale of p(x | z) can move, and is wider than the rounding of the data."""
+    """The scale of p(x | z) can move, is wider than the rounding of the data, and is not wider than all of x."""
     law: Any = run.site("model", "x")["fn"]
-    law = getattr(law, "base_dist", law)
-    scale = getattr(law, "scale", None)
-    if not isinstance(scale, Tensor):
+    scale = scale_of_law(law)
+    if scale is None:
         return None
     smallest = float(scale.detach().min())
     if scale.requires_grad and _slope(run.variant, scale) < ALIVE:
         return f"the learned scale, {smallest:.4g}, stands at a floor where it has no gradient ({LARGER})"
-    spacing = DIGITS * torch.finfo(scale.dtype).eps * run.y.abs()
-    if law.support is constraints.real and bool((scale.detach() < spacing).any()):
+    if getattr(law, "base_dist", law).support is not constraints.real:
+        return None
+    if bool((scale.detach() < DIGITS * torch.finfo(scale.dtype).eps * run.y.abs()).any()):
         kind = str(scale.dtype).removeprefix("torch.")
         return f"the scale, {smallest:.4g}, is within the rounding of {kind} at data like {_largest(run.y)} ({LARGER})"
-    return None
+    return _too_wide(run, scale)
+
+
+def _too_wide(run: Pass, scale: Tensor) -> str | None:
+    """A scale whose square exceeds the variance of all coordinates of x together leaves nothing for a code to say.
+
+    No direction of x has then a variance above ``scale**2``, and the best loading of a linear model is zero (Tipping
+    and Bishop, 1999, eq. 7).
+    """
+    lowest = getattr(run.variant.model.likelihood, "lowest", None)
+    if lowest is None and scale.requires_grad:
+        return None  # it is learned, and its floor is not known
+    least = float(scale.detach().max()) if lowest is None else lowest
+    spread = _spread(run.y)
+    if not 0.0 < spread * math.sqrt(run.y[0].numel()) < least:
+        return None
+    kind = "sigma" if lowest is None else "the floor of sigma"
+    return f"{kind}, {least:.2g}, is {least / spread:.3g} times the spread of x, so that no code is of use ({STANDARD})"
+
+
+def _spread(y: Tensor) -> float:
+    """Standard deviation of a coordinate of x about its mean: the root of the mean variance over coordinates."""
+    return float(y.var(0, correction=0).mean().sqrt())
+
+
+def at_floor(variant: Variant, y: Tensor) -> str | None:
+    """Say that the scale of p(x | z) stands at its floor, with the remedy; None where it does not, or has no floor.
+
+    A scale below twice its floor counts as one that stands there, since more than half of a softly bounded scale is
+    then the floor and not what was learned. A likelihood of one's own takes part by an attribute ``lowest``, the floor.
+
+    Args:
+        variant: The pair.
+        y: Data [rows, *x_shape] in the model's units.
+    """
+    likelihood: Any = variant.model.likelihood
+    lowest = getattr(likelihood, "lowest", None)
+    if lowest is None or len(y) < 2:
+        return None
+    with evaluating(variant), pyro.validation_enabled(False), seeded(0):
+        scale = scale_of_law(variant.model.x_given_z(variant.guide.posterior(y).sample()))  # not every q has a mean
+    share = 0.0 if scale is None else float((scale < 2 * lowest).double().mean())
+    if share == 0.0:
+        return None
+    where = "" if share == 1.0 else f" for {100 * share:.2g} % of the coordinates"
+    times = lowest / max(_spread(y), torch.finfo(y.dtype).tiny)
+    remedy = "a smaller z_dim, for x is reproduced without a residual"
+    if hasattr(likelihood, "floor"):
+        remedy = f"{type(likelihood).__name__}(floor={likelihood.floor - 3:g})"
+    return f"sigma stands at its floor {lowest:.2g}{where}, {times:.3g} times the spread of x: " + (
+        STANDARD if times > WIDE else remedy
+    )
+
+
+# What a decoder can reach.
+
+
+def _logits(run: Pass) -> str | None:
+    """Probabilities come from logits that no layer of the decoder has squashed before."""
+    law = _of_coordinate(run)
+    if not _takes_logits(law):
+        return None
+    low, high = _reach(run, lambda law: law.probs if hasattr(law, "probs") else law.mean)
+    if low < EDGE and high > 1 - EDGE:
+        return None
+    ends = _reach(run, None)
+    if ends == UNBOUNDED:
+        return None  # it is the likelihood itself that bounds them
+    return (
+        f"the decoder's outputs lie in {_interval(ends)}, where {type(law).__name__} takes logits, any real number: "
+        f"{'its probabilities stay' if hasattr(law, 'probs') else 'its mean stays'} in {_interval((low, high))} "
+        f"({_drop(run)})"
+    )
+
+
+def _range(run: Pass) -> str | None:
+    """The mean of p(x | z) can reach the data."""
+    if _takes_logits(_of_coordinate(run)):
+        return None  # the line above says it
+    low, high = _reach(run, lambda law: mean_of(law, run.y))
+    margin = EDGE * float(run.y.max() - run.y.min())
+    beyond = float(((run.y < low - margin) | (run.y > high + margin)).double().mean())
+    if beyond <= FEW:
+        return None
+    theirs = f"{type(run.variant.model.likelihood).__name__} bounds it: take the bound away"
+    remedy = theirs if _reach(run, None) == UNBOUNDED else _drop(run)
+    return (
+        f"the mean of p(x | z) stays in {_interval((low, high))} whatever the decoder's weights are, and {beyond:.0%} "
+        f"of x, from {float(run.y.min()):.3g} to {float(run.y.max()):.3g}, lies beyond ({remedy}, or scale x into it)"
+    )
+
+
+def _of_coordinate(run: Pass) -> Any:
+    law: Any = run.site("model", "x")["fn"]
+    return getattr(law, "base_dist", law)
+
+
+def _takes_logits(law: Any) -> bool:
+    return "logits" in getattr(law, "arg_constraints", {})
+
+
+def _reach(run: Pass, what: Callable[[Any], Tensor] | None) -> tuple[float, float]:
+    """Bounds that no weights of the decoder move: of its outputs, or of ``what`` the law of a coordinate says.
+
+    Codes from all over the prior are decoded with random weights, of some size and of ten times that size. What is
+    squashed ends where it ended before, what is not grows; an end that grows, or is not finite, is given as infinite.
+    """
+    with torch.no_grad(), evaluating(run.variant), pyro.validation_enabled(False):
+        try:
+            low, high = _ends(run.variant.model, what, LARGE)
+            lower, higher = _ends(run.variant.model, what, 10 * LARGE)
+        except (NotImplementedError, RuntimeError, ValueError):  # a network for which not all weights do
+            return UNBOUNDED
+    if not lower < higher:
+        return UNBOUNDED  # it is the same whatever the decoder says
+    close = 0.01 * (higher - lower) if math.isfinite(higher - lower) else 0.0
+    return (
+        lower if abs(lower - low) <= close else -math.inf,
+        higher if abs(higher - high) <= close else math.inf,
+    )
+
+
+def _ends(model: Any, what: Callable[[Any], Tensor] | None, size: float) -> tuple[float, float]:
+    """The least and the largest number that is found with random weights that multiply their input by ``size``."""
+    decoder = model.decoder
+    parameters = {name: value for name, value in decoder.named_parameters() if value.is_floating_point()}
+    if not parameters:
+        return UNBOUNDED
+    gain = math.sqrt(2) * size ** (1 / max(1, sum(value.ndim > 1 for value in parameters.values())))
+    found = []
+    for _ in range(TRIALS):
+        z = model.prior().sample((CODES,))
+        scales = {n: gain / math.sqrt(v[0].numel()) if v.ndim > 1 else size for n, v in parameters.items()}
+        wild = {name: scales[name] * torch.randn_like(value) for name, value in parameters.items()}
+        for sign in (1, -1):  # a last bias is the same for all codes: both of its signs are tried
+            signed = {name: sign * value for name, value in wild.items()}
+            outputs = model.outputs(z, lambda rows, signed=signed: functional_call(decoder, signed, (rows,)))
+            law = torch.stack(outputs) if what is None else model.likelihood(*outputs)
+            found.append((law if what is None else what(law)).aminmax())
+    return min(float(least) for least, _ in found), max(float(largest) for _, largest in found)
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"[{round(ends[0], 3):g}, {round(ends[1], 3):g}]"
+
+
+def _drop(run: Pass) -> str:
+    """The remedy, by the name of the layer at the decoder's end where that is one of torch's activations."""
+    shaping = nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout
+    layers = [layer for layer in run.variant.model.decoder.modules() if not isinstance(layer, shaping)]
+    last = type(layers[-1]) if layers else nn.Module
+    return (
+        f"drop the {last.__name__} at its end"
+        if last.__module__ == nn.ReLU.__module__
+        else "let it end in a linear layer"
+    )
 
 
 def _largest(y: Tensor) -> str:
@@ -300,11 +465,13 @@ def _importance_weights(run: Pass) -> str | None:
     return None
 
 
+LET_THROUGH = ("sigma", "range")
 UNWEIGHTED = (1.0, False)
 PLATE = "pyro.plate('data', len(x) if size is None else size, subsample=x)"
 NO_SCALE = "a pair has one weight, kl_weight=KLWeight(...): no poutine.scale or poutine.mask of one's own"
 BOTH = "hand both halves one object, and sample z under self.weighted() in each"
-LARGER = "start from a larger scale, lower the floor, or bring the data to scale='standardize'"
+STANDARD = "scale='standardize'"
+LARGER = "start from a larger scale, lower the floor, or bring the data to " + STANDARD
 AXES = {
     "x": "a likelihood returns [..., *x_shape], and its log_prob as many numbers; then .to_event over all of x_shape",
     "z": "a prior has batch shape [], q(z | x) has [rows]; coordinates are an event, .to_event(1)",
@@ -319,6 +486,8 @@ READINGS: dict[str, tuple[Callable[[Pass], str | None], str]] = {
     "support": (_support, "laws of z have a support"),
     "store": (_store, RUNS),
     "parameters": (_parameters, "hold what is learned as nn.Parameter"),
+    "logits": (_logits, "the decoder takes codes from all over the prior"),
+    "range": (_range, "the decoder takes codes from all over the prior"),
     "sigma": (_sigma, "the scale of p(x | z) is positive"),
     "importance weights": (_importance_weights, "the loss has to be computable in training mode"),
 }

@@ -43,9 +43,9 @@ class Progress:
 
     def update(self, row: dict[str, Any]) -> None:
         """Show an epoch's row of the history."""
-        status = f"loss {row['loss']:.4g}" + (
-            f"  validation {row['held_out']:.4g}" if row["held_out"] is not None else ""
-        )
+        status = f"loss {row['loss']:.4g}"
+        if row["held_out_loss"] is not None:
+            status += f"  held-out loss {row['held_out_loss']:.4g}"
         tenth = max(1, self.epochs // 5)
         self.advance(row["epoch"], status, line=row["epoch"] % tenth == 0 or row["epoch"] == self.epochs)
 

@@ -1,9 +1,10 @@
 """The receipt of a fit: what was optimised, with its numbers in it, and whether it is a bound."""
 
-import math
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -11,16 +12,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .divergence import Snapshot
 from .elbo import PerDatumELBO
+from .preflight import at_floor
 from .seeding import seeded
-from .variant import Variant, in_mode, log_jacobian
+from .variant import Variant, frozen_parts, in_mode, log_jacobian
 
 __all__ = ["receipt"]
 
-
-def scale_of(variant: Variant) -> float | None:
-    """The likelihood's one scale, in the model's units, where it has one."""
-    scale = getattr(variant.model.likelihood, "scale", None)
-    return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else None
+FACTORS = {dist.Normal: ("sigma", 0.5), dist.Laplace: ("scale", 1.0)}  # law: name of its scale, power of the KL weight
 
 
 def describe(part: nn.Module) -> str:
@@ -32,7 +30,7 @@ def nature(variant: Variant) -> str:
     """What the training objective is: a bound of log p(x), or why it is not."""
     if not variant.has_bound:
         scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), codes not scored"
-        return f"a MAP objective, {scored} at a point mass: no bound"
+        return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
     known = isinstance(variant.loss, PerDatumELBO) or type(variant.loss).__module__.startswith(("pyro.", "ppl_vae."))
@@ -74,13 +72,32 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
     return parts
 
 
+def _at_weight_one(variant: Variant, y: Tensor, weight: float) -> list[str]:
+    """What scale stands for a KL weight, where one does: for a normal or a Laplace likelihood whose scale is fixed.
+
+    Divided by the weight w, the objective is that of weight 1 with the scale ``sqrt(w) s`` of a normal, where
+    ``|x - loc|**2 / (2 s**2)`` stands, and ``w s`` of a Laplace, where ``|x - loc| / s`` stands. What is added does not
+    depend on the networks. A scale that is learned would not stay there, and no other law is the same function of w.
+    """
+    if weight == 1.0 or not variant.has_bound:
+        return []
+    with in_mode(variant, training=False), torch.enable_grad(), pyro.validation_enabled(False):
+        law: Any = variant.model.x_given_z(variant.guide.posterior(y[:2]).sample())
+        law = getattr(law, "base_dist", law)
+        moves = hasattr(variant.model.likelihood, "observe")
+        if type(law) not in FACTORS or moves or law.scale.requires_grad or law.scale.unique().numel() != 1:
+            return []
+        name, power = FACTORS[type(law)]
+        scale = float(law.scale.flatten()[0])
+    return [f"with {name} {scale:.4g} it amounts to {name} {weight**power * scale:.4g} at weight 1"]
+
+
 def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
     """Lines of text: the objective at the weights that were kept, on ``y`` [rows, *x_shape] in the model's units."""
     model = variant.model
     shift = float(log_jacobian(variant))
     parts = _terms(variant, y, int(settings["rows"]))
     weight = variant.kl_weight
-    sigma = scale_of(variant)
     loss = -sum(parts.values()) - shift
     lines = [
         ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
@@ -93,14 +110,13 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
         ("guide", type(variant.guide).__name__),
         ("KL weight", "codes are not scored" if not variant.codes_are_scored else f"{weight:.4g}"),
     ]
-    if sigma is not None and variant.has_bound and weight != 1.0:
-        lines.append(
-            (
-                "",
-                f"with sigma {sigma:.4g} it amounts to sigma {math.sqrt(weight) * sigma:.4g} at weight 1",
-            )
-        )
+    lines += [("", text) for text in _at_weight_one(variant, y, weight)]
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
+    held, floor = frozen_parts(variant), at_floor(variant, y)
+    if held:
+        lines.append(("frozen", f"{', '.join(held)}: in eval mode throughout, never trained"))
+    if floor is not None:
+        lines.append(("caution", floor))
     if shrinks(variant):
         lines.append(("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too"))
     lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]

@@ -85,6 +85,7 @@ def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) ->
             settings=settings,
             summary=_summary(results, rows, data, settings),
             columns=COLUMNS,
+            noise={name: rows[0].evaluation.noise(name) for name in COLUMNS} if rows else {},
             groups=_groups(results, rows),
             plates=_plates(rows) if rows else {},
             pictures=_pictures(rows, data) if images else None,
@@ -233,15 +234,16 @@ def _plates(rows: Sequence[Judged]) -> dict[str, list[Plate]]:
 
 def _has_held_out(rows: Sequence[Judged]) -> bool:
     """Whether training held data back and scored them."""
-    return all(entry["held_out"] is not None for row in rows for entry in row.fit.rows)
+    return all(entry["held_out_loss"] is not None for row in rows for entry in row.fit.rows)
 
 
 def _training(rows: Sequence[Judged]) -> list[Plate]:
     plates = []
     if _has_held_out(rows):
         text = (
-            "On training data held back, once an epoch; up is better. Axes differ: curves compare within a panel of "
-            "bounds, and MAP objectives compare with nothing. The steep first quarter may lie below the axis."
+            "Minus the held-out loss, on training data held back, once an epoch; up is better. Axes differ: curves "
+            "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may "
+            "lie below the axis."
         )
         plates.append(Plate("Held-out objective", text, figures.objectives(_objectives(rows))))
     text = (

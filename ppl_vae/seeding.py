@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 
-__all__ = ["seeded", "set_streams", "stream_seed", "streams"]
+__all__ = ["chosen", "seeded", "set_streams", "stream_seed", "streams"]
 
 
 def streams() -> tuple[Any, list[torch.Tensor]]:
@@ -24,8 +24,19 @@ def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
 
 
 def stream_seed(seed: int, index: int) -> int:
-    """The seed of stream ``index`` of several that ``seed`` names."""
+    """The seed of stream ``index`` of the many that belong to ``seed``.
+
+    Seeds that differ by less than 4294 share no stream whose index is below 1,000,003. Counting ``seed + index``
+    instead would give neighbouring seeds all streams but one in common.
+    """
     return (seed * 1_000_003 + index) % 2**32
+
+
+def chosen(rows: int, count: int, seed: int) -> torch.Tensor:
+    """Indices of ``count`` of so many rows, drawn at random by ``seed``; all of them in their order if that is all."""
+    if count >= rows:
+        return torch.arange(rows)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count]
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["FILES", "SETS", "Raw", "columns", "numbers", "read"]
+__all__ = ["FILES", "SETS", "SPACINGS", "Raw", "columns", "names_of", "numbers", "read"]
+
+SPACINGS = 100  # spacings of floats that the spread of a column has to span, for its digits to be there
 
 
 class Raw(NamedTuple):
@@ -23,6 +25,7 @@ class Raw(NamedTuple):
         test: The source's own held-out part, where it has one.
         test_labels: Its labels.
         span: Smallest and largest value there can be, where known: grey values from 0 to 255.
+        columns: Names of the columns, where the source is a table that has them.
     """
 
     x: Tensor | Dataset[Any]
@@ -30,6 +33,7 @@ class Raw(NamedTuple):
     test: Tensor | None = None
     test_labels: Tensor | None = None
     span: tuple[float, float] | None = None
+    columns: tuple[str, ...] | None = None
 
 
 def _digits(root: Path) -> Raw:
@@ -162,37 +166,87 @@ def _csv(path: Path) -> Raw:
         raise ValueError(f"{path} has a column without a name, as an index has: drop it, or name it")
     if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for row names
         raise ValueError(f"{path} has rows of more values than its header has names")
-    return Raw(columns(frame, str(path)))
+    return Raw(columns(frame, str(path)), columns=None if bare else names_of(frame))
 
 
 def _parquet(path: Path) -> Raw:
     import pandas as pd
 
-    return Raw(columns(pd.read_parquet(path), str(path)))
+    frame = pd.read_parquet(path)
+    return Raw(columns(frame, str(path)), columns=names_of(frame))
 
 
 def numbers(source: Any, name: str) -> Tensor:
-    """An array, or what NumPy makes one of, as a tensor of float32 or float64 (whole numbers: the default dtype)."""
+    """An array, or what NumPy makes one of, as a tensor of float32 or float64.
+
+    Whole numbers take the default dtype where it holds each of them exactly, else float64.
+    """
     if isinstance(source, np.ma.MaskedArray) and np.ma.is_masked(source):
         raise ValueError(f"{name} has masked values: wanted finite numbers, drop or fill them")
+    if hasattr(source, "toarray"):
+        raise ValueError(f"{name} is a sparse matrix, {type(source).__name__}: pass {name}.toarray()")
     try:
         array = np.asarray(source)
     except ValueError:
         raise ValueError(f"{name} is ragged: wanted rows of equal length") from None
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} is no array of numbers, {type(source).__name__}: {reason}") from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds values of type {array.dtype}: wanted real numbers, rows of equal length")
-    kept = np.float32 if array.dtype.itemsize <= 4 else np.float64
-    real = torch.from_numpy(np.array(array, dtype=kept, order="C"))  # a copy: of any layout, byte order, permission
-    return real if array.dtype.kind == "f" else real.to(torch.get_default_dtype())
+        wanted = "wanted real numbers, rows of equal length"
+        if array.dtype.kind in "Mm":
+            wanted = f"wanted real numbers: pass seconds, ({name} - {name}.min()) / np.timedelta64(1, 's')"
+        raise ValueError(f"{name} holds values of type {array.dtype}: {wanted}")
+    if array.dtype.kind == "f":
+        kept = np.float32 if array.dtype.itemsize <= 4 else np.float64
+        return torch.from_numpy(np.array(array, dtype=kept, order="C"))  # a copy: of any layout, byte order, permission
+    return _whole_numbers(array, name)
+
+
+def _whole_numbers(array: Any, name: str) -> Tensor:
+    """Whole numbers in the default dtype where it holds each exactly, else in float64."""
+    for place, column in enumerate(array.reshape(len(array), -1).T if array.ndim > 1 else ()):
+        _told_apart(column, f"column {place} of {name}")
+    default = torch.get_default_dtype()
+    exact = array.size == 0 or max(int(array.max()), -int(array.min())) <= 2 / torch.finfo(default).eps
+    kept = np.float32 if exact and default == torch.float32 else np.float64
+    return torch.from_numpy(np.array(array, dtype=kept, order="C")).to(default if exact else torch.float64)
+
+
+def _told_apart(column: Any, name: str) -> None:
+    """Refuse whole numbers, beyond 2**53, whose differences float64 does not show."""
+    if len(column) == 0 or column.dtype.itemsize < 8:
+        return
+    low, high = int(column.min()), int(column.max())
+    spacing = float(np.spacing(float(max(high, -low))))
+    if spacing > 1 and 0 < high - low < SPACINGS * spacing:
+        raise ValueError(
+            f"{name} holds whole numbers from {low} to {high}, where float64 has one number in {spacing:g}: "
+            "subtract an offset from it first, as whole numbers"
+        )
+
+
+def names_of(frame: Any) -> tuple[str, ...]:
+    """The names of the columns of a data frame."""
+    return tuple(str(column) for column in frame.columns)
 
 
 def columns(frame: Any, name: str) -> Tensor:
-    """The numbers of a data frame, [rows, columns]; a column of anything else is refused by name."""
+    """The numbers of a data frame, [rows, columns], in float64; a column of anything else is refused by name."""
     if len(frame) == 0:
         raise ValueError(f"{name} has no rows")
-    other = [str(column) for column, dtype in frame.dtypes.items() if dtype.kind not in "biuf"]
+    other = [pair for pair in zip(names_of(frame), frame.dtypes, strict=True) if pair[1].kind not in "biuf"]
     if other:
-        raise ValueError(f"{name}: columns {', '.join(other[:5])} are not real numbers: drop or encode them")
+        listed = ", ".join(column for column, _ in other[:5])
+        remedy = "drop or encode them"
+        if all(dtype.kind in "Mm" for _, dtype in other):
+            remedy = "of dates pass seconds, (column - column.min()).dt.total_seconds()"
+        raise ValueError(f"{name}: columns {listed} are not real numbers: {remedy}")
+    for place, column in enumerate(names_of(frame)):
+        kind = frame.dtypes.iloc[place].kind
+        if kind in "iu":
+            whole = frame.iloc[:, place].dropna().to_numpy(np.int64 if kind == "i" else np.uint64)
+            _told_apart(whole, f"{name}: column {column!r}")
     values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
@@ -201,7 +255,7 @@ def columns(frame: Any, name: str) -> Tensor:
             f"{name}: column {str(frame.columns[column])!r} holds {values[row, column]} in data row {row + 1}: "
             "wanted finite numbers, drop or fill them"
         )
-    return numbers(values, name).to(torch.get_default_dtype())
+    return numbers(values, name)
 
 
 FILES: dict[str, Callable[[Path], Raw]] = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}

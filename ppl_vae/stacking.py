@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Paired", "Stacked", "log_mixture", "paired", "stack"]
+__all__ = ["Paired", "Stacked", "log_mixture", "paired", "rows_named", "stack"]
 
 CENTRING = 0.1  # of the way to the boundary that a Newton step aims short of
 ITERATIONS = 100  # some 15 are needed
@@ -62,15 +62,31 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
+def rows_named(rows: list[int]) -> str:
+    """Rows by number, in words: ``row 3``, or ``rows 3, 7, 9, 12, 15 and 4 more``."""
+    listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    return f"row{'s' * (len(rows) > 1)} {listed}"
+
+
 def paired(a: Any, b: Any) -> Paired:
     """Compare two fits by their bounds of the same held-out data, [rows], or [seeds, rows] of as many fits of each.
 
     Bounds of one datum go up and down together, so that the error of a difference is far below that of either mean.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a bound is infinite or NaN: such a datum has no difference.
     """
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.shape[-1] < 2:
         wanted = "[rows] or [seeds, rows], the same for both, with 2 rows or more"
         raise ValueError(f"paired wants {wanted}, got {list(a.shape)} and {list(b.shape)}")
+    for name, values in (("a", a), ("b", b)):
+        broken = (~torch.atleast_2d(values).isfinite()).any(0).nonzero().flatten().tolist()
+        if broken:
+            named = rows_named(broken)
+            raise ValueError(
+                f"paired wants finite bounds, and {name} has none for {named}: leave these rows out of both"
+            )
     differences = torch.atleast_2d(a.double() - b.double())
     mean, error = _mean(differences.mean(0))
     return Paired(mean, error, _mean(differences.mean(1))[1] if len(differences) > 1 else None)
@@ -99,9 +115,12 @@ def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
     if not isinstance(log_densities, Tensor):
         log_densities = torch.stack([torch.as_tensor(row) for row in log_densities])
     log_p = log_densities.detach().double()
-    if log_p.ndim != 2 or len(log_p) < 1 or log_p.shape[1] < 2 or not log_p.amax(0).isfinite().all():
-        wanted = "[models, rows], 2 rows or more, each with a finite density under some model and no NaN"
+    wanted = "[models, rows], 2 rows or more, each with a finite density under some model and no NaN"
+    if log_p.ndim != 2 or len(log_p) < 1 or log_p.shape[1] < 2:
         raise ValueError(f"stack wants {wanted}, got shape {list(log_p.shape)}")
+    broken = (~log_p.amax(0).isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"stack wants {wanted}, got shape {list(log_p.shape)} with none for {rows_named(broken)}")
     weights = _optimum((log_p - log_p.amax(0)).exp())
     log_density = log_mixture(log_p, weights)
     slack = float((log_p - log_density).exp().mean(1).max() - 1)

@@ -13,16 +13,28 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .bounds import held_out
-from .data import Data, check_support, stack_of, tensor_of, whole
+from .data import (
+    Data,
+    check_density,
+    check_spacing,
+    check_support,
+    held_back,
+    part_of,
+    stack_of,
+    tensor_of,
+    whole,
+)
 from .divergence import Diverged, Snapshot, broken_term, is_sound
+from .evaluation import noise_scale
+from .models.steps import one_step
 from .preflight import preflight
 from .progress import Progress
-from .receipt import receipt, scale_of
-from .seeding import seeded, set_streams, streams
+from .receipt import receipt
+from .seeding import chosen, seeded, set_streams, streams
 from .svi import Adam, Step
 from .svi.backends import backend_for
 from .svi.precision import PRECISIONS, networks_in_bf16, products_in_bf16
-from .variant import Variant, evaluating, log_jacobian
+from .variant import Variant, evaluating, log_jacobian, set_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,9 +66,16 @@ class Fit:
     def history(self) -> "pd.DataFrame":
         """A table, a row an epoch.
 
-        Columns: ``loss`` (the training objective, down) and ``held_out`` (the unweighted one, up; a bound, or a MAP
-        objective for a point mass), both nats a datum in the data's units; ``held_out_error``, its standard error over
-        data; ``kl_weight``; ``sigma``, the likelihood's scale in the model's units; ``seconds`` since the start.
+        Both losses are in nats per datum, in the data's units, and go down. Columns:
+
+        * ``loss``, what was optimised, averaged over the steps of the epoch;
+        * ``held_out_loss``, minus the bound of the held-out data, or minus the MAP objective where the guide is a point
+          mass; no weight on the KL and no penalty is part of it;
+        * ``held_out_error``, its standard error over data;
+        * ``kl_weight``;
+        * ``sigma``, the root mean square of the scale of p(x | z), in the model's units, as ``evaluate`` has it: over
+          the held-out data, or over the last batch where nothing is held out;
+        * ``seconds`` since the start.
         """
         import pandas as pd
 
@@ -64,7 +83,9 @@ class Fit:
 
     def receipt(self) -> str:
         """The objective that was optimised, with its numbers in it."""
-        y = self.variant.in_model_units(tensor_of(self.data.resident[:1000]))
+        train = self.data.resident
+        some = train[chosen(len(train), self.variant.at_once, int(self.settings["seed"]))]
+        y = self.variant.in_model_units(tensor_of(some))
         with seeded(0):
             y = torch.bernoulli(y) if self.data.binarize else y
         return receipt(self.variant, y, self.settings)
@@ -91,22 +112,28 @@ def fit(
 
     Pyro's global parameter store and the caller's random streams are left alone.
 
+    A module inside the model or the guide is frozen where all of its parameters have ``requires_grad=False``. It stays
+    as it is: it runs in eval mode, whatever mode it came in, so that its running statistics do not move and its dropout
+    does not act. The receipt names what is frozen.
+
     Args:
         variant: From a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.
         data: What ``prepare`` returns; or an array, tensor, data frame or Dataset, in the units of the variant's scale.
         epochs: Passes over the data.
-        batch_size: Data a step; a short last batch counts by its rows.
+        batch_size: Data a step; a short last batch counts by its rows. A last batch of one row joins the batch before
+            where a batch norm could not train on it.
         lr: Learning rate.
         seed: Of the order of the data, the noise and the split.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        validation: Share of the training rows to hold out, data to hold out instead, or None for neither.
+        validation: Share of the training rows to hold out, data to hold out instead, or None for neither. The rows are
+            drawn at random; of data that ``prepare`` split by ``"tail"`` they are the last ones.
         schedule: ``"constant"``, ``"cosine"``, or the factor on ``lr`` as a function of the share of training done.
         patience: Stop after so many epochs without a better held-out objective.
         progress: Show loss and time left, under a label of its own if it is a string.
         backend: What runs a step, as for ``ppl_vae.svi.SVI``: ``"auto"`` is ``"fx"``, the eager one to the last bit;
             ``"eager"``; ``"inductor"``, compiled; ``"cudagraph"``. A pair that is not static runs eagerly.
-        precision: ``"full"``; ``"bf16"``, encoder and decoder in bfloat16, densities and weights in full; or
-            ``"bf16_matmul"``, matrix products of the CPU in bfloat16 and nothing else.
+        precision: ``"full"``; ``"bf16"``, encoder and decoder in bfloat16, densities, weights and recurrent layers in
+            full; or ``"bf16_matmul"``, matrix products of the CPU in bfloat16 and nothing else.
         channels_last: Hold the kernels of convolutions in that layout while training, which CPUs are faster with.
 
     Raises:
@@ -119,7 +146,7 @@ def fit(
         >>> variant = VARIANTS["sigma_vae"](x_shape=(6,), z_dim=2)
         >>> trained = fit(variant, torch.randn(200, 6), epochs=2, progress=False)
         >>> list(trained.history.columns)
-        ['loss', 'held_out', 'held_out_error', 'kl_weight', 'sigma', 'seconds']
+        ['loss', 'held_out_loss', 'held_out_error', 'kl_weight', 'sigma', 'seconds']
     """
     _check_settings(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr)
     factor = _schedule(schedule)
@@ -167,6 +194,7 @@ def _first(variant: Variant, train: Any, *, draw: bool) -> Tensor:
     return torch.bernoulli(y) if draw else y
 
 
+SCORED = 2000  # held-out rows of a streamed Dataset that are scored after each epoch
 GRAIN = 32768  # elements that torch gives a thread at the least
 
 
@@ -225,12 +253,12 @@ class _Loop:
         self.rows: list[dict[str, Any]] = []
         self.epoch, self.step, self.best_epoch = 0, 0, 0
         self.best: Snapshot | None = None
+        self.last_batch = torch.empty(0)
         self.started = time.perf_counter()
 
     def run_epoch(self) -> dict[str, Any]:
         """Train for one epoch, score the held-out rows, and return the epoch's row of the history."""
-        self.variant.model.train()
-        self.variant.guide.train()
+        set_mode(self.variant, training=True)
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
         try:
             losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])
@@ -238,13 +266,14 @@ class _Loop:
             raise Diverged(self.refused(error, before)) from None
         sound = is_sound(self.variant, losses)
         row = self.summary(float(losses.sum()) / self.batches.rows)
-        if not sound or not math.isfinite(row["held_out"] or 0.0):
+        if not sound or not math.isfinite(row["held_out_loss"] or 0.0):
             before.restore(self.variant, self.optimizer)
             self.step = first_step
             raise Diverged(self.replay())
         self.epoch += 1
         self.rows.append(row)
-        if row["held_out"] is not None and (self.best is None or row["held_out"] > self.best_row["held_out"]):
+        score = row["held_out_loss"]
+        if score is not None and (self.best is None or score < self.best_row["held_out_loss"]):
             self.best, self.best_epoch = Snapshot(self.variant), self.epoch
         return row
 
@@ -266,6 +295,7 @@ class _Loop:
         with self.kernels():
             loss = self.descend(y)
         self.step += 1
+        self.last_batch = y
         return y, loss / self.weight(y)
 
     def weight(self, y: Tensor) -> float:
@@ -277,7 +307,7 @@ class _Loop:
         model, guide, _ = self.variant
         networks = [guide.encoder, *guide.heads, model.decoder] if self.precision == "bf16" else []
         # Pyro's own checks cost a fifth of an eager step: once is enough.
-        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks):
+        with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks), one_step():
             return self.loss(y, self.batches.rows) / self.batches.rows * self.weight(y)
 
     def kernels(self) -> AbstractContextManager[None]:
@@ -297,8 +327,7 @@ class _Loop:
 
     def replay(self) -> str:
         """Run a failed epoch again, step by step, up to the step that failed; say what it was."""
-        self.variant.model.train()
-        self.variant.guide.train()
+        set_mode(self.variant, training=True)
         good = before = Snapshot(self.variant)
         for y in self.batches:
             good, before = before, Snapshot(self.variant)
@@ -316,20 +345,20 @@ class _Loop:
     def summary(self, loss: float) -> dict[str, Any]:
         """The row of the history for the epoch that has just ended."""
         score, error = None, None
-        with evaluating(self.variant):
+        with evaluating(self.variant), seeded(0):  # the same draws each epoch: epochs differ by their weights alone
             shift = float(log_jacobian(self.variant))
             if self.kept_back is not None:
-                with seeded(0):  # the same draws each epoch, so that epochs differ by their weights alone
-                    values = held_out(self.variant, self.kept_back)
-                score = float(values.mean())
+                values = held_out(self.variant, self.kept_back)
+                score = -float(values.mean())
                 error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+            sigma = noise_scale(self.variant, self.last_batch if self.kept_back is None else self.kept_back)
         return {
             "epoch": self.epoch + 1,
             "loss": loss - shift,
-            "held_out": score,
+            "held_out_loss": score,
             "held_out_error": error,
             "kl_weight": self.variant.kl_weight,
-            "sigma": scale_of(self.variant),
+            "sigma": sigma,
             "seconds": time.perf_counter() - self.started,
         }
 
@@ -399,24 +428,36 @@ def _hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tenso
     train = data.train
     if isinstance(train, Tensor):
         train = tensor_of(train, data.name)
-        y = variant.in_model_units(train)
-        check_support(variant, y if data.binarize is None else torch.bernoulli(y))
-    rows = len(train)  # type: ignore[arg-type]
+        _checked(variant, data, train)
     if validation is None:
         return train, None
     if isinstance(validation, float | int):
-        if not 0.0 < validation < 1.0:
-            raise ValueError(f"validation is a share of the rows in (0, 1), got {validation!r}")
-        if rows < 2:
-            raise ValueError(f"{rows} row cannot be split: pass validation=None")
-        count = min(max(1, round(validation * rows)), rows - 1)
-        held_back, kept = torch.randperm(rows).split([count, rows - count])
-        if isinstance(train, Tensor):
-            train, validation = train[kept], train[held_back]
-        else:
-            validation = stack_of([train[int(index)] for index in held_back[:2000]])
-            train = torch.utils.data.Subset(train, kept.tolist())
-    y = variant.in_model_units(tensor_of(validation, "validation"))
-    y = torch.bernoulli(y) if data.binarize is not None else y
-    check_support(variant, y)
-    return train, y
+        train, validation = _shared_out(train, validation, data.split)
+    return train, _checked(variant, data, tensor_of(validation, "validation"))
+
+
+def _shared_out(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
+    """The training rows less a share of them, and that share; of a streamed Dataset, as many of it as are scored."""
+    rows = len(train)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"validation is a share of the rows in (0, 1), got {share!r}")
+    if rows < 2:
+        raise ValueError(f"{rows} row cannot be split: pass validation=None")
+    held_out, kept = held_back(rows, min(max(1, round(share * rows)), rows - 1), split)
+    if isinstance(train, Tensor):
+        return train[kept], train[held_out]
+    return torch.utils.data.Subset(train, kept.tolist()), part_of(
+        torch.utils.data.Subset(train, held_out.tolist()), SCORED
+    )
+
+
+def _checked(variant: Variant, data: Data, x: Tensor) -> Tensor:
+    """Data in the model's units, in which they keep their digits and have a density; drawn where they are to be."""
+    dtype = next(variant.model.parameters()).dtype
+    for kind in {x.dtype, dtype} if data.scale.is_identity else {x.dtype}:
+        check_spacing(x, kind, data.columns, data.name)
+    y = variant.in_model_units(x)
+    y = y if data.binarize is None else torch.bernoulli(y)
+    check_support(variant, y, x)
+    check_density(variant, y)
+    return y

@@ -1,35 +1,44 @@
 """A variant, what is trained, and what one does with it: encode, reconstruct, sample."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from .data import chunks_of, tensor_of
 from .elbo import PathwiseELBO, estimator
-from .guides import Guide, MeanField, PointMass, encoder as encoder_for
+from .elbo.reading import is_point_mass
+from .guides import Guide, MeanField, encoder as encoder_for
+from .memory import rows_at_once
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
+from .models.half import of_pyro
+from .models.latent_variable import mean_of
+from .models.networks import WIDTH
+from .recipes import PAIR, recipe, with_part
 from .seeding import seeded
 
 __all__ = [
     "Variant",
     "encode",
     "evaluating",
+    "frozen_parts",
     "in_mode",
     "log_jacobian",
+    "missing_mean",
     "needs_density",
     "pair",
     "reconstruct",
     "sample",
+    "set_mode",
     "with_prior",
 ]
 
-ROWS = 1000  # rows a network sees at once outside training: larger temporaries fall out of the cache
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
 
 
@@ -57,7 +66,8 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """Its name in the catalogue, or the names of its parts."""
         recipe = self.model.recipe
-        return recipe["variant"] if recipe else f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
+        name = PAIR if recipe is None else str(recipe["variant"])
+        return f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}" if name == PAIR else name
 
     @property
     def kl_weight(self) -> float:
@@ -66,8 +76,14 @@ class Variant(NamedTuple):
 
     @property
     def has_bound(self) -> bool:
-        """Whether the guide has a density: a point mass has none, and its loss is a MAP objective."""
-        return not isinstance(self.guide, PointMass)
+        """Whether q(z | x) has a density, so that there is a bound of log p(x).
+
+        The distribution of the guide answers, whatever class the guide is of. A point mass (``Delta``) has no density,
+        and what trains it is a MAP objective.
+        """
+        with evaluating(self), pyro.validation_enabled(False):
+            parameter = next(self.model.parameters())
+            return not is_point_mass(self.guide.posterior(torch.zeros(2, *self.model.x_shape).to(parameter)))
 
     @property
     def codes_are_scored(self) -> bool:
@@ -75,19 +91,37 @@ class Variant(NamedTuple):
         return not isinstance(self.model.kl_weight, Masked)
 
     @property
-    def support(self) -> Any:
-        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+    def noise(self) -> Any:
+        """p(x | z) of each coordinate, in the model's units, at the code 0: of batch shape [1, *x_shape]."""
         parameter = next(self.model.parameters())
         with evaluating(self), pyro.validation_enabled(False):
-            law: Any = self.model.x_given_z(torch.zeros(2, self.z_dim).to(parameter))
-        return getattr(law, "base_dist", law).support
+            outputs = self.model.outputs(torch.zeros(2, self.z_dim).to(parameter))
+            law: Any = self.model.law(*(output[:1] for output in outputs))  # one row fits all
+        return getattr(law, "base_dist", law)
 
-    def in_model_units(self, x: Tensor) -> Tensor:
-        """``x`` [rows, *x_shape] in the data's units, scaled, and moved to the model's dtype and device."""
+    @property
+    def support(self) -> Any:
+        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+        return self.noise.support
+
+    @property
+    def at_once(self) -> int:
+        """How many data, or codes, the networks are given at once outside training: fewer where a datum is large."""
+        return rows_at_once(self.model.x_shape)
+
+    def in_model_units(self, x: Any) -> Tensor:
+        """``x`` [rows, *x_shape] in the data's units, scaled in float64, then in the model's dtype and on its device.
+
+        Args:
+            x: A tensor, or anything else that ``prepare`` takes in memory, which is then checked.
+        """
+        x = x if isinstance(x, Tensor) else tensor_of(x)
         if tuple(x.shape[1:]) != self.model.x_shape:
             raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
-        parameter = next(self.model.parameters())
-        return self.model.scale(x.to(parameter))
+        parameter, scale = next(self.model.parameters()), self.model.scale
+        if scale.is_identity or len(x) == 0:
+            return x.to(parameter)
+        return torch.cat([scale(rows.double()).to(parameter) for rows in x.split(self.at_once)])
 
 
 def needs_density(variant: Variant) -> None:
@@ -96,10 +130,7 @@ def needs_density(variant: Variant) -> None:
     Raises:
         ValueError: If q(z | x) is a point mass.
     """
-    with evaluating(variant), pyro.validation_enabled(False):
-        parameter = next(variant.model.parameters())
-        law = variant.guide.posterior(torch.zeros(2, *variant.model.x_shape).to(parameter))
-    if isinstance(law, dist.Delta):
+    if not variant.has_bound:
         raise ValueError(
             "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
             "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
@@ -124,6 +155,7 @@ def pair(
     penalties: Iterable[nn.Module] = (),
     kl_weight: nn.Module | None = None,
     loss: ELBO | str | None = None,
+    width: int | None = None,
 ) -> Variant:
     """Put a model and a guide together from parts: what every builder of the catalogue calls.
 
@@ -139,23 +171,29 @@ def pair(
         kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
         loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``; pathwise, one draw,
             unless given.
+        width: Units of a hidden layer in the networks that are chosen by ``x_shape``; 256 unless given.
 
     Raises:
-        ValueError: If a shape is empty, or the prior's event shape is not [z_dim].
+        ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is not what it has to be.
     """
     _check_parts(x_shape, guide, loss, likelihood=likelihood, prior=prior, encoder=encoder, decoder=decoder)
+    units = _units(width, encoder, decoder)
+    penalties = tuple(penalties)
+    given = {"likelihood": likelihood, "guide": guide, "prior": prior, "encoder": encoder, "decoder": decoder}
+    given |= {"penalties": penalties, "kl_weight": kl_weight, "loss": loss, "width": width}
     x_shape = tuple(int(side) for side in x_shape)
     if not x_shape or min(x_shape) < 1 or z_dim < 1:
         raise ValueError(f"x_shape and z_dim must be positive, got {x_shape} and {z_dim}")
     prior = StandardNormal(z_dim) if prior is None else prior
-    if tuple(prior().event_shape) != (z_dim,):
+    if tuple(of_pyro("the prior", prior()).event_shape) != (z_dim,):
         raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
-    encoder = encoder_for(x_shape) if encoder is None else encoder
+    encoder = encoder_for(x_shape, units) if encoder is None else encoder
     outputs: int = likelihood.outputs  # type: ignore[assignment]
-    decoder = decoder_for(z_dim, x_shape, outputs) if decoder is None else decoder
+    decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
+    model.recipe = recipe(PAIR, x_shape, z_dim, {name: part for name, part in given.items() if part is not None})
     loss = PathwiseELBO() if loss is None else loss
     return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
 
@@ -167,6 +205,11 @@ def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
     if not callable(guide):
         raise ValueError(f"guide must be a family, MeanField say, got {guide!r}")
     for name, module in modules.items():
+        if isinstance(module, torch.distributions.Distribution):
+            raise ValueError(
+                f"{name} is a distribution, {type(module).__name__}, wanted a module whose forward returns it: what it "
+                "learns, a flow's transforms say, is held by that module as nn.Parameter or in nn.ModuleList"
+            )
         if module is not None and not isinstance(module, nn.Module):
             raise ValueError(f"{name} must be a module, an instance, got {module!r}")
     likelihood = modules["likelihood"]
@@ -176,14 +219,48 @@ def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
         raise ValueError(f"loss must be a pyro.infer.ELBO, an instance, or a name as 'dreg', got {loss!r}")
 
 
+def _units(width: Any, encoder: nn.Module | None, decoder: nn.Module | None) -> int:
+    """The width of the networks that are chosen here."""
+    if width is None:
+        return WIDTH
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
+    if encoder is not None and decoder is not None:
+        raise ValueError("width is for networks chosen by x_shape, and both encoder and decoder were given: drop it")
+    return width
+
+
+def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
+    """The modules that have parameters of which none requires a gradient, by name; none inside another one."""
+    found: dict[str, nn.Module] = {}
+    for half, whole in zip(variant._fields, variant[:2], strict=False):
+        for name, module in whole.named_modules(prefix=half):
+            parameters = list(module.parameters())
+            frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+            if frozen and not any(name.startswith(f"{outer}.") for outer in found):
+                found[name] = module
+    return found
+
+
+def set_mode(variant: Variant, *, training: bool) -> None:
+    """Put a pair into training or eval mode; what is frozen stays in eval mode, so that its statistics do not move.
+
+    Of a frozen model or guide this is said of its parts: in training mode itself, it is weighted as the other half is.
+    """
+    variant.model.train(training)
+    variant.guide.train(training)
+    for part in frozen_parts(variant).values() if training else ():
+        for module in part.children() if part in variant[:2] else [part]:
+            module.eval()
+
+
 @contextmanager
 def in_mode(variant: Variant, *, training: bool) -> Iterator[None]:
     """Training or eval mode, without gradients; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
     try:
         with torch.no_grad():
-            variant.model.train(training)
-            variant.guide.train(training)
+            set_mode(variant, training=training)
             yield
     finally:
         for module, mode in modes:
@@ -200,26 +277,58 @@ def with_prior(variant: Variant, prior: nn.Module) -> Variant:
     model = copy.copy(variant.model)
     model._modules = dict(variant.model._modules)
     model.prior = prior
-    model.recipe = None  # the catalogue did not build it
+    model.recipe = model.recipe and with_part(model.recipe, "prior", prior)
     return variant._replace(model=model)
 
 
-def encode(variant: Variant, x: Tensor) -> Tensor:
-    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim]."""
+def encode(variant: Variant, x: Any) -> Tensor:
+    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim].
+
+    Here and wherever data are judged, x is an array, a tensor, a data frame, a list of rows or a Dataset; ``Data``
+    stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
+
+    Raises:
+        ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
+    """
     with evaluating(variant):
-        return torch.cat([variant.guide.posterior(rows).mean for rows in variant.in_model_units(x).split(ROWS)])
+        chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
+        return torch.cat([variant.guide.posterior(y).mean for y in chunks])
 
 
 def decode(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units."""
+    """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units.
+
+    Where p(x | z) has no mean, what is returned is NaN, with a UserWarning that says so.
+    """
     with evaluating(variant):
-        means = torch.cat([variant.model.x_given_z(rows).mean for rows in z.split(ROWS)])
-        return variant.model.scale.inverse(means)
+        means = torch.cat([mean_of(variant.model.x_given_z(rows), rows) for rows in z.split(variant.at_once)])
+        if bool(means.isnan().any()):
+            missing = missing_mean(variant, z)
+            if missing is not None:
+                warnings.warn(missing, stacklevel=2)
+        return torch.cat([variant.model.scale.inverse(rows) for rows in means.split(variant.at_once)])
 
 
-def reconstruct(variant: Variant, x: Tensor) -> Tensor:
-    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units."""
-    return decode(variant, encode(variant, x))
+def missing_mean(variant: Variant, z: Tensor) -> str | None:
+    """Say that p(x | z) has no mean, where that is so at every one of the codes z [rows, z_dim]; else None."""
+    with evaluating(variant), pyro.validation_enabled(False):
+        outputs = variant.model.outputs(z[: variant.at_once])
+        law: Any = variant.model.law(*outputs)
+        if bool(mean_of(law, z).isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
+            return None
+    name = type(getattr(law, "base_dist", law)).__name__
+    return (
+        f"p(x | z), a {name}, has no mean: reconstruct, RMSE and distances need one "
+        "(give the distribution a mean, a mode say)"
+    )
+
+
+def reconstruct(variant: Variant, x: Any) -> Tensor:
+    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units.
+
+    x is as for ``encode``, but for a Dataset that is too large to hold, as its reconstruction would be: it is refused.
+    """
+    return decode(variant, encode(variant, tensor_of(x)))
 
 
 def sample(
@@ -235,7 +344,8 @@ def sample(
         seed: Of the draws; the caller's random stream is left as it was.
 
     Returns:
-        [count, *x_shape], in the data's units.
+        [count, *x_shape], in the data's units; in float64 where these are far from 0, as unix seconds are, and in the
+        dtype of the model otherwise.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
@@ -244,5 +354,5 @@ def sample(
         z = variant.model.prior().sample((count,))
         if mean:
             return decode(variant, z)
-        draws = torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(ROWS)])
-        return variant.model.scale.inverse(draws)
+        draws = [variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)]
+        return torch.cat([variant.model.scale.inverse(rows) for rows in draws])

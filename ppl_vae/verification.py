@@ -13,7 +13,7 @@ from .elbo import estimator as estimator_of
 from .linear_pair import gaussian_guide, linear_gaussian, linear_pair
 from .models import LinearGaussian
 from .replicates import frozen, parameters, replicates, spans
-from .seeding import seeded
+from .seeding import seeded, stream_seed
 from .variant import Variant
 
 __all__ = ["LIMIT", "TARGETS", "Truth", "Verdict", "hold_against_truth", "target_of", "truth", "verify"]
@@ -238,10 +238,11 @@ def hold_against_truth(
         raise ValueError(f"draws must be at least {FEWEST}, fewer see too little, got {draws!r}")
     name, variant = target_of(estimator, target), frozen(variant)
     z: dict[str, float] = {}
+    first = 3 * seed  # three seeds per verdict, so that the verdicts of neighbouring seeds share no draws
     for step, (label, part) in enumerate({"": 1, f", 1 / {PART} of the data": PART}.items()):
         size = part * len(y)
-        found = list(replicates(variant, estimator, (y, size), draws // part, seed + 1 + step))
-        expected = truth(variant, y, size, estimator, name, seed=seed + 2)
+        found = list(replicates(variant, estimator, (y, size), draws // part, first + 1 + step))
+        expected = truth(variant, y, size, estimator, name, seed=stream_seed(first + 3, 0))
         values = torch.tensor([replicate.value for replicate in found]).double()
         gradients = torch.stack([replicate.gradient for replicate in found])
         value, error = (torch.tensor([number]).double() for number in expected[:2])

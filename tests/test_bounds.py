@@ -22,8 +22,10 @@ from ppl_vae.models import (
     DiscretizedLogistic,
     DiscretizedNormal,
     Gaussian,
+    Heteroscedastic,
     JacobianNorm,
     KLWeight,
+    LearnedSigma,
     LinearGaussian,
     Masked,
     Mixture,
@@ -32,6 +34,7 @@ from ppl_vae.models import (
     WeightPrior,
     constant,
 )
+from ppl_vae.models.half import in_range
 from ppl_vae.seeding import seeded
 from ppl_vae.variant import evaluating
 
@@ -431,3 +434,75 @@ def test_held_out_scores_a_vae_by_its_bound() -> None:
         found = held_out(variant, x, 3)
 
     assert torch.allclose(found, model.log_evidence(x), rtol=0, atol=1e-10)
+
+
+# Far out.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_log_scale_is_bent_outside_the_ordinary_range_alone(dtype: torch.dtype) -> None:
+    inside = torch.linspace(-20, 10, 10_001, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(in_range(inside).sum(), inside)
+    outside = torch.tensor([-math.inf, -1e30, -20.1, 10.1, 1e4, 1e30, math.inf], dtype=dtype)
+    bent = in_range(outside)
+
+    assert torch.equal(in_range(inside), inside)
+    assert torch.equal(slope, torch.ones_like(slope))
+    assert bool((bent[1:] >= bent[:-1]).all())  # it keeps the order
+    assert bool(bent.exp().isfinite().all() and (bent.exp() > 0).all())
+    torch.testing.assert_close(bent[[2, 3]], outside[[2, 3]], rtol=1e-5, atol=0)  # smoothly: tanh u = u - u**3 / 3
+
+
+@pytest.mark.parametrize("guide", [MeanField, FullRank])
+@pytest.mark.parametrize("likelihood", [LearnedSigma, Heteroscedastic])
+@pytest.mark.parametrize("seed", range(3))
+def test_data_far_out_have_finite_bounds_and_the_lower_the_farther(
+    guide: type[Guide], likelihood: type[nn.Module], seed: int
+) -> None:
+    """In single precision, from linear heads that know no limit: exp(log scale) overflows, or is 0, from 100 on."""
+    torch.manual_seed(seed)
+    noise = likelihood()
+    decoder = nn.Linear(3, int(noise.outputs) * X_DIM)  # type: ignore[arg-type]
+    variant = pair((X_DIM,), 3, likelihood=noise, guide=guide, encoder=nn.Identity(), decoder=decoder)
+    variant.model.advance(1, 1)
+    variant.model.float()
+    variant.guide.float()
+    far = torch.tensor([1.0, 1e2, 1e3, 1e4, 1e6, 1e8])
+    for x in (far[:, None] * torch.randn(X_DIM), -far[:, None] * torch.ones(X_DIM)):
+        found = bounds(variant, x, 20)
+
+        for bound in levels(found):
+            assert bool(bound.isfinite().all())
+            assert float(bound[1:].max()) < float(bound[0])
+            assert float(bound[-1]) < -1e6
+        assert bool(encode(variant, x).isfinite().all())
+        assert evaluate(variant, x, 20)["bound"].value is not None
+
+
+@pytest.mark.parametrize("guide", [MeanField, FullRank])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_bound_is_above_the_evidence_far_out(guide: type[Guide], seed: int) -> None:
+    """In single precision log q of a full covariance is rounding there: it would make bounds of 1e13 and more."""
+    torch.manual_seed(seed)
+    model, _ = problem()
+    variant = linear_pair(model, guide)
+    with torch.no_grad():
+        for head in list(variant.guide.heads)[1:]:
+            head.weight.normal_()  # type: ignore[union-attr, operator]
+    x = 10.0 ** torch.arange(1, 7)[:, None] * torch.randn(6, X_DIM)  # so far out that draws agree to many digits
+    evidence = model.log_evidence(x)
+    variant.model.float()
+    variant.guide.float()
+
+    for bound in levels(bounds(variant, x, 50)):
+        assert bool((bound <= evidence + 1e-5 * evidence.abs()).all())
+
+
+def test_draws_are_cut_by_the_shape_of_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a datum is large, blocks of draws are smaller; how many are scored at once changes nothing."""
+    monkeypatch.setattr("ppl_vae.memory.NUMBERS", 4 * X_DIM)
+    model, x = problem()
+    variant = program(model, shift=0.3)
+
+    whole, one_by_one = bounds(variant, x, 6, at_once=1000), bounds(variant, x, 6, at_once=1)
+    torch.testing.assert_close(whole.elbo, one_by_one.elbo, rtol=1e-12, atol=0)

@@ -5,7 +5,7 @@ import math
 import random
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -13,12 +13,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from ppl_vae import VARIANTS, Variant, check, pair
+from ppl_vae import VARIANTS, Variant, check, fit, pair
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
     Bernoulli,
+    ContinuousBernoulli,
     Gaussian,
     Half,
     KLWeight,
@@ -260,7 +262,7 @@ class SumOverAxisOne(Gaussian):
     """Axis 1 holds coordinates as long as there is one draw a datum; with more, it holds the data."""
 
     def forward(self, loc: Tensor) -> Any:
-        return super().forward(loc.softmax(1))
+        return super().forward(loc - loc.mean(1, keepdim=True))
 
 
 class PenaltyAlways(LatentVariableModel):
@@ -332,6 +334,102 @@ class RunningBuffer(RunningNumber):
         self.register_buffer("width", torch.ones(()), persistent=False)
 
 
+class Tokens(nn.Module):
+    """Categories, whose mean torch gives as NaN."""
+
+    outputs = 4
+
+    def forward(self, *logits: Tensor) -> Any:
+        return dist.Categorical(logits=torch.stack(logits, -1))
+
+
+class Cauchy(Gaussian):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Cauchy(loc, self.scale)
+
+
+class WithoutVariance(dist.Normal):
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return super().expand(batch_shape, self._get_checked_instance(type(self), _instance))
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Estimated(WithoutVariance):
+    """A mean of a thousand draws; with a seed of its own, the same ones in each call."""
+
+    seed: int | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        with torch.random.fork_rng(enabled=self.seed is not None):
+            if self.seed is not None:
+                torch.manual_seed(self.seed)
+            return self.sample((1000,)).mean(0)
+
+
+class EstimatedBySeed(Estimated):
+    seed = 7
+
+
+def law_of(family: type) -> nn.Module:
+    """A likelihood of unit scale."""
+
+    class Likelihood(Gaussian):
+        def forward(self, loc: Tensor) -> Any:
+            return family(loc, 1.0)
+
+    return Likelihood()
+
+
+class EstimatedGuide(MeanField):
+    family: Any = Estimated
+
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> Any:
+        return self.family(loc, log_scale.exp()).to_event(1)
+
+
+class EstimatedBySeedGuide(EstimatedGuide):
+    family = EstimatedBySeed
+
+
+class AlwaysDropped(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.dropout(h, 0.5)
+
+
+class Several(nn.Module):
+    """A decoder of Pyro's examples: loc and scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc, self.log_scale = nn.Linear(Z_DIM, X_DIM), nn.Linear(Z_DIM, X_DIM)
+
+    def forward(self, z: Tensor) -> Any:
+        return self.loc(z), self.log_scale(z)
+
+
+def squared(loc: Tensor, scale: float) -> Any:
+    return dist.Normal(loc.square(), scale)
+
+
+def of_ten(loc: Tensor, scale: float) -> Any:
+    return dist.Binomial(10, logits=loc)
+
+
+class Flat(Gaussian):
+    def forward(self, loc: Tensor) -> Any:
+        return dist.Uniform(-9 - 0 * loc, 9 + 0 * loc)
+
+
+def frozen(variant: Variant, *halves: str) -> Variant:
+    for half in halves:
+        getattr(variant, half).requires_grad_(requires_grad=False)
+    return variant
+
+
 def decoder_with(module: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(Z_DIM, X_DIM), module)
 
@@ -364,6 +462,38 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     "state_in_a_tensor_attribute": (lambda: broken(likelihood=TensorAttribute()), r"parameters or buffers"),
     "state_in_a_number": (lambda: broken(likelihood=RunningNumber()), r"save and load: .*parameters or buffers"),
     "state_in_a_buffer_not_saved": (lambda: broken(likelihood=RunningBuffer()), r"save and load: .* buffers"),
+    "cauchy": (lambda: broken(likelihood=Cauchy()), r"moments: p\(x \| z\), a Cauchy, has no mean: reconstruct"),
+    "no_variance": (
+        lambda: broken(likelihood=law_of(WithoutVariance)),
+        r"moments: .* has no variance: guides\.Laplace",
+    ),
+    "mean_of_draws": (lambda: broken(likelihood=law_of(Estimated)), r"repeats: the mean of p\(x \| z\) is random"),
+    "code_of_draws": (lambda: broken(guide=EstimatedGuide), r"repeats: the mean of q\(z \| x\) is random.*closed form"),
+    "code_of_the_same_draws": (lambda: broken(guide=EstimatedBySeedGuide), r"rows: the mean of .* is an estimate"),
+    "decoder_draws_in_eval_mode": (
+        lambda: broken(decoder=decoder_with(AlwaysDropped())),
+        r"repeats: p\(x \| z\) is random in eval mode.*self\.training",
+    ),
+    "encoder_draws_in_eval_mode": (lambda: broken(encoder=AlwaysDropped()), r"repeats: q\(z \| x\) is random in eval"),
+    "law_of_torch": (
+        lambda: broken(likelihood=law_of(torch.distributions.Normal)),
+        r"data: the likelihood returned a torch\..*pyro\.distributions\.Normal is its class",
+    ),
+    "decoder_of_two_outputs": (
+        lambda: broken(likelihood=Skewed(), decoder=Several()),
+        r"data: the decoder returned a tuple of 2, wanted one tensor .*torch\.stack",
+    ),
+    "flat_density": (lambda: broken(likelihood=Flat()), r"stock svi: .* the model \(its gradients are all zero"),
+    "nothing_to_train": (lambda: frozen(broken(), "model", "guide"), "parameters: no parameter is left to train"),
+    "sigmoid_under_a_normal": (
+        lambda: broken(decoder=decoder_with(nn.Sigmoid())),
+        r"range: the mean of p\(x \| z\) stays in \[0, 1\] .*drop the Sigmoid at its end, or scale x",
+    ),
+    "relu_under_a_normal": (
+        lambda: broken(decoder=decoder_with(nn.ReLU())),
+        r"range: .* stays in \[0, inf\] .*the ReLU",
+    ),
+    "law_that_bounds_its_mean": (lambda: broken(likelihood=law_of(squared)), r"range: .*Likelihood bounds it"),
     "wrong_data_shape": (
         lambda: pair((4,), Z_DIM, likelihood=Gaussian()),
         r"data: a datum has shape \[5\], the model wants \[4\]",
@@ -393,6 +523,152 @@ def test_two_broken_parts_have_two_lines() -> None:
 def test_fewer_than_four_data_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 data to split, got 3"):
         check(broken(), torch.randn(3, X_DIM))
+
+
+class Squeezed(nn.Module):
+    """A sigmoid that no class name shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(Z_DIM, X_DIM)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.layer(z))
+
+
+SQUASHED: dict[str, tuple[Callable[[], Variant], str]] = {
+    "sigmoid": (
+        lambda: broken(likelihood=Bernoulli(), decoder=decoder_with(nn.Sigmoid())),
+        r"outputs lie in \[0, 1\], where Bernoulli takes logits.* stay in \[0\.5, 0\.731\] \(drop the Sigmoid",
+    ),
+    "tanh": (
+        lambda: broken(
+            likelihood=Bernoulli(), decoder=nn.Sequential(decoder_with(nn.Tanh()), nn.Unflatten(1, (X_DIM,)))
+        ),
+        r"outputs lie in \[-1, 1\].*drop the Tanh",
+    ),
+    "relu": (
+        lambda: broken(likelihood=Bernoulli(), decoder=decoder_with(nn.ReLU())),
+        r"stay in \[0\.5, 1\] .*the ReLU",
+    ),
+    "function": (lambda: broken(likelihood=Bernoulli(), decoder=Squeezed()), r"in \[0, 1\].*end in a linear layer"),
+    "continuous": (
+        lambda: broken(likelihood=ContinuousBernoulli(), decoder=decoder_with(nn.Sigmoid())),
+        r"its mean stays in \[0\.5, 0\.582\]",
+    ),
+    "softmax": (
+        lambda: broken(
+            likelihood=Tokens(),
+            decoder=nn.Sequential(nn.Linear(Z_DIM, 4 * X_DIM), nn.Unflatten(1, (4, X_DIM)), nn.Softmax(1)),
+        ),
+        r"Categorical takes logits.* stay in \[0\.175, 0\.475\] \(drop the Softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "line"), SQUASHED.values(), ids=SQUASHED)
+def test_a_decoder_that_squashes_logits_is_named(build: Callable[[], Variant], line: str) -> None:
+    """1 / (1 + e) = .731 is the largest probability of a squashed logit; e / (e + 3) = .475 of four."""
+    x = torch.randint(2, (ROWS, X_DIM)).double()
+    logits = [failure for failure in check(build(), x) if failure.startswith("logits")]
+
+    assert len(logits) == 1
+    assert re.search(line, logits[0]), logits
+    with pytest.raises(ValueError, match=r"^logits: "):
+        fit(build(), x, validation=None, progress=False)
+
+
+@pytest.mark.parametrize("wide", [1.0, 3.0])
+def test_a_decoder_of_one_number_is_seen_at_both_of_its_ends(wide: float) -> None:
+    """A last bias is the same for all codes; uniform data stay in the range of a sigmoid, or reach beyond it."""
+    decoder = nn.Sequential(nn.Linear(Z_DIM, 1), nn.Sigmoid())
+    failures = check(pair((1,), Z_DIM, likelihood=LearnedSigma(), decoder=decoder), wide * torch.rand(40, 1))
+
+    assert [failure.partition(" what")[0] for failure in failures] == [
+        "range: the mean of p(x | z) stays in [0, 1]"
+    ] * (wide > 1)
+
+
+class MixtureOfTwo(nn.Module):
+    """Two normals for each coordinate, weighed alike in all data."""
+
+    outputs = 2
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.logits, self.log_scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        self.shared = shared
+
+    def forward(self, *locs: Tensor) -> Any:
+        logits = self.logits if self.shared else self.logits.expand(*locs[0].shape, 2)
+        parts = dist.Normal(torch.stack(locs, -1), self.log_scale.exp())
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+
+
+class Flow(nn.Module):
+    """A prior that is a distribution through networks of Pyro's, held as a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform = dist.transforms.affine_autoregressive(Z_DIM)
+
+    def forward(self) -> Any:
+        base = dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [self.transform])
+
+
+class Measured(dist.Normal):
+    """A distribution on which ``scale`` means something else: a function of one's own."""
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "noise": constraints.positive}
+
+    def __init__(self, loc: Tensor, noise: Any, validate_args: Any = None) -> None:
+        self.loc, self.noise = torch.broadcast_tensors(loc, torch.as_tensor(noise, dtype=loc.dtype))
+        dist.TorchDistribution.__init__(self, self.loc.shape, validate_args=validate_args)
+
+    def scale(self) -> str:
+        return "kilometres"
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return Measured(self.loc.expand(batch_shape), self.noise.expand(batch_shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return dist.Normal(self.loc, self.noise).log_prob(value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return dist.Normal(self.loc, self.noise).rsample(sample_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.noise.square()
+
+
+def hidden(activation: nn.Module, *last: nn.Module, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Linear(Z_DIM, 9), activation, nn.Linear(9, X_DIM, bias=bias), *last)
+
+
+RIGHT: dict[str, Callable[[], tuple[Variant, Tensor]]] = {
+    "mixture": lambda: (broken(likelihood=MixtureOfTwo(shared=False)), torch.randn(ROWS, X_DIM)),
+    "mixture_of_shared_weights": lambda: (broken(likelihood=MixtureOfTwo(shared=True)), 9 * torch.randn(ROWS, X_DIM)),
+    "counts_of_ten": lambda: (broken(likelihood=law_of(of_ten)), torch.randint(11, (ROWS, X_DIM)).double()),
+    "flow": lambda: (broken(prior=Flow()), torch.randn(ROWS, X_DIM)),
+    "scale_of_another_meaning": lambda: (broken(likelihood=law_of(Measured)), torch.randn(ROWS, X_DIM)),
+    "scale_of_log_x": lambda: (broken(likelihood=law_of(dist.LogNormal)), torch.rand(ROWS, X_DIM)),
+    "sigmoid_on_the_unit_scale": lambda: (broken(decoder=hidden(nn.ReLU(), nn.Sigmoid())), torch.rand(ROWS, X_DIM)),
+    "tanh_inside": lambda: (broken(decoder=hidden(nn.Tanh())), 9 * torch.randn(ROWS, X_DIM)),
+    "tanh_inside_without_a_bias": lambda: (broken(decoder=hidden(nn.Tanh(), bias=False)), 9 * torch.randn(ROWS, X_DIM)),
+    "norm_inside": lambda: (broken(decoder=hidden(nn.LayerNorm(9))), 9 * torch.randn(ROWS, X_DIM)),
+    "spectral": lambda: (VARIANTS["rae_sn"]((X_DIM,), Z_DIM), 9 * torch.randn(ROWS, X_DIM)),
+    "frozen_model": lambda: (frozen(broken(), "model"), torch.randn(ROWS, X_DIM)),
+    "frozen_guide": lambda: (frozen(broken(), "guide"), torch.randn(ROWS, X_DIM)),
+}
+
+
+@pytest.mark.parametrize("build", RIGHT.values(), ids=RIGHT)
+def test_what_only_looks_wrong_passes(build: Callable[[], tuple[Variant, Tensor]]) -> None:
+    variant, x = build()
+
+    assert check(variant, x) == []
 
 
 # What comes is left as it was.

@@ -335,7 +335,7 @@ def test_a_handful_of_data_is_enough_to_train(
     row = strict(ran.out)["history"][0]
 
     assert (ran.code, ran.err) == (0, "")
-    assert isinstance(row["held_out"], float)
+    assert isinstance(row["held_out_loss"], float)
     assert row["held_out_error"] is None
 
 

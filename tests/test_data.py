@@ -1,13 +1,16 @@
 """Data at the door: whatever comes in, the same rows go on, or a message says what came and what to do."""
 
+import dataclasses
 import gc
 import gzip
 import io
+import math
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import sklearn.datasets
 import sklearn.preprocessing
 import torch
@@ -23,12 +27,34 @@ from hypothesis.extra import numpy as arrays
 from hypothesis.strategies import data as drawn, floats, integers, sampled_from
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ppl_vae import VARIANTS, Data, fit, pair, prepare
+from ppl_vae import (
+    VARIANTS,
+    Data,
+    Variant,
+    annealed,
+    bounds,
+    check,
+    collapse,
+    encode,
+    evaluate,
+    fit,
+    gaps,
+    load,
+    pair,
+    prepare,
+    reconstruct,
+    sample,
+    save,
+    to_inferencedata,
+)
 from ppl_vae.batches import Batches
-from ppl_vae.data import check_support
-from ppl_vae.models import DiscretizedNormal
+from ppl_vae.bounds import held_out
+from ppl_vae.data import check_spacing, check_support, tensor_of
+from ppl_vae.diagnosis import noise_calibration, prior_predictive
+from ppl_vae.memory import rows_at_once
+from ppl_vae.models import DiscretizedNormal, Gaussian
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -205,8 +231,9 @@ def test_the_seed_alone_decides_the_split() -> None:
 def test_a_limit_cuts_the_held_out_rows_in_proportion(limit: int, train: int, test: int) -> None:
     whole, data = prepare(numbered(100, 2)), prepare(numbered(100, 2), limit=limit)
 
-    assert torch.equal(data.resident, whole.resident[:train])
-    assert torch.equal(data.test, whole.test[:test])
+    for some, all_rows, count in ((data.resident, whole.resident, train), (data.test, whole.test, test)):
+        assert len(some.unique(dim=0)) == len(some) == count
+        assert bool(torch.isin(some[:, 0], all_rows[:, 0]).all())
 
 
 @pytest.mark.parametrize("limit", [None, 6])
@@ -228,11 +255,11 @@ def test_a_source_with_its_own_test_set_keeps_it(tmp_path: Path) -> None:
 
     assert torch.equal(whole.resident, x)
     assert torch.equal(whole.test, other)
-    assert torch.equal(data.resident, x[:6])
-    assert torch.equal(data.test, other[:2])
     assert data.labels is not None
     assert data.test_labels is not None
-    assert (data.labels.tolist(), data.test_labels.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1])
+    assert (len(data.labels.unique()), len(data.test_labels.unique())) == (6, 2)
+    assert torch.equal(data.resident, x[data.labels])
+    assert torch.equal(data.test, other[data.test_labels])
 
 
 # Binary data.
@@ -595,7 +622,7 @@ def test_a_streamed_split_is_that_of_the_tensor(streamed: Items) -> None:
 
     assert torch.equal(data.resident, expected.resident)
     assert torch.equal(data.test, expected.test)
-    assert torch.equal(prepare(streamed, seed=4, limit=5).resident, expected.resident[:5])
+    assert torch.equal(prepare(streamed, seed=4, limit=5).resident, prepare(numbered(11, 3), seed=4, limit=5).resident)
 
 
 def test_a_streamed_dataset_trains(streamed: Items) -> None:
@@ -881,3 +908,362 @@ def test_one_value_in_many_rows_is_found() -> None:
 
     with pytest.raises(ValueError, match=r"x holds 0\.5 "):
         check_support(VARIANTS["bernoulli_vae"]((2,), 2), y)
+
+
+# Digits: shift and division are in float64, whatever the dtype of the model.
+
+
+@pytest.fixture
+def single() -> Iterator[None]:
+    """Models are in single precision, as they are unless somebody changes the default."""
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+OFFSET = 1.7e9  # unix seconds: floats of single precision are 128 apart there
+DIGITS = np.random.default_rng(0).integers(-4000, 4000, (300, 3)).astype(np.float64)  # exact with OFFSET, in float64
+FAR: dict[str, Callable[[Any], Any]] = {
+    "array": lambda x: x,
+    "tensor": torch.as_tensor,
+    "frame": pd.DataFrame,
+    "whole": lambda x: x.astype(np.int64),
+    "whole-tensor": lambda x: torch.as_tensor(x).to(torch.int32),
+    "whole-frame": lambda x: pd.DataFrame(x.astype(np.int64)),
+    "lists": lambda x: x.tolist(),
+    "dataset": lambda x: Items(list(x)),
+}
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("kind", FAR)
+def test_a_shift_of_the_data_changes_no_bound(kind: str) -> None:
+    """Of the same weights: cast before the shift, 8000 values would become 63."""
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    found = []
+    for offset in (0.0, OFFSET):
+        data = prepare(FAR[kind](DIGITS + offset), scale="standardize")
+        vae.model.scale = data.scale
+        found.append((vae.in_model_units(data.test), bounds(vae, data, 4).elbo))
+    (y, elbo), (far_y, far_elbo) = found
+
+    assert y.dtype == torch.float32
+    assert len(far_y.unique()) == len(y.unique()) > 100
+    torch.testing.assert_close(far_y, y, rtol=1e-6, atol=1e-6)  # roundings of single precision
+    torch.testing.assert_close(far_elbo, elbo, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("single")
+def test_what_comes_back_has_the_digits_of_the_data(tmp_path: Path) -> None:
+    """In a checkpoint too, and whatever dtype the model is cast to in between."""
+    data = prepare(DIGITS + OFFSET, scale="standardize")
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    vae.model.scale = data.scale
+    vae.model.half().float()
+    again = load(save(tmp_path / "run", vae))
+    again.model.to(torch.float32)
+
+    assert next(again.model.parameters()).dtype == torch.float32
+    for scale in (vae.model.scale, again.model.scale):
+        assert (scale.shift.dtype, scale.width.dtype) == (torch.float64, torch.float64)
+        back = scale.inverse(vae.in_model_units(data.test))
+        assert float((back - data.test).abs().max()) < 1e-6 * float(scale.width.max()) * 4  # 4 widths out at the most
+    assert float((sample(again, 50, seed=1) - sample(vae, 50, seed=1)).abs().max()) == 0.0
+    assert len(sample(vae, 50)[:, 0].unique()) == 50
+    assert len(reconstruct(vae, data)[:, 0].unique()) > 50
+
+
+@pytest.mark.usefixtures("single")
+def test_samples_keep_the_dtype_of_the_model_where_that_has_the_digits() -> None:
+    data = prepare(DIGITS + 10_000, scale="standardize")  # 4 widths from 0
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    vae.model.scale = data.scale
+
+    assert sample(vae, 2).dtype == torch.float32
+
+
+NEAR = np.random.default_rng(0).normal(size=(50, 2))
+SPACED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "single": (
+        np.c_[NEAR[:, 0], NEAR[:, 1] + 4.5e6].astype(np.float32),
+        {"scale": "standardize"},
+        r"column 1 of ndarray lies near 4\.5e\+06 with a standard deviation of \d.*, and float32 has one number in "
+        r"0\.5 there: subtract an offset first, pass float64",
+    ),
+    "double": (np.c_[NEAR[:, 0], 1e9 + 1e-7 * NEAR[:, 1]], {"scale": "unit"}, "column 1 .*float64 has one number in"),
+    "beyond-2**53": (
+        1_700_000_000_000_000_000 + np.arange(100)[:, None],
+        {},
+        "column 0 of x holds whole numbers from 1700000000000000000 to 1700000000000000099, where float64 has one "
+        "number in 256",
+    ),
+    "beyond-2**53-by-name": (
+        pd.DataFrame({"when": 1_700_000_000_000_000_000 + np.arange(100), "b": 0.5 * np.arange(100)}),
+        {},
+        "column 'when' holds whole numbers from",
+    ),
+    "constant-by-name": (
+        pd.DataFrame({"a": NEAR[:, 0], "b": 7.0, "c": 0.0}),
+        {"scale": "standardize"},
+        r"columns \['b', 'c'\] are constant",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "arguments", "message"), SPACED.values(), ids=SPACED)
+def test_a_column_without_its_digits_is_named(source: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(source, **arguments)
+
+
+@pytest.mark.usefixtures("single")
+def test_without_a_scale_the_digits_have_to_be_in_the_dtype_of_the_model() -> None:
+    frame = pd.DataFrame({"a": NEAR[:, 0], "b": NEAR[:, 1] + 4.5e6})
+    message = r"column 'b' of DataFrame lies near 4\.5e\+06 .*float32 has one number in 0\.5 there"
+
+    for source in (frame, prepare(frame)):
+        with pytest.raises(ValueError, match=message):
+            fit(VARIANTS["sigma_vae"]((2,), 1), source, epochs=1, progress=False)
+    in_double = VARIANTS["sigma_vae"]((2,), 1)
+    in_double.model.double()
+    in_double.guide.double()
+    check_spacing(prepare(frame).resident, torch.float64)  # it has them
+
+
+@pytest.mark.parametrize(
+    ("x", "width"),
+    [
+        (NEAR * 1e-12, 1e-12),
+        (NEAR * 1e-250, 1e-250),
+        (NEAR * 1e-3 + 1e9, 1e-3),
+        (1.7e18 + (NEAR * 1e14).astype(np.int64), 1e14),
+    ],
+    ids=["picometres", "tiny", "far", "nanoseconds"],
+)
+def test_what_varies_is_data_in_any_unit(x: Any, width: float) -> None:
+    """A threshold of absolute size would call the first constant, one of relative size the third."""
+    data = prepare(x, scale="standardize")
+    expected = (data.resident.numpy() - data.resident.numpy().mean(0)) / width
+
+    np.testing.assert_allclose(data.scale.width.numpy() / width, expected.std(0), rtol=1e-3)
+
+
+# A part of the data is a sample of them.
+
+
+def sorted_set(path: Path) -> Path:
+    """Training and test data stored class by class: the number of the class, and noise."""
+    r = np.random.default_rng(0)
+    train, test = (np.c_[np.repeat(np.arange(10.0), rows), r.normal(size=10 * rows)] for rows in (200, 400))
+    np.savez(path / "sorted.npz", x_train=train, x_test=test)
+    return path / "sorted.npz"
+
+
+def test_a_limit_is_a_sample_by_seed_of_both_parts(tmp_path: Path) -> None:
+    """The mean of a draw without replacement, within 4 standard errors: of the first rows it would be below 1."""
+    path = sorted_set(tmp_path)
+    data, again, other = (prepare(path, limit=200, seed=seed) for seed in (1, 1, 2))
+    error = math.sqrt(8.25 / 200)  # the variance of 0, ..., 9
+
+    assert (len(data.resident), len(data.test)) == (200, 400)
+    assert abs(float(data.resident[:, 0].mean()) - 4.5) < 4 * error
+    assert abs(float(data.test[:, 0].mean()) - 4.5) < 4 * error / math.sqrt(2)
+    assert_same(data, again)
+    assert not torch.equal(data.resident, other.resident)
+    assert not torch.equal(data.test, other.test)
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+def test_a_tail_holds_out_the_last_rows(tmp_path: Path, limit: int | None) -> None:
+    x = numbered(100, 2)
+    np.savez(tmp_path / "x.npz", x=x.numpy(), y=np.arange(100))
+    data = prepare(tmp_path / "x.npz", split="tail", limit=limit)
+    assert data.origin is not None
+    again = prepare(data.origin["source"], **{key: value for key, value in data.origin.items() if key != "source"})
+
+    assert data.labels is not None
+    assert data.test_labels is not None
+    assert torch.equal(data.resident, x[data.labels])
+    assert torch.equal(data.test, x[data.test_labels])
+    assert (int(data.labels.max()) < 80, int(data.test_labels.min()) >= 80) == (True, True)
+    assert bool((data.labels.diff() > 0).all() and (data.test_labels.diff() > 0).all())  # in their order
+    assert (len(data.labels), len(data.test_labels)) == ((80, 20) if limit is None else (20, 5))
+    assert_same(again, data)
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["in-memory", "streamed"])
+def test_validation_takes_the_tail_too(monkeypatch: pytest.MonkeyPatch, *, streams: bool) -> None:
+    """Rows 80 to 99 are for the test, and of the 80 before them the last 20 for the choice of the epoch."""
+    if streams:
+        monkeypatch.setattr("ppl_vae.data.RESIDENT", 1)
+    x, seen = numbered(100, 2), []
+    monkeypatch.setattr("ppl_vae.training.held_out", lambda variant, y: seen.append(y) or held_out(variant, y))
+    data = prepare(Items(list(x)), split="tail")
+    fit(VARIANTS["sigma_vae"]((2,), 1), data, epochs=1, validation=0.25, progress=False)
+
+    assert torch.equal(data.test, x[80:])
+    assert torch.equal(seen[0], x[60:80])
+
+
+def test_a_split_is_at_random_or_the_tail() -> None:
+    with pytest.raises(ValueError, match="split must be one of random, tail, got 'head'"):
+        prepare(X, split="head")
+
+
+# One door.
+
+SPARSE = scipy.sparse.random(20, 3, 0.5, format="csr")
+DOOR: dict[str, tuple[Callable[[], Any], str]] = {
+    "loader": (lambda: DataLoader(TensorDataset(torch.as_tensor(X))), "x is a DataLoader: pass loader.dataset"),
+    "sparse": (lambda: SPARSE, r"x is a sparse matrix, csr_matrix: pass x\.toarray\(\)"),
+    "sparse-tensor": (lambda: torch.eye(3).to_sparse(), r"x is a sparse tensor, .*: pass x\.to_dense\(\)"),
+    "nested": (
+        lambda: torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged),
+        "nested tensor: wanted",
+    ),
+    "meta": (lambda: torch.empty(4, 3, device="meta"), "x is on the device 'meta', where tensors hold no numbers"),
+    "dates": (
+        lambda: np.array([["2020"]] * 3, dtype="datetime64[s]"),
+        r"pass seconds, \(x - x.min\(\)\) / np.timedelta64",
+    ),
+    "date-column": (lambda: pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), "of dates pass seconds"),
+    "ragged-tensors": (lambda: [torch.zeros(2), torch.zeros(3)], "x is ragged: wanted rows of equal length"),
+    "no-items": (lambda: Items([]), "the Dataset has 0 items"),
+    "nan": (lambda: broken(np.nan), r"x holds nan in row 2, place \[1\]"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), DOOR.values(), ids=DOOR)
+def test_what_holds_no_rows_of_numbers_is_refused_at_every_door(make: Callable[[], Any], message: str) -> None:
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    for take in (prepare, partial(encode, vae), partial(fit, vae, progress=False)):
+        with pytest.raises(ValueError, match=message):
+            take(make())
+
+
+HELD: dict[str, Callable[[], Any]] = {
+    "array": lambda: X,
+    "lists": X.tolist,
+    "tensors": lambda: list(torch.as_tensor(X)),
+    "frame": lambda: pd.DataFrame(X),
+    "dataset": lambda: TensorDataset(torch.as_tensor(X)),
+    "data": lambda: dataclasses.replace(prepare(-X), test=torch.as_tensor(X)),
+}
+TAKERS: dict[str, Callable[[Variant, Any], Any]] = {
+    "encode": encode,
+    "reconstruct": reconstruct,
+    "bounds": lambda vae, x: bounds(vae, x, 3).elbo,
+    "annealed": lambda vae, x: annealed(vae, x, chains=2, temperatures=2, leapfrogs=1).bound,
+    "gaps": lambda vae, x: gaps(vae, x, 3, log_evidence=np.zeros(20), steps=1).refined,
+    "collapse": lambda vae, x: torch.tensor(collapse(vae, x).variance),
+    "noise_calibration": lambda vae, x: torch.tensor(noise_calibration(vae, x, num_particles=2).pit),
+    "prior_predictive": lambda vae, x: torch.tensor([row.observed for row in prior_predictive(vae, x, replicates=2)]),
+    "evaluate": lambda vae, x: torch.tensor(evaluate(vae, x, 3).bound_per_datum),
+    "to_inferencedata": lambda vae, x: torch.tensor(to_inferencedata(vae, x, 3)["observed_data"]["x"].values),
+    "check": lambda vae, x: torch.tensor(len(check(vae, x))),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_whatever_holds_rows_is_taken_at_every_door(taker: str) -> None:
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    expected = TAKERS[taker](vae, torch.as_tensor(X))
+    for make in HELD.values():
+        assert torch.equal(TAKERS[taker](vae, make()), expected)
+
+
+# Streamed data.
+
+
+def test_codes_of_streamed_data_are_of_all_rows(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    monkeypatch.setattr("ppl_vae.memory.ROWS", 4)
+
+    torch.testing.assert_close(encode(vae, streamed), encode(vae, numbered(11, 3)))
+
+
+def test_a_part_of_streamed_data_is_a_sample_by_seed(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.data.PART_NUMBERS", 6 * 3)
+    part = tensor_of(streamed, part=True)
+
+    assert len(part.unique(dim=0)) == 6
+    assert bool(torch.isin(part[:, 0], numbered(11, 3)[:, 0]).all())
+    assert not torch.equal(part, numbered(11, 3)[:6])
+
+
+def test_what_needs_streamed_data_whole_names_the_remedy(streamed: Items) -> None:
+    vae = VARIANTS["sigma_vae"]((3,), 1)
+    for take in (reconstruct, bounds, evaluate, annealed, collapse):
+        with pytest.raises(ValueError, match=r"x is a Dataset of 11 items, too large to hold: pass .*data\.resident"):
+            take(vae, streamed)
+
+
+# Rows at once.
+
+
+class Counting(nn.Flatten):
+    """Notes the rows of each batch that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("taker", ["encode", "reconstruct", "bounds", "annealed", "gaps", "evaluate"])
+def test_networks_see_few_rows_of_large_data(taker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.memory.NUMBERS", 4 * 3)
+    into, out = Counting(), Counting()
+    decoder = nn.Sequential(out, nn.Linear(1, 3))
+    vae = pair((3,), 1, likelihood=Gaussian(), encoder=nn.Sequential(into, nn.Linear(3, 4)), decoder=decoder)
+    into.seen.clear()
+    out.seen.clear()
+    TAKERS[taker](vae, X)
+
+    assert max(into.seen) <= 4
+    assert max(out.seen, default=0) <= (10 if taker == "gaps" else 4)  # it refines with 10 draws a datum
+
+
+def test_rows_of_ordinary_data_are_as_many_as_they_were() -> None:
+    """Random streams are cut there: figures of such data would move."""
+    assert {rows_at_once(shape) for shape in [(5,), (1, 8, 8), (1, 28, 28), (3, 32, 32)]} == {1000}
+    assert rows_at_once((3, 256, 256)) == 21
+    assert rows_at_once((3, 10_000, 10_000)) == 1
+
+
+# Remedies.
+
+
+class Counts(nn.Module):
+    outputs = 1
+
+    def forward(self, a: Tensor) -> dist.Poisson:
+        return dist.Poisson(a.exp())
+
+
+class Shares(nn.Module):
+    outputs = 2
+
+    def forward(self, a: Tensor, b: Tensor) -> dist.Beta:
+        return dist.Beta(a.exp(), b.exp())
+
+
+@pytest.mark.parametrize("likelihood", [Counts, Positive])
+def test_data_that_a_scale_moved_out_of_the_support_are_told_of_the_scale(likelihood: type[nn.Module]) -> None:
+    x = torch.poisson(torch.full((60, 3), 9.0)) + 1
+    with pytest.raises(ValueError, match="x itself, in its own units, lies in the support: use scale='none'"):
+        fit(pair((3,), 1, likelihood=likelihood()), prepare(x, scale="auto"), progress=False)
+    fit(pair((3,), 1, likelihood=likelihood()), prepare(x), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("edge", [0.0, 1.0])
+def test_a_datum_on_the_edge_of_the_support_is_named(edge: float) -> None:
+    x = torch.rand(60, 3).clamp(0.01, 0.99)
+    fit(pair((3,), 1, likelihood=Shares()), x, epochs=1, progress=False)
+    x[50, 1] = edge
+    message = rf"x holds {edge:g} .*on the edge of the support of Shares, where log p\(x \| z\) is -?inf: move"
+    with pytest.raises(ValueError, match=message):
+        fit(pair((3,), 1, likelihood=Shares()), x, epochs=1, progress=False)

@@ -9,23 +9,28 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
+from ppl_vae.diagnosis import predictive, verdicts
 from ppl_vae.diagnosis.collapse import collapse
 from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
 from ppl_vae.diagnosis.sbc import FALSE_ALARMS, Ranks, sbc
 from ppl_vae.evaluation import Number, evaluate
 from ppl_vae.guides import FullRank, Laplace
+from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import (
     Bernoulli,
     ContinuousBernoulli,
+    DiscretizedNormal,
     Gaussian,
     Heteroscedastic,
     Laplace as LaplaceNoise,
+    LearnedSigma,
     LinearGaussian,
     Mixture,
     Scale,
     StandardNormal,
     StudentT,
 )
+from ppl_vae.seeding import stream_seed
 
 X_DIM, Z_DIM = 4, 2
 COORDINATES = ["z[0]", "z[1]"]
@@ -103,6 +108,46 @@ def test_the_width_of_a_guide_shows_as_a_u_or_a_hump(stretch: float, how: str) -
     assert (thirds[0] > thirds[1]) == (stretch < 1)
 
 
+@pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize(("stretch", "width"), [(1.0, ""), (0.5, " and are too narrow"), (2.0, " and are too wide")])
+def test_a_guide_that_is_far_off_is_shifted_whatever_its_width(shift: float, stretch: float, width: str) -> None:
+    """Ranks that pile up at one end are no sign of a narrow guide; what no draw reaches tells no width."""
+    model = LinearGaussian(torch.ones(4, 1), torch.zeros(4), torch.tensor(0.4))
+    sd = float(model.posterior(torch.zeros(1, 4)).covariance_matrix.squeeze().sqrt())
+
+    found = sbc(linear_pair(model, FullRank, shift=shift * sd, stretch=stretch)).departures["z[0]"]
+
+    if shift < 5:
+        assert found.how == f"draws lie too high{width}"
+        assert found.shift == pytest.approx(shift, rel=0.15)
+        assert found.width == pytest.approx(stretch, rel=0.25)
+    else:
+        assert found.how.startswith("draws lie too high")
+        assert found.shift > 3
+
+
+@pytest.mark.parametrize(("shift", "width"), [(0.0, 1.0), (0.7, 1.0), (-1.5, 0.4), (2.0, 3.0)])
+def test_the_law_of_ranks_has_the_mean_that_is_known(shift: float, width: float) -> None:
+    """E rank / K = P(guide's draw < z) = Phi(-shift / sqrt(1 + width**2)); uniform for the posterior itself."""
+    module = __import__("ppl_vae.diagnosis.sbc", fromlist=["_log_mass"])
+    mass = module._log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
+
+    mean = float(mass @ torch.arange(21).double()) / 20
+    assert math.isclose(float(mass.sum()), 1, rel_tol=1e-4)
+    assert math.isclose(mean, 0.5 * math.erfc(shift / math.sqrt(2 * (1 + width**2))), rel_tol=1e-3)
+    if (shift, width) == (0.0, 1.0):
+        assert torch.allclose(mass, torch.full_like(mass, 1 / 21), rtol=1e-3)
+
+
+def test_the_distance_of_ranks_is_kolmogorov_s() -> None:
+    """A mean that is k standard deviations off shows ``2 Phi(k / 2) - 1``."""
+    found = sbc(program(model_of(), shift=float(covariance(model_of())[0, 0].sqrt())), simulations=2000)
+
+    distance, error = found.distance
+    assert abs(float(distance[0]) - math.erf(0.5 / math.sqrt(2))) < 4 * float(error[0]) + 0.01
+    assert 0 < float(error[0]) <= 0.5 / math.sqrt(2000)
+
+
 def test_a_guide_with_the_right_margins_alone_is_seen_by_the_joint_density_alone() -> None:
     """The mean and each variance are the posterior's, its correlation of -.8 is not: no coordinate can tell."""
     model = model_of()
@@ -160,7 +205,6 @@ def test_a_point_mass_is_not_calibrated_and_its_proposal_is_too_wide_as_it_says(
     point.model.decoder = program(model).model.decoder
     exact = program(model).guide
     proposal = Laplace(exact, point.model)
-    proposal.heads = nn.ModuleList([exact.heads[0]])
     found = sbc(point._replace(guide=proposal), simulations=1000)
     assert [found.off.get(name) for name in COORDINATES] == ["draws are too wide"] * 2
 
@@ -215,6 +259,40 @@ def test_the_kl_is_information_and_the_aggregate_together(name: str) -> None:
 
     parts = found.mutual_information.value + found.aggregate_kl.value  # type: ignore[operator]
     assert abs(found.kl.value - parts) < 1e-10  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(1.0, 0.0), (2.5, 0.0), (1.5, 0.8)])
+def test_two_moments_of_each_unit_bound_the_aggregate_kl(stretch: float, shift: float) -> None:
+    """``sum_j (s_j**2 + m_j**2 - 1 - log s_j**2) / 2``, below KL by the correlation of the units."""
+    model = model_of(sigma=1.0)
+    found = collapse(program(model, stretch * covariance(model), shift), drawn_from(model, 3000)).aggregate_kl_least
+
+    second = (torch.eye(Z_DIM) + (stretch - 1) * covariance(model)).diagonal()
+    exact = float((second - 1 - second.log()).sum() + shift**2) / 2
+    assert close(found, exact)
+    assert exact <= information(model, stretch * covariance(model), shift)[1] + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rows", "shift", "grade"),
+    [(0.6, 500, 0.0, "good"), (0.6, 500, 1.5, "look"), (0.6, 500, 3.0, "bad"), (0.01, 40, 0.0, "left out")],
+)
+def test_codes_outside_the_prior_are_told_by_a_bound_and_not_by_its_bias(
+    sigma: float, rows: int, shift: float, grade: str
+) -> None:
+    """Shifts of 1.5 and 3 are 1.1 and 4.5 nats; narrow codes of 40 data seem nats away from p(z), and are not."""
+    model = model_of(sigma)
+    found = collapse(program(model, shift=shift), drawn_from(model, rows))
+
+    assert verdicts.prior(found, rows).grade == grade
+
+
+def test_units_of_two_data_are_not_judged() -> None:
+    model = model_of()
+    found = collapse(program(model), drawn_from(model, 2))
+
+    assert verdicts.codes(found, noise_calibration(program(model), drawn_from(model, 2)), 2).grade == "look"
+    assert min(found.variance_error) > 0
 
 
 def test_no_more_information_is_shown_than_tells_the_data_apart() -> None:
@@ -323,6 +401,28 @@ def test_the_ex_post_mixture_is_checked_in_the_place_of_the_prior() -> None:
     assert sum(check.p_value < FALSE_ALARMS / len(plain) for check in plain) >= 3
 
 
+def test_neighbouring_seeds_share_no_replicate() -> None:
+    module = __import__("ppl_vae.diagnosis.predictive", fromlist=["_replicated"])
+    variant = program(model_of())
+    means = [found["mean"] for seed in range(3) for found in module._replicated(variant, 1200, None, 20, seed)]
+
+    assert len(set(means)) == 60
+    assert len({stream_seed(seed, index) for seed in range(20) for index in (*range(500), 999_999)}) == 20 * 501
+
+
+def test_statistics_that_differ_by_rounding_are_equal() -> None:
+    """Eleven grey values in three units; the largest is one unit in the last place above what the model makes."""
+    variant = pair((3,), 1, likelihood=DiscretizedNormal(11, 1.0))
+    variant.model.scale = Scale((3,), torch.tensor([0.1, -3.3, 7.7]), torch.tensor([7.0, 13.0, 21.0]))
+    x = sample(variant, 300, seed=7)
+    highest, lowest = x.amax(0), x.amin(0)
+    x = torch.where(x == highest, torch.nextafter(x, x + 1), torch.where(x == lowest, torch.nextafter(x, x - 1), x))
+
+    found = {check.statistic: check.p_value for check in prior_predictive(variant, x, replicates=99)}
+
+    assert (found["minimum"], found["maximum"]) == (1.0, 1.0)
+
+
 def test_statistics_are_in_the_model_s_units() -> None:
     model, variant = model_of(), program(model_of())
     x = drawn_from(model, 50)
@@ -417,6 +517,69 @@ def test_any_density_can_be_asked(likelihood: nn.Module) -> None:
 
     assert 0.5 < (found.ratio.value or 0.0) < 2
     assert 0.3 < (found.coverage[0].value or 0.0) < 0.7
+
+
+class Cauchy(nn.Module):
+    """A law without mean or variance."""
+
+    outputs = 1
+
+    def forward(self, loc: Tensor) -> dist.Cauchy:
+        return dist.Cauchy(loc, 0.5)
+
+
+NORMAL, LAPLACE = dist.Normal(0.0, 1.0), dist.Laplace(0.0, 1.0)
+UNIFORM = dist.Uniform(-math.sqrt(3), math.sqrt(3))  # of variance 1
+HALF = 0.5  # the scale of every likelihood below
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "residual", "width", "said"),
+    [
+        (LearnedSigma(HALF), NORMAL, HALF, ""),
+        (LearnedSigma(HALF), NORMAL, 0.7, "too narrow. sigma was learned"),
+        (LearnedSigma(HALF), NORMAL, 0.35, "too wide. sigma was learned"),
+        (Gaussian(HALF), NORMAL, 0.7, "too narrow. sigma is fixed: learn it"),
+        (Gaussian(HALF), NORMAL, 0.46, "too wide. sigma is fixed: learn it"),
+        (LearnedSigma(HALF), dist.StudentT(3.0), HALF / math.sqrt(3), "heavier tails (StudentT)"),
+        (LearnedSigma(HALF), LAPLACE, HALF / math.sqrt(2), "heavier tails (StudentT)"),
+        (LearnedSigma(HALF), UNIFORM, HALF, "its tails are too heavy"),
+        (LaplaceNoise(HALF), LAPLACE, HALF, ""),
+        (LaplaceNoise(HALF), LAPLACE, 1.0, "too narrow"),
+        (LaplaceNoise(HALF), NORMAL, 0.7, "its tails are too heavy"),
+        (StudentT(1.5, HALF), dist.StudentT(1.5), HALF, ""),
+        (StudentT(1.5, HALF), dist.StudentT(1.5), 1.0, "too narrow"),
+        (StudentT(2.0, HALF), dist.StudentT(2.0), 0.25, "too wide"),
+        (StudentT(4.0, HALF), dist.StudentT(4.0), 1.0, "too narrow"),
+        (StudentT(2.0, HALF), NORMAL, 0.6, "its tails are too heavy"),
+        (Cauchy(), dist.Cauchy(0.0, 1.0), HALF, ""),
+        (Cauchy(), dist.Cauchy(0.0, 1.0), 1.5, "too narrow"),
+    ],
+)
+def test_noise_is_told_by_what_is_wrong_with_it(
+    likelihood: nn.Module, residual: dist.TorchDistribution, width: float, said: str
+) -> None:
+    """A decoder that ignores z, so that residuals are those that were drawn, whatever the guide."""
+    variant = pair((8,), 2, likelihood=likelihood)
+    decoder = variant.model.decoder = nn.Linear(2, 8)
+    decoder.weight.data.zero_()
+    decoder.bias.data.zero_()
+    x = width * residual.sample((800, 8))
+
+    calibration = noise_calibration(variant, x)
+    found = verdicts.noise(calibration, len(x))
+
+    assert (found.grade == "good") == (said == "")
+    assert said in found.text
+    assert "nan" not in str(calibration)
+    assert not (calibration.learned and "learn it" in found.text)
+
+
+def test_an_error_of_a_share_is_not_zero() -> None:
+    """Every number inside the interval, of 96 data: two errors reach 4 / 100."""
+    found = predictive.share_over_data(torch.ones(96))
+
+    assert found == Number(1.0, 0.02)
 
 
 def test_a_mass_has_no_noise_to_calibrate() -> None:

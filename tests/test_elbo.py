@@ -1077,3 +1077,20 @@ def test_every_estimator_says_what_it_estimates() -> None:
         loss = estimator(name)
         assert isinstance(loss, PerDatumELBO | PathwiseELBO)
         assert loss.target in ("elbo", "iwae", "renyi", "ciwae", "piwae", "miwae", "free_bits", "beta")
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.5, 3.0])
+def test_the_bound_of_renyi_goes_from_the_elbo_to_its_limit_as_draws_grow(alpha: float) -> None:
+    """For log w ~ Normal(-s**2 / 2, s) the ELBO is -s**2 / 2, log p(x) is 0 and R_alpha is -alpha s**2 / 2."""
+    spread, rows = 0.8, 200_000
+    elbo, limit = -(spread**2) / 2, -alpha * spread**2 / 2
+    means, errors = [], []
+    for draws in (1, 2, 8):
+        found = Renyi(alpha, draws).bound(elbo + spread * torch.randn(draws, rows))
+        means.append(found.mean().item())
+        errors.append(found.std().item() / math.sqrt(rows))
+
+    assert abs(means[0] - elbo) < 4 * errors[0]
+    way = [(mean - elbo) / (limit - elbo) for mean in means]  # 0 at the ELBO, 1 at the limit
+    assert 0.2 < way[1] < way[2] < 1
+    assert (means[2] < elbo) == (alpha > 1)

@@ -81,6 +81,35 @@ def test_moments_are_those_of_the_replicates() -> None:
         assert row[f"snr_{group}"] == pytest.approx(float(ratio.mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("draws", [40, 27])
+def test_the_error_of_a_ratio_is_its_jackknife_over_ten_batches(draws: int) -> None:
+    """The whole ratio again without a tenth of the draws, also where tenths differ in size."""
+    variant, x = problem()
+    cold = frozen(variant)
+    found = torch.stack([each.gradient for each in replicates(cold, Trace_ELBO(), (x, len(x)), draws, 0)])
+    row = compare_estimators(variant, x, [Trace_ELBO()], draws).rows[0]
+
+    batch = torch.tensor([index * 10 // draws for index in range(draws)])
+    for group, span in spans(cold).items():
+        kept = [found[batch != left][:, span] for left in range(10)]
+        ratios = torch.stack([(some.mean(0).abs() / some.std(0)).mean() for some in kept])
+        error = (0.9 * (ratios - ratios.mean()).square().sum()).sqrt()
+        assert row[f"snr_{group}_error"] == pytest.approx(error.item(), rel=1e-7)
+        variances = torch.stack([found[batch == one][:, span].var(0).sum() for one in range(10)])
+        assert row[f"variance_{group}_error"] == pytest.approx(float(variances.std() / math.sqrt(10)), rel=1e-7)
+
+
+def test_a_gradient_without_a_signal_stands_at_the_floor_which_is_printed() -> None:
+    """At the exact posterior the guide's gradient is noise alone."""
+    compared = compare_estimators(*problem(shift=0.0), ["trace"], DRAWS)
+    row = compared.rows[0]
+
+    assert row["snr_floor"] == pytest.approx(math.sqrt(2 / math.pi / DRAWS))
+    assert abs(row["snr_encoder"] - row["snr_floor"]) < 4 * row["snr_encoder_error"]
+    assert row["snr_encoder_error"] < row["snr_floor"]
+    assert f"for noise alone it is 0.0564 with {DRAWS} draws" in str(compared)
+
+
 def test_the_stated_error_of_a_variance_is_its_spread_over_seeds() -> None:
     variant, x = problem()
     rows = [compare_estimators(variant, x, ["trace"], DRAWS, seed=seed).rows[0] for seed in range(8)]

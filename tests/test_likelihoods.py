@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import pytest
 import scipy.integrate
 import scipy.special
@@ -15,7 +16,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_vae import pair
+from ppl_vae import SVI, fit, pair
+from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.guides import PointMass
 from ppl_vae.models import (
     Bernoulli,
@@ -30,6 +32,7 @@ from ppl_vae.models import (
     StudentT,
 )
 from ppl_vae.models.distributions import log_normalizer
+from ppl_vae.models.steps import one_step
 
 LEVELS = 16
 GRID = np.linspace(0, 1, LEVELS)
@@ -126,10 +129,33 @@ def test_log_prob_is_that_of_another_route(case: Case, loc: float) -> None:
 @every_location
 @every_likelihood
 def test_the_mean_is_the_mean(case: Case, loc: float) -> None:
-    """To rounding; of a discretised family, as its docstring says, to a fraction of a cell."""
-    cell = 1 / (LEVELS - 1) if case.support is GRID else 2e-8
+    """To rounding; of a discretised family of many levels, as its docstring says, to 5e-6 of a cell."""
+    error = 5e-6 / (LEVELS - 1) if case.support is GRID else 2e-8
 
-    assert x_given(case, loc).mean.item() == pytest.approx(total(case, loc, lambda x: x), abs=cell / 2)
+    assert x_given(case, loc).mean.item() == pytest.approx(total(case, loc, lambda x: x), abs=error)
+
+
+@pytest.mark.parametrize("family", [DiscretizedNormal, DiscretizedLogistic])
+@pytest.mark.parametrize(
+    ("levels", "cells"), [(2, 1e-12), (3, 1e-12), (8, 1e-12), (17, 1e-12), (18, 5e-6), (256, 5e-6)]
+)
+def test_the_mean_of_a_discretised_law_is_the_sum_over_its_levels(family: Any, levels: int, cells: float) -> None:
+    """And so is its slope, at scales from a hundredth of a cell to hundreds, and locations beyond both ends."""
+    scales = torch.logspace(-2, 2.5, 12) / (levels - 1)
+    loc, scale = torch.broadcast_tensors(torch.linspace(-0.3, 1.3, 97)[:, None], scales)
+    loc, scale = loc.clone().requires_grad_(), scale.clone().requires_grad_()
+    grey = torch.arange(levels) / (levels - 1)
+    law = family.family
+    expected = (law(loc[..., None], scale[..., None], levels).log_prob(grey).exp() * grey).sum(-1)
+
+    mean = law(loc, scale, levels).mean
+
+    assert (mean - expected).abs().max().item() < cells / (levels - 1)
+    ours, theirs = (torch.autograd.grad(value.sum(), (loc, scale)) for value in (mean, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max().item() < 2 * cells + 1e-9  # a cell per cell
+    single = law(loc.float(), scale.float(), levels).mean
+    assert (single - expected).abs().max().item() < 2e-5  # a location is rounded to 6e-8, a hundredth of a cell to more
 
 
 @every_location
@@ -422,6 +448,90 @@ def test_the_optimal_variance_is_a_running_average_in_which_the_first_batches_co
 
     fourth = 7 + 0.3 * (64 - 7)
     assert variances == pytest.approx([1, 2.5, 7, fourth, fourth + 0.3 * (256 - fourth)], rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(64, 1), (1, 64), (64, 64, 1), (3, 64, 10)])
+def test_in_the_optimal_variance_every_row_counts_alike(sizes: tuple[int, ...]) -> None:
+    """A last batch of one row is no whole batch: it counts one part in 65."""
+    likelihood, errors = OptimalSigma(), [(1 + 10 * index) * torch.randn(size, 5) for index, size in enumerate(sizes)]
+    for error in errors:
+        likelihood.observe(error, torch.zeros_like(error))
+
+    assert likelihood.scale.square().item() == pytest.approx(torch.cat(errors).square().mean().item(), rel=1e-12)
+
+
+def test_later_on_a_short_batch_has_its_part_of_the_momentum() -> None:
+    likelihood, zero = OptimalSigma(momentum=0.1), torch.zeros(20, 2)
+    for _ in range(10):
+        likelihood.observe(torch.ones(20, 2), zero)
+    likelihood.observe(torch.full((5, 2), 3.0), zero[:5])
+
+    assert likelihood.scale.square().item() == pytest.approx(1 + 0.1 * 5 / 20 * (9 - 1), rel=1e-12)
+
+
+def a_pyro_step(variant: Any, loss: Any, x: Tensor) -> None:
+    with pyro.get_param_store().scope():
+        pyro.infer.SVI(variant.model, variant.guide, pyro.optim.Adam({"lr": 1e-3}), loss).step(x)
+
+
+def a_step_of_ours(variant: Any, loss: Any, x: Tensor) -> None:
+    with pyro.get_param_store().scope():
+        SVI(variant.model, variant.guide, pyro.optim.Adam({"lr": 1e-3}), loss).step(x)
+
+
+def a_loss_of_ours(variant: Any, loss: Any, x: Tensor) -> None:
+    ours = PathwiseELBO(loss.num_particles, 1, vectorize_particles=loss.vectorize_particles)
+    ours(variant.model, variant.guide)(x)
+
+
+def a_loop_of_ones_own(variant: Any, loss: Any, x: Tensor) -> None:
+    with one_step():
+        loss(variant.model, variant.guide)(x)
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("step", [a_pyro_step, a_step_of_ours, a_loss_of_ours, a_loop_of_ones_own])
+def test_the_optimal_scale_moves_once_a_step_by_the_mean_over_its_draws(
+    step: Callable[[Any, Any, Tensor], None], vectorised: bool
+) -> None:
+    variant, x = optimal_pair()
+    likelihood, seen = variant.model.likelihood, []
+    likelihood.observe(3 * x, torch.zeros_like(x))  # a batch before, so that the share of the next one is a half
+    before = likelihood.scale.clone()
+    likelihood.register_forward_hook(lambda _, outputs, law: seen.append((outputs[0].detach(), law.scale.detach())))
+
+    step(variant, Trace_ELBO(num_particles=4, max_plate_nesting=1, vectorize_particles=vectorised), x)
+
+    assert len(seen) == (1 if vectorised else 4)
+    assert all(bool((scale == before).all()) for _, scale in seen)
+    error = torch.stack([(x - loc).square().mean() for loc, _ in seen]).mean()
+    expected = (before.square() + error) / 2
+    assert likelihood.scale.square().item() == pytest.approx(expected.item(), rel=1e-12)
+    assert likelihood.rows.item() == 2 * len(x)
+
+
+def test_a_fit_moves_the_optimal_scale_by_one_schedule_whatever_the_draws() -> None:
+    """And from a graph: what is recorded are the passes of one step."""
+    rows, reasons = [], []
+    for draws in (1, 4):
+        variant, x = optimal_pair()[0], torch.randn(70, 5)
+        variant = variant._replace(loss=Trace_ELBO(num_particles=draws))
+        trained = fit(variant, x, epochs=3, batch_size=16, validation=None, progress=False)
+        rows.append(variant.model.likelihood.rows.item())
+        reasons.append(trained.settings["backend"])
+
+    assert rows == [210.0, 210.0]
+    assert reasons == ["fx", "fx"]
+
+
+def test_the_optimal_scale_of_an_older_checkpoint_starts_its_average_anew() -> None:
+    likelihood, old = OptimalSigma(), {"scale": torch.tensor(0.3), "batches": torch.tensor(40.0)}
+    likelihood.load_state_dict(old)
+
+    assert likelihood.scale.item() == pytest.approx(0.3)
+    assert old.keys() == {"scale", "batches"}
+    likelihood.observe(torch.ones(4, 2), torch.zeros(4, 2))
+    assert likelihood.scale.item() == 1.0
 
 
 def optimal_pair() -> tuple[Any, Tensor]:

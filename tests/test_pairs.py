@@ -3,10 +3,13 @@
 import copy
 import itertools
 import math
+import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
@@ -14,7 +17,7 @@ from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Variant, pair
+from ppl_vae import VARIANTS, Variant, evaluate, fit, pair, reconstruct
 from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
@@ -36,6 +39,9 @@ from ppl_vae.models import (
     StudentT,
     WeightPrior,
     constant,
+    cyclical,
+    linear,
+    switch,
 )
 from ppl_vae.variant import with_prior
 
@@ -566,3 +572,170 @@ def test_a_part_of_another_kind_is_refused_in_one_line(parts: dict[str, Any], me
 def test_an_unknown_variant_is_told_the_known_ones() -> None:
     with pytest.raises(KeyError, match="unknown variant 'vae': wanted one of bernoulli_vae"):
         VARIANTS["vae"]
+
+
+# Copies, networks and parts.
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "rae_sn"])
+def test_every_variant_and_its_fit_can_be_pickled(name: str) -> None:
+    """Spectral normalisation apart: torch parametrises layers by classes made on the spot, and says so."""
+    x = torch.randint(2, (40, 5)).double()
+    trained = fit(VARIANTS[name]((5,), Z_DIM), x, epochs=1, progress=False)
+    again = pickle.loads(pickle.dumps(trained))
+    steps = [(step, 7) for step in range(8)]
+
+    for old, new in zip(trained.variant[:2], again.variant[:2], strict=True):
+        assert old.state_dict().keys() == new.state_dict().keys()
+        assert all(torch.equal(value, new.state_dict()[key]) for key, value in old.state_dict().items())
+    weights = [pair.model.kl_weight for pair in (trained.variant, again.variant)]
+    if isinstance(weights[0], KLWeight):
+        assert [weights[0].curve(*step) for step in steps] == [weights[1].curve(*step) for step in steps]  # type: ignore[union-attr]
+    assert again.rows == trained.rows
+
+
+def test_a_spectrally_normalised_variant_is_copied_and_its_pickling_refused() -> None:
+    variant = VARIANTS["rae_sn"]((5,), Z_DIM)
+    copy.deepcopy(variant)
+
+    with pytest.raises(RuntimeError, match="parametrized modules is only supported through state_dict"):
+        pickle.dumps(variant)
+
+
+@pytest.mark.parametrize("curve", [constant(2.0), linear(0.3, 2.0), cyclical(3, 0.4, 2.0), switch(0.5)])
+def test_a_curve_of_a_schedule_can_be_pickled(curve: Callable[[int, int], float]) -> None:
+    again = pickle.loads(pickle.dumps(curve))
+
+    assert [again(step, 10) for step in range(11)] == [curve(step, 10) for step in range(11)]
+
+
+class Returning(nn.Module):
+    """An encoder that returns what it is told to."""
+
+    def __init__(self, what: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.what = nn.Linear(4, 3), what
+
+    def forward(self, x: Tensor) -> Any:
+        return self.what(self.layer(x))
+
+
+HEADS = r"wanted one tensor \[rows, width\] .*heads of its own.*heads=\[to_loc, to_log_scale\]"
+ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "loc_and_scale": (lambda: Returning(lambda h: (h, h.exp())), (4,), f"returned a tuple of 2, {HEADS}"),
+    "by_name": (lambda: Returning(lambda h: {"loc": h}), (4,), f"returned a dict of 1, {HEADS}"),
+    "distribution": (lambda: Returning(lambda h: dist.Normal(h, 1.0)), (4,), f"returned a Normal, {HEADS}"),
+    "nothing": (lambda: Returning(lambda h: None), (4,), "returned a NoneType, wanted"),
+    "lstm": (lambda: nn.LSTM(4, 3, batch_first=True), (6, 4), r"a tuple of 2, .*outputs and state.*last state"),
+    "gru_at_the_end": (lambda: nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 3)), (6, 4), "outputs and state"),
+    "rows_mixed_up": (lambda: Returning(lambda h: h.transpose(0, 1)), (6, 4), r"\[6, 2, 3\], wanted one row for each"),
+    "no_axis": (lambda: Returning(lambda h: h.sum(-1)), (4,), r"x \[2, 4\] into \[2\], wanted one row"),
+}
+
+
+@pytest.mark.parametrize(("encoder", "x_shape", "line"), ENCODERS.values(), ids=ENCODERS)
+def test_an_encoder_that_returns_no_row_for_each_datum_is_refused_by_the_builder(
+    encoder: Callable[[], nn.Module], x_shape: tuple[int, ...], line: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^the encoder .*{line}"):
+        VARIANTS["sigma_vae"](x_shape, Z_DIM, encoder=encoder())
+
+
+def test_a_builder_leaves_the_mode_of_each_layer() -> None:
+    encoder = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    encoder[1].eval()
+    VARIANTS["sigma_vae"]((5,), Z_DIM, encoder=encoder)
+
+    assert [module.training for module in encoder.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1), torch.distributions.Normal(0.0, 1.0)]
+)
+def test_a_prior_that_is_a_distribution_is_told_to_be_a_module(prior: Any) -> None:
+    with pytest.raises(ValueError, match=r"prior is a distribution, .*whose forward returns it.*nn\.ModuleList"):
+        pair((5,), Z_DIM, likelihood=Gaussian(), prior=prior)
+
+
+class OfTorch(nn.Module):
+    def forward(self) -> Any:
+        return torch.distributions.MultivariateNormal(torch.zeros(Z_DIM), torch.eye(Z_DIM))
+
+
+def test_a_prior_of_torchs_own_is_told_its_name_in_pyro() -> None:
+    with pytest.raises(
+        ValueError, match=r"the prior returned a torch\..*pyro\.distributions\.MultivariateNormal is its"
+    ):
+        pair((5,), Z_DIM, likelihood=Gaussian(), prior=OfTorch())
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_networks_are_as_wide_as_they_are_asked_to_be(shape: tuple[int, ...]) -> None:
+    wide, usual = VARIANTS["sigma_vae"](shape, Z_DIM, width=300), VARIANTS["sigma_vae"](shape, Z_DIM)
+
+    assert [variant.guide.heads[0].in_features for variant in (wide, usual)] == [300, 256]
+    assert [variant.model.decoder[0].out_features for variant in (wide, usual)] == [300, 256]  # type: ignore[index, union-attr]
+    assert wide.model.x_given_z(torch.zeros(2, Z_DIM)).event_shape == shape
+
+
+@pytest.mark.parametrize("width", [0, 2.5, True, "wide"])
+def test_a_width_that_is_no_count_is_refused(width: Any) -> None:
+    with pytest.raises(ValueError, match="width must be a whole number of at least 1"):
+        pair((5,), Z_DIM, likelihood=Gaussian(), width=width)
+
+
+def test_a_width_beside_two_given_networks_is_refused() -> None:
+    with pytest.raises(ValueError, match="both encoder and decoder were given: drop it"):
+        pair((5,), 5, likelihood=Gaussian(), encoder=nn.Identity(), decoder=nn.Identity(), width=9)
+
+
+# A likelihood without a mean.
+
+
+class Tokens(nn.Module):
+    outputs = 4
+
+    def forward(self, *logits: Tensor) -> Any:
+        return dist.Categorical(logits=torch.stack(logits, -1))
+
+
+class Bounded(nn.Module):
+    """Torch raises NotImplementedError where this one is asked for its mean."""
+
+    outputs = 1
+
+    def forward(self, loc: Tensor) -> Any:
+        return dist.TransformedDistribution(dist.Normal(loc, 1.0), [dist.transforms.TanhTransform()])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("likelihood", [Tokens, Bounded])
+def test_without_a_mean_the_bounds_stay_and_the_rest_says_why_it_is_empty(
+    likelihood: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    x = torch.randint(4, (20, *shape)).double() if likelihood is Tokens else torch.rand(20, *shape) / 2
+    variant = pair(shape, Z_DIM, likelihood=likelihood())
+    fit(variant, x, epochs=1, progress=False)
+    found = evaluate(variant, x, 10, train=x)
+    pictures = ["frechet_prior"] * (shape == SHAPES["image"])  # samples of images are means, those of tables draws
+
+    assert math.isfinite(found["bound"].value or math.nan)
+    assert (found["bits_per_dim"].value is not None) == (likelihood is Tokens)
+    assert [name for name, number in found.numbers.items() if number.reason == "no mean"] == [
+        "rmse",
+        "frechet_reconstructions",
+        *pictures,
+        "frechet_interpolations",
+    ]
+    with pytest.warns(UserWarning, match=r"has no mean: reconstruct, RMSE and distances need one \(give"):
+        assert bool(reconstruct(variant, x).isnan().all())
+
+
+def test_a_sigma_at_its_floor_is_said_beside_the_number_and_by_the_receipt() -> None:
+    x = 1e-5 * torch.randn(40, 5)
+    variant = pair((5,), Z_DIM, likelihood=LearnedSigma(0.003))
+    trained = fit(variant, x, epochs=1, lr=1e-6, progress=False)
+    line = r"sigma stands at its floor 0\.0025, 2\d\d times the spread of x: scale='standardize'"
+
+    assert re.search(line, str(evaluate(variant, x, 10)))
+    assert re.search(f"caution +{line}", trained.receipt())

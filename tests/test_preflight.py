@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import random
 import re
 from collections.abc import Callable
@@ -37,7 +38,8 @@ from ppl_vae.models import (
     constant,
     linear,
 )
-from ppl_vae.preflight import preflight
+from ppl_vae.models.likelihoods import scale_of_law
+from ppl_vae.preflight import at_floor, preflight
 
 X_DIM, Z_DIM, ROWS = 5, 3, 8
 
@@ -340,6 +342,17 @@ def fallen() -> LearnedSigma:
     return likelihood
 
 
+class Measured(Gaussian):
+    """``scale`` of the likelihood is a unit, and so is that of its distribution; a floor is given, but of no scale."""
+
+    lowest = 1.0
+
+    def forward(self, loc: Tensor) -> Any:
+        law = dist.Delta(loc)
+        law.scale = torch.ones(())  # type: ignore[attr-defined]
+        return law
+
+
 def single(variant: Variant) -> Variant:
     """The same in float32."""
     variant.model.float()
@@ -430,6 +443,14 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
         lambda: single(built(likelihood=Gaussian(1e-8))),
         "sigma: the scale, 1e-08, is within the rounding of float32 at data like",
     ),
+    "floor_above_the_spread": (
+        lambda: built(likelihood=LearnedSigma(floor=2.5, scale=20.0)),
+        r"sigma: the floor of sigma, 12, is \d+\.?\d* times the spread of x, so that no code is of use",
+    ),
+    "scale_above_the_spread": (
+        lambda: built(likelihood=Gaussian(100.0)),
+        r"sigma: sigma, 1e\+02, is \d+ times the spread of x, .*scale='standardize'",
+    ),
     # Importance weights.
     "weights_of_a_point_mass": (lambda: built(guide=PointMass, loss=IWAE(4)), "importance weights: .*point mass"),
     "weights_and_a_global_latent": (
@@ -509,6 +530,58 @@ def test_the_reason_of_a_loss_is_told_once(loss: Any, line: str) -> None:
     assert re.match(line, failures[0]), failures
 
 
+@pytest.mark.parametrize(("times", "said"), [(1.01, False), (0.99, True)])
+def test_a_scale_is_too_wide_above_the_root_of_the_total_variance(times: float, said: bool) -> None:
+    """There the largest eigenvalue of the covariance of x, which is at most its trace, lies below ``sigma**2``."""
+    x = data()
+    total = float(torch.linalg.eigvalsh(x.mT.cov(correction=0)).sum())
+    failures = check(built(likelihood=Gaussian(math.sqrt(total) / times)), x)
+
+    assert [failure.partition(":")[0] for failure in failures] == ["sigma"] * said
+
+
+def at(likelihood: Any, scale: float) -> Any:
+    likelihood.set_scale(scale)
+    return likelihood
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "width", "line"),
+    [
+        (
+            lambda: at(LearnedSigma(), 0.0032),
+            1.0,
+            r"floor 0\.0025, 0\.00\d+ times the spread of x: LearnedSigma\(floor=-9\)",
+        ),
+        (lambda: at(StudentT(), 0.0032), 1e-5, r"floor 0\.0025, \d+ times the spread of x: scale='standardize'"),
+        (lambda: OptimalSigma(1e-6), 1.0, r"floor 1e-06, 1\.?\d*e-06 times .*: a smaller z_dim, for x .*"),
+        (lambda: at(LearnedSigma(), 0.005), 1.0, None),
+        (lambda: Gaussian(1e-9), 1.0, None),
+        (lambda: Measured(), 1.0, None),
+    ],
+)
+def test_a_scale_at_its_floor_is_said_with_what_is_right_for_these_data(
+    likelihood: Callable[[], Any], width: float, line: str | None
+) -> None:
+    """Twice the floor, .00496, is the border: above it, more than half of the scale is what was learned."""
+    said = at_floor(built(likelihood=likelihood()), width * data())
+
+    if line is None:
+        assert said is None
+    else:
+        assert re.match(f"sigma stands at its {line}$", said or ""), said
+
+
+def test_the_share_of_the_coordinates_at_their_floor_is_said() -> None:
+    variant = built(likelihood=Heteroscedastic(stage=0.0))
+    with torch.no_grad():
+        for parameter in variant.model.decoder.parameters():
+            parameter.zero_()
+        variant.model.decoder[-1].bias[X_DIM:] = torch.tensor([-99.0, -99.0, 0.0, 0.0, 0.0])  # type: ignore[index]
+
+    assert (at_floor(variant, data()) or "").startswith("sigma stands at its floor 0.0025 for 40 % of the coordinates")
+
+
 def test_a_scale_at_its_floor_passes_the_door() -> None:
     """A fit may go on where another has ended."""
     preflight(built(likelihood=fallen()), data())
@@ -520,6 +593,25 @@ def test_the_rounding_of_the_data_counts_by_their_size(far: float) -> None:
     failures = check(single(built(likelihood=Gaussian(0.1))), data(far=far).float())
 
     assert [failure.partition(":")[0] for failure in failures] == ["sigma"] * (far > 0)
+
+
+@pytest.mark.parametrize(
+    ("law", "scale"),
+    [
+        (dist.Normal(torch.zeros(3), 2.0).to_event(1), 2.0),
+        (dist.Laplace(torch.zeros(3), 2.0), 2.0),
+        (dist.StudentT(3.0, torch.zeros(3), 2.0).to_event(1), 2.0),
+        (dist.Gumbel(torch.zeros(3), 2.0).to_event(1), 2.0),
+        (dist.LogNormal(torch.zeros(3), 2.0).to_event(1), None),
+        (dist.Poisson(torch.ones(3)).to_event(1), None),
+        (Measured()(torch.zeros(3)), None),
+    ],
+    ids=lambda law: type(getattr(law, "base_dist", law)).__name__,
+)
+def test_a_scale_is_a_parameter_of_a_distribution_in_the_units_of_x(law: Any, scale: float | None) -> None:
+    found = scale_of_law(law)
+
+    assert (None if found is None else float(found.mean())) == scale
 
 
 def test_a_second_pair_of_the_same_names_is_the_one_that_never_trains() -> None:

@@ -25,6 +25,8 @@ def test_the_python_of_the_readme_runs_as_written(
     assert "\n[]\n" in printed  # check: every contract holds
     assert printed.rstrip().endswith("True")  # the converted autoencoder gives the same outputs
     assert names["images"].shape == (64, 1, 8, 8)  # type: ignore[attr-defined]
+    own, theirs = re.search(r"\n(-[\d.]+) (-[\d.]+) ± [\d.]+\n", printed).groups()  # type: ignore[union-attr]
+    assert float(own) == pytest.approx(float(theirs), rel=0.01)  # a loss of one's own SVI script, and evaluate
 
 
 def test_the_table_of_the_readme_is_the_catalogue() -> None:

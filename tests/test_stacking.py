@@ -60,6 +60,19 @@ def test_what_cannot_be_paired_is_refused(a: tuple[int, ...], b: tuple[int, ...]
         paired(torch.zeros(a), torch.zeros(b))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(9,), (2, 9)])
+def test_a_bound_that_is_not_finite_is_refused_by_its_row(shape: tuple[int, ...], value: float) -> None:
+    """Also where both are minus infinity, of which the difference is no number."""
+    broken = torch.zeros(shape)
+    broken[..., [2, 7]] = value
+    for pair, name in (((broken, torch.zeros(shape)), "a"), ((torch.zeros(shape), broken), "b"), ((broken,) * 2, "a")):
+        with pytest.raises(
+            ValueError, match=f"finite bounds, and {name} has none for rows 2, 7: leave them out of both"
+        ):
+            paired(*pair)
+
+
 # Mixtures.
 
 

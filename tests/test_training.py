@@ -3,6 +3,8 @@
 import copy
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -11,12 +13,18 @@ import torch
 from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from ppl_vae import VARIANTS, Data, Variant, fit, pair, prepare, training
+from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare, training
+from ppl_vae.batches import Batches
+from ppl_vae.bounds import held_out
 from ppl_vae.divergence import Diverged
-from ppl_vae.models import Gaussian, LinearGaussian, Scale
+from ppl_vae.guides import Guide
+from ppl_vae.models import Gaussian, Laplace, LearnedSigma, LinearGaussian, OptimalSigma, Scale, StudentT
+from ppl_vae.seeding import seeded
+from ppl_vae.svi.precision import networks_in_bf16
 from ppl_vae.training import Fit
+from ppl_vae.variant import evaluating, frozen_parts
 
 
 def linear(name: str, x_dim: int, z_dim: int, **options: float) -> Variant:
@@ -67,7 +75,7 @@ def test_multiplying_the_data_by_ten_shifts_the_bound_by_d_log_ten_and_changes_n
         data = prepare(factor * x, scale="standardize")
         fits.append(quick(VARIANTS["sigma_vae"]((5,), 2), data, epochs=3))
     one, ten = (trained.history for trained in fits)
-    assert np.allclose(ten["held_out"], one["held_out"] - 5 * math.log(10), rtol=1e-9)
+    assert np.allclose(ten["held_out_loss"], one["held_out_loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["loss"], one["loss"] + 5 * math.log(10), rtol=1e-9)
     assert np.allclose(ten["sigma"], one["sigma"], rtol=1e-9)
 
@@ -139,7 +147,7 @@ def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
     x = torch.randn(80, 5)
     variant = VARIANTS["gaussian_vae"]((5,), 2)
     trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
-    assert trained.best_epoch == trained.history["held_out"].idxmax() < 40
+    assert trained.best_epoch == trained.history["held_out_loss"].idxmin() < 40
     short = VARIANTS["gaussian_vae"]((5,), 2)
     short.model.load_state_dict(variant.model.state_dict())
     assert not variant.model.training
@@ -157,7 +165,7 @@ def test_the_kl_weight_follows_its_schedule_and_the_held_out_objective_does_not(
     trained = quick(variant, x, epochs=4, batch_size=16, validation=x[:16], lr=1e-15)
     # 16 steps in all, and the ramp ends at half of them: the last step of epochs 1 to 4 is number 3, 7, 11, 15.
     assert trained.history["kl_weight"].tolist() == pytest.approx([4 * 3 / 8, 4 * 7 / 8, 4.0, 4.0])
-    assert np.ptp(trained.history["held_out"]) == pytest.approx(0, abs=1e-9)
+    assert np.ptp(trained.history["held_out_loss"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_sigma_of_z_opens_at_its_stage_in_one_call() -> None:
@@ -253,7 +261,10 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
     [
         ("sigma_vae", ["a lower bound of log p(x)", "LearnedSigma(scale=", "MeanField", "PathwiseELBO, 1 draw"]),
         ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
-        ("rae_l2", ["a MAP objective, log p(x, z)", "no bound", "WeightPrior(scale=0.1, layers=('decoder',))"]),
+        (
+            "rae_l2",
+            ["a MAP objective, log p(x, z)", "not a lower bound", "WeightPrior(scale=0.1, layers=('decoder',))"],
+        ),
         ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
         ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
@@ -263,6 +274,87 @@ def test_the_receipt_says_what_was_optimised(name: str, words: list[str]) -> Non
     receipt = quick(VARIANTS[name]((5,), 2), torch.randn(64, 5)).receipt()
     for word in words:
         assert word in receipt
+
+
+class FixedLaplace(Gaussian):
+    """A Laplace likelihood whose scale is stated."""
+
+    def forward(self, loc: Tensor) -> Any:
+        return pyro.distributions.Laplace(loc, self.scale)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "words"),
+    [
+        (lambda: Gaussian(0.1), "with sigma 0.1 it amounts to sigma 0.2 at weight 1"),
+        (lambda: LearnedSigma(0.1).requires_grad_(requires_grad=False), "sigma 0.1 it amounts to sigma 0.2"),
+        (lambda: FixedLaplace(0.1), "with scale 0.1 it amounts to scale 0.4 at weight 1"),
+        (LearnedSigma, ""),
+        (OptimalSigma, ""),
+        (Laplace, ""),
+        (StudentT, ""),
+    ],
+)
+def test_a_kl_weight_amounts_to_another_scale_where_the_scale_is_fixed(
+    likelihood: Callable[[], nn.Module], words: str
+) -> None:
+    receipt = quick(VARIANTS["beta_vae"]((5,), 2, beta=4.0, likelihood=likelihood()), torch.randn(64, 5)).receipt()
+
+    assert words in receipt
+    assert ("amounts to" in receipt) == bool(words)
+
+
+@pytest.mark.parametrize(("family", "power"), [(Gaussian, 0.5), (FixedLaplace, 1.0)])
+def test_that_scale_has_the_gradients_of_the_weight(family: Callable[[float], nn.Module], power: float) -> None:
+    """The networks' gradients at weight w are w times those at weight 1 under the other scale."""
+    x, gradients = torch.randn(16, 5), []
+    for weight, scale in ((4.0, 0.3), (1.0, 4.0**power * 0.3)):
+        torch.manual_seed(0)
+        variant = VARIANTS["beta_vae"]((5,), 2, beta=weight, likelihood=family(scale))
+        torch.manual_seed(1)
+        (variant.loss(variant.model, variant.guide)(x) / weight).backward()
+        gradients.append([p.grad for half in variant[:2] for p in half.parameters()])
+
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_sigma_in_the_history_is_that_of_evaluate() -> None:
+    x, other = torch.randn(128, 5), torch.randn(40, 5)
+    variant = VARIANTS["heteroscedastic_vae"]((5,), 2, stage=0.0)
+    trained = quick(variant, x, epochs=3, validation=other)
+
+    sigma = trained.history["sigma"].iloc[trained.best_epoch - 1]
+    assert evaluate(variant, other, 3)["sigma"].value == pytest.approx(sigma, rel=1e-6)
+    assert sigma != pytest.approx(variant.model.likelihood.scale.item(), rel=1e-4)  # the factor that all share
+    assert quick(VARIANTS["bernoulli_vae"]((5,), 2), (x > 0).double()).rows[-1]["sigma"] is None
+
+
+def test_progress_and_history_have_losses_alone_which_go_down(capsys: pytest.CaptureFixture[str]) -> None:
+    variant, x = VARIANTS["gaussian_vae"]((5,), 2), torch.randn(64, 5)
+    row = fit(variant, x, epochs=1, validation=x[:20], progress=True).rows[0]
+
+    assert f"loss {row['loss']:.4g}  held-out loss {row['held_out_loss']:.4g}" in capsys.readouterr().err
+    with evaluating(variant), seeded(0):
+        assert row["held_out_loss"] == pytest.approx(-held_out(variant, variant.in_model_units(x[:20])).mean().item())
+
+
+class Codes(Guide):
+    """A point mass of one's own: it is no ``PointMass``, and its distribution says what it is."""
+
+    def distribution(self, loc: Tensor) -> Any:
+        return pyro.distributions.Delta(loc).to_event(1)
+
+
+def test_a_guide_of_ones_own_that_returns_delta_has_no_bound() -> None:
+    variant = pair((5,), 2, likelihood=Gaussian(0.5), guide=Codes)
+    trained = quick(variant, torch.randn(64, 5))
+
+    assert not variant.has_bound
+    assert "a MAP objective, log p(x, z) at a point mass: not a lower bound of log p(x)" in trained.receipt()
+    found = evaluate(variant, torch.randn(20, 5), 5)
+    assert found["bound"].value is None
+    assert found["log_joint"].value is not None
 
 
 def test_the_terms_of_the_receipt_add_up_to_its_loss() -> None:
@@ -352,3 +444,137 @@ def test_every_weight_moves_in_any_precision_and_layout(precision: str, channels
     assert trained.settings["backend"] == "fx"
     assert ("precision_error" in trained.settings) == (precision != "full")
     assert trained.settings.get("precision_error", 0.0) < 0.01 * abs(trained.rows[0]["loss"])
+
+
+# What is frozen.
+
+
+def normed(*last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), *last)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("backend", ["fx", "eager"])
+def test_a_frozen_part_stays_as_it_is(training: bool, backend: str) -> None:
+    """Weights and statistics, in whatever mode it came; it runs in eval mode, so that its dropout does not act."""
+    encoder = normed(nn.Linear(7, 4)).requires_grad_(requires_grad=False).train(training)
+    variant = VARIANTS["sigma_vae"]((5,), 2, encoder=encoder)
+    before, x = copy.deepcopy(encoder.state_dict()), 9 * torch.randn(60, 5) + 4
+    seen: list[bool] = []
+    encoder[2].register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    trained = quick(variant, x, backend=backend)
+
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert seen
+    assert not any(seen)
+    assert "frozen                guide.encoder: in eval mode" in trained.receipt()
+
+
+def test_what_is_not_frozen_trains_beside_what_is() -> None:
+    """One layer of a network is frozen: the norm behind it goes on, and so does a norm without parameters."""
+    encoder = normed(nn.BatchNorm1d(7, affine=False))
+    encoder[0].requires_grad_(requires_grad=False)
+    before = copy.deepcopy(encoder.state_dict())
+    variant = VARIANTS["sigma_vae"]((5,), 2, encoder=encoder)
+    quick(variant, torch.randn(60, 5))
+    moved = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+
+    assert moved == before.keys() - {"0.weight", "0.bias"}
+    assert list(frozen_parts(variant)) == ["guide.encoder.0"]
+
+
+def test_the_scale_of_a_frozen_model_stays_and_its_kl_weight_acts() -> None:
+    """The model itself is in training mode, in which the weight acts on both halves; its parts are not."""
+    variant = VARIANTS["beta_vae"]((5,), 2, beta=3.0, likelihood=OptimalSigma(0.5), anneal="linear")
+    variant.model.requires_grad_(requires_grad=False)
+    quick(variant, torch.randn(60, 5), validation=None, batch_size=20)
+
+    assert float(variant.model.likelihood.scale) == 0.5
+    assert variant.kl_weight == pytest.approx(3.0)
+
+
+def test_a_wholly_frozen_pair_is_refused_in_words() -> None:
+    variant = VARIANTS["sigma_vae"]((5,), 2)
+    for half in variant[:2]:
+        half.requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match=r"^parameters: no parameter is left to train: all are frozen"):
+        quick(variant, torch.randn(60, 5))
+
+
+# Batches of one row.
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_lone_last_row_joins_the_batch_before_under_batch_norm(streamed: bool) -> None:
+    x = torch.arange(33.0).reshape(33, 1).expand(33, 5)
+    plain, with_norm = VARIANTS["sigma_vae"]((5,), 2), VARIANTS["sigma_vae"]((5,), 2, encoder=normed())
+    sizes = {}
+    for name, variant in (("plain", plain), ("norm", with_norm)):
+        batches = Batches(variant, x, 8)
+        batches.resident = None if streamed else batches.resident
+        if streamed:
+            batches.loader = DataLoader(x, 8, shuffle=True)  # type: ignore[arg-type]
+        found = list(batches)
+        sizes[name] = [len(batch) for batch in found]
+        assert len(batches) == len(found)
+        assert torch.equal(torch.cat(found)[:, 0].sort().values, x[:, 0])
+
+    assert sizes == {"plain": [8, 8, 8, 8, 1], "norm": [8, 8, 8, 9]}
+    state_before = state(with_norm)
+    assert equal(state(with_norm), state_before)
+    quick(with_norm, x, batch_size=8, validation=None)
+
+
+def test_a_norm_over_pixels_trains_on_one_image_as_it_did() -> None:
+    encoder = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
+    assert len(Batches(VARIANTS["sigma_vae"]((1, 8, 8), 2, encoder=encoder), torch.rand(9, 1, 8, 8), 4)) == 3
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 8), (9, 1)])
+def test_batches_that_are_all_of_one_row_are_refused_under_batch_norm(rows: int, batch_size: int) -> None:
+    x = torch.randn(rows, 5)
+    with pytest.raises(ValueError, match=rf"BatchNorm1d .*training data {rows}, batch_size {batch_size} .*2 or more"):
+        quick(VARIANTS["sigma_vae"]((5,), 2, encoder=normed()), x, validation=None, batch_size=batch_size)
+
+    quick(VARIANTS["sigma_vae"]((5,), 2), x, validation=None, batch_size=batch_size)
+
+
+# Recurrent layers.
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer, or of a cell."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(3, 4), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.GRUCell):
+            return self.layer(x[:, 0], self.first(x[:, 0]))
+        state = self.layer(x)[1]
+        return (state[0] if isinstance(state, tuple) else state)[-1]
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(3, 4, batch_first=True),
+    "gru": lambda: nn.GRU(3, 4, batch_first=True),
+    "cell": lambda: nn.GRUCell(3, 4),
+}
+
+
+@pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_stay_in_full_precision(layer: Callable[[], nn.Module]) -> None:
+    network, x = Last(layer()).float(), torch.randn(6, 5, 3).float()
+    inputs: list[Tensor] = []
+    network.layer.register_forward_pre_hook(lambda _, args: inputs.extend(args))
+    full = network(x)
+    with networks_in_bf16([network]):
+        low = network(x)
+
+    rounded = 2**-8 if isinstance(network.layer, nn.GRUCell) else 0.0  # the state that the cell is given is rounded
+    assert low.dtype == torch.float32
+    assert float((low - full).detach().abs().max()) <= rounded
+    assert "forward" not in vars(network)
+    assert "forward" not in vars(network.layer)

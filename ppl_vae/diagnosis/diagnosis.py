@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..annealing import CHAINS
 from ..bounds import Bounds, bounds, draws
 from ..comparison import writable, write_text
 from ..data import check_support, tensor_of
@@ -23,15 +24,17 @@ from .collapse import Collapse, collapse
 from .inference_data import labelled, write as write_draws
 from .predictive import CENTRAL, Check, NoiseCalibration, noise_calibration, prior_predictive
 from .sbc import FALSE_ALARMS, Ranks, sbc
-from .verdicts import Verdict, verdicts
+from .verdicts import SCALES, Verdict, verdicts
 
 __all__ = ["Diagnosis", "diagnose", "page", "write"]
 
 ANNEALED = 20  # data that annealed importance sampling is run on
-FEWEST = 25  # draws below which a tail cannot be fitted
+FEWEST = 25  # draws below which a tail cannot be fitted; more than there are chains
 LAPLACE = (
     "The guide is a point mass, which has no bound. Judged here is the same model with another guide, a normal around "
-    "the code with twice the covariance of the Laplace approximation: a proposal that nobody trained, wide on purpose."
+    "the code with the covariance of the Laplace approximation: a proposal that nobody trained. For the bounds and "
+    "their weights its covariance is twice as large, since weights stay bounded only under a proposal that is wider "
+    "than the posterior."
 )
 UNSCORED = " p(z) had no part in its training: bounds and samples under it say how far codes are from it by chance."
 Step = tuple[int, Callable[[], Any]]  # work, in decodings, and how it is done
@@ -83,25 +86,38 @@ class Diagnosis:
 
     @property
     def ladder(self) -> list[Rung]:
-        """Bounds from loose to tight, means over data."""
+        """Bounds of log p(x), means over data.
+
+        In expectation the ELBO is no larger than any other. The weighted bound is no larger than the annealed one for
+        certain only where there are at least K chains: with fewer it can be the larger.
+        """
         rungs = _rungs(self.bounds, f"K = {self.num_particles}, {self.rows} data")
         if self.ex_post is not None:
             rungs += _rungs(self.ex_post, "the ex-post mixture as p(z): bounds of another model, same draws")
         if self.annealed is not None:
-            rungs += _rungs(self.annealed, f"the first {len(self.annealed.elbo)} data alone")
+            text = f"the first {len(self.annealed.elbo)} data alone"
+            *below, annealed = _rungs(self.annealed, text)
+            fewer = f"{text}; {CHAINS} chains, fewer than K, so that it can be below the weighted bound"
+            rungs += [*below, annealed._replace(text=fewer)]
         return rungs
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """An answer a question, in the order of the page."""
+        """One verdict per question, in the order of the page."""
         return verdicts(self)
 
     def __str__(self) -> str:
-        return "\n".join(f"{found.answer:<10}{found.title} {found.text}" for found in self.verdicts)
+        return "\n".join(f"{found.grade:<10}{found.title} {found.text}" for found in self.verdicts)
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers but the draws, for JSON; what is not finite is written out."""
-        ranks = {"quantities": self.ranks.names, "p_values": self.ranks.p_values, "off": self.ranks.off}
+        ranks = {
+            "quantities": self.ranks.names,
+            "p_values": self.ranks.p_values,
+            "off": self.ranks.off,
+            "departures": self.ranks.departures,
+        }
+        found = [{**one._asdict(), "text": one.text, "good": one.good, "answer": one.answer} for one in self.verdicts]
         return _plain(
             {
                 "variant": self.name,
@@ -109,7 +125,8 @@ class Diagnosis:
                 "rows": self.rows,
                 "K": self.num_particles,
                 "k_threshold": k_threshold(self.num_particles),
-                "verdicts": self.verdicts,
+                "verdicts": found,
+                "scales": SCALES,
                 "ladder": self.ladder,
                 "per_datum": self.bounds,
                 "per_datum_ex_post": self.ex_post,
@@ -161,10 +178,12 @@ def diagnose(
     """Ask of a trained variant what its numbers are worth. It is left as it was, and so are random streams.
 
     Args:
-        variant: A trained pair; of a point mass the model is judged, with ``guides.Laplace`` for its guide.
+        variant: A trained pair; of a point mass the model is judged, with ``guides.Laplace`` for its guide. Its
+            inflation is 2 for the bounds, whose weights need a wide proposal, and 1 for everything else: a covariance
+            that is too large would add to the residuals.
         x: Held-out data [rows, *x_shape], in the data's units.
         ex_post: The density ``ex_post.fit`` returns: bounds and predictive checks under it too.
-        num_particles: Draws K a datum of the bounds.
+        num_particles: Draws K per datum of the bounds.
         temperatures: Steps of annealed importance sampling on the first 20 data; left out unless given.
         simulations: Data that the model draws for the calibration of its guide.
         seed: Of every draw.
@@ -179,17 +198,14 @@ def diagnose(
         raise ValueError(f"diagnose needs at least 2 data for its standard errors, got {len(x)}")
     if num_particles < FEWEST:
         raise ValueError(f"num_particles must be at least {FEWEST} for a tail index, got {num_particles!r}: try 1000")
-    check_support(variant, variant.in_model_units(x))
-    x, given = x.to(next(variant.model.parameters())), variant
-    if not variant.has_bound:
-        variant = variant._replace(guide=Laplace(variant.guide, variant.model))
+    check_support(variant, variant.in_model_units(x), x)
     steps = _steps(variant, x, ex_post, num_particles, temperatures, simulations, seed)
     label = progress if isinstance(progress, str) else variant.name
     found = _run(steps, label, shown=bool(progress))
     drawn = found.pop("draws")
     return Diagnosis(
-        name=given.name,
-        proposal="" if given.has_bound else LAPLACE + UNSCORED * (not given.codes_are_scored),
+        name=variant.name,
+        proposal="" if variant.has_bound else LAPLACE + UNSCORED * (not variant.codes_are_scored),
         num_particles=num_particles,
         bounds=drawn.bounds(),
         ex_post=None if ex_post is None else drawn.under(ex_post).bounds(),
@@ -209,8 +225,9 @@ def _steps(
 ) -> dict[str, Step]:
     """What is to be done, by the names of what is found."""
     priors = {"p(z)": None} | ({} if ex_post is None else {"the ex-post mixture": ex_post})
+    variant, proposal = (variant, variant) if variant.has_bound else (_around(variant, 1.0), _around(variant, 2.0))
     steps: dict[str, Step] = {
-        "draws": (num_particles * len(x), lambda: draws(variant, x, num_particles, seed=seed)),
+        "draws": (num_particles * len(x), lambda: draws(proposal, x, num_particles, seed=seed)),
         "annealed": (0, lambda: None),
         "collapse": (4 * len(x), lambda: collapse(variant, x, seed=seed)),
         "ranks": (100 * simulations, lambda: sbc(variant, simulations=simulations, seed=seed)),
@@ -225,9 +242,14 @@ def _steps(
         work = 400 * temperatures * len(first)
         steps["annealed"] = (
             work,
-            lambda: bounds(variant, first, num_particles, temperatures=temperatures, seed=seed),
+            lambda: bounds(proposal, first, num_particles, temperatures=temperatures, seed=seed),
         )
     return steps
+
+
+def _around(variant: Variant, inflation: float) -> Variant:
+    """The pair with the Laplace approximation for its guide, its covariance times ``inflation``."""
+    return variant._replace(guide=Laplace(variant.guide, variant.model, inflation))
 
 
 def _run(steps: dict[str, Step], label: str, *, shown: bool) -> dict[str, Any]:
@@ -252,6 +274,7 @@ def page(found: Diagnosis) -> str:
         left_out=len(k_hat) - len(finite),
         figure_of=figure_of,
         level=FALSE_ALARMS,
+        scales=SCALES,
         coverage=list(zip(CENTRAL, found.noise.coverage, strict=False)),
         k_plot=figures.tail_indices(finite, k_threshold(found.num_particles)) if len(finite) else "",
         ecdf=figures.ecdf(found.ranks),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bounds import Draws, draws as draw
 from ..data import tensor_of
 from ..seeding import seeded
-from ..variant import ROWS, Variant, evaluating
+from ..variant import Variant, evaluating
 
 __all__ = ["arviz", "labelled", "to_inferencedata", "write"]
 
@@ -113,7 +113,7 @@ def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any
 
 def _predicted(variant: Variant, z: Tensor) -> Tensor:
     """A draw of x for each z [draws, rows, z_dim], in the data's units."""
-    parts = [variant.model.x_given_z(some).sample() for some in z.split(max(1, ROWS // z.shape[1]))]
+    parts = [variant.model.x_given_z(some).sample() for some in z.split(max(1, variant.at_once // z.shape[1]))]
     return variant.model.scale.inverse(torch.cat(parts))
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..bounds import draws
 from ..data import tensor_of
 from ..evaluation import Number, mean_over_data
-from ..seeding import seeded
-from ..variant import ROWS, Variant, evaluating, sample
+from ..models.likelihoods import scale_of_law
+from ..preflight import at_floor
+from ..seeding import seeded, stream_seed
+from ..variant import Variant, evaluating, sample
 
 __all__ = ["CENTRAL", "Check", "NoiseCalibration", "noise_calibration", "prior_predictive"]
 
@@ -19,6 +21,9 @@ CENTRAL = (0.5, 0.9)  # masses of the intervals whose coverage is counted
 BINS = 20  # of quantiles: they end where both intervals do
 REPLICAS = 99  # draws of p(x | z) that a number is ranked among where there is no distribution function
 NUMBERS = 2**23  # of replicas held at once
+FIRST = (
+    500_000  # first stream of the replicates: stream i of seed 0 is ``sample(seed=i)``, which may have made the data
+)
 
 
 class Check(NamedTuple):
@@ -60,7 +65,8 @@ def prior_predictive(
 ) -> list[Check]:
     """Compare held-out data with data sets of the same size from the model, z ~ p(z) and x ~ p(x | z).
 
-    Where the data are the model's own, a p-value is below any level with at most that probability.
+    Where the data are the model's own, a p-value is below any level with at most that probability. Statistics that
+    differ by rounding alone are counted as equal, on both sides.
 
     Args:
         variant: A pair with any guide, which is not used.
@@ -78,24 +84,38 @@ def prior_predictive(
     x = tensor_of(x)
     if len(x) < 2 or replicates < 1:
         raise ValueError(f"wanted at least 2 data and 1 replicate, got {len(x)} and {replicates!r}")
-    observed = statistics(variant.in_model_units(x))
+    y = variant.in_model_units(x)
+    observed = statistics(y)
     made = torch.tensor(
         [list(found.values()) for found in _replicated(variant, len(x), ex_post, replicates, seed)], dtype=torch.float64
     )
     value = torch.tensor(list(observed.values()), dtype=torch.float64)
-    tails = torch.stack([(made <= value).sum(0), (made >= value).sum(0)]).amin(0) + 1
+    slack = _rounding(variant, y)
+    tails = torch.stack([(made <= value + slack).sum(0), (made >= value - slack).sum(0)]).amin(0) + 1
     p_values = (2 * tails.double() / (replicates + 1)).clamp_max(1)
     spread = made.std(0, correction=0)
     columns = (value.tolist(), made.mean(0).tolist(), spread.tolist(), p_values.tolist())
     return [Check(name, *row) for name, *row in zip(observed, *columns, strict=True)]
 
 
+def _rounding(variant: Variant, y: Tensor) -> float:
+    """What a statistic of y [rows, *x_shape] can be off by rounding, and that of a replicate which equals y.
+
+    A replicate went into the data's units and back. What this does to y is measured; an energy multiplies it by twice
+    the number.
+    """
+    returned = variant.in_model_units(variant.model.scale.inverse(y))
+    largest = float(y.abs().max())
+    error = float((returned - y).abs().max()) + torch.finfo(y.dtype).eps * largest
+    return 8 * error * max(1.0, 2 * largest)
+
+
 def _replicated(
     variant: Variant, rows: int, ex_post: nn.Module | None, replicates: int, seed: int
 ) -> Iterator[dict[str, float]]:
     """Statistics of data sets from the model, as many of them drawn at once as a network sees."""
-    for index, some in enumerate(torch.arange(replicates).split(max(1, ROWS // rows))):
-        x = sample(variant, len(some) * rows, prior=ex_post, seed=seed + index)
+    for index, some in enumerate(torch.arange(replicates).split(max(1, variant.at_once // rows)), FIRST):
+        x = sample(variant, len(some) * rows, prior=ex_post, seed=stream_seed(seed, index))
         yield from map(statistics, variant.in_model_units(x).split(rows))
 
 
@@ -105,12 +125,17 @@ class NoiseCalibration(NamedTuple):
     Where data are the model's own and q is the posterior, ``ratio`` is 1, coverages are 0.5 and 0.9, ``pit`` is flat.
 
     Attributes:
-        sigma: Root mean variance of p(x | z), in the model's units.
-        residual: Root mean square of x - E[x | z], in the model's units.
-        ratio: Their quotient: above 1, the noise is too small.
+        sigma: Root mean variance of p(x | z), in the model's units; empty where there is no finite variance.
+        residual: Root mean square of x - E[x | z], in the model's units; empty where there is no mean.
+        ratio: Their quotient: above 1, the noise is too small, or a few residuals are far too large for it. It has no
+            error where p(x | z) has no fourth moment, as Student's t with 4 degrees of freedom or fewer: such residuals
+            do not tell the error of their mean square.
         coverage: Share of numbers inside the central 50 % and 90 % of p(x | z).
         pit: Shares of numbers by twentieths of p(x | z), [20]: low at both ends where the noise is too wide.
         reason: Why all of it is empty, else "".
+        likelihood: Name of the module of p(x | z).
+        learned: Whether its scale is learned; None where it has none.
+        floor: That the scale stands at its floor, with the remedy, in words; empty where it does not.
     """
 
     sigma: Number
@@ -119,18 +144,22 @@ class NoiseCalibration(NamedTuple):
     coverage: tuple[Number, ...] = ()
     pit: tuple[float, ...] = ()
     reason: str = ""
+    likelihood: str = ""
+    learned: bool | None = None
+    floor: str = ""
 
 
 def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, seed: int = 0) -> NoiseCalibration:
     """Compare the noise of p(x | z) with residuals, under draws of z from q(z | x).
 
     Each number is placed in p(x | z) by its distribution function, or, in a family without one, by its rank among 99
-    draws: shares are then some hundredth closer to calibration than they should be.
+    draws: shares are then some hundredth closer to calibration than they should be. This needs neither a mean nor a
+    variance.
 
     Args:
         variant: A pair whose guide has a density.
         x: Held-out data [rows, *x_shape], in the data's units.
-        num_particles: Draws of z a datum.
+        num_particles: Draws of z per datum.
         seed: Of the draws.
 
     Raises:
@@ -142,35 +171,75 @@ def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, s
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(x)}")
+    z = draws(variant, x, num_particles, seed=seed).z
+    with evaluating(variant):
+        law: Any = variant.model.x_given_z(z[:1, : variant.at_once])
+    facts = _scale_of(variant, law, variant.in_model_units(x))
     if variant.support.is_discrete:
         reason = "p(x | z) is a mass of discrete values: no intervals of it hold 50 % or 90 %"
         none = Number(None, reason="a mass")
-        return NoiseCalibration(none, none, none, reason=reason)
-    z = draws(variant, x, num_particles, seed=seed).z
+        return NoiseCalibration(none, none, none, reason=reason, **facts)
     size = max(1, NUMBERS // (num_particles * x[0].numel()))
-    with evaluating(variant), seeded(seed):
+    with evaluating(variant), seeded(stream_seed(seed, FIRST)):  # not the stream that z came from
         chunks = zip(variant.in_model_units(x).split(size), z.split(size, 1), strict=True)
         parts = [_noise(variant, rows, codes) for rows, codes in chunks]
     variance, square, pit = (torch.cat(part) for part in zip(*parts, strict=True))
     inside = [pit[:, 5:15].sum(1), pit[:, 1:19].sum(1)]  # the central 50 % and 90 %
-    one = torch.ones_like(square)
     return NoiseCalibration(
-        _root_of_quotient(variance, one),
-        _root_of_quotient(square, one),
-        _root_of_quotient(square, variance),
-        tuple(map(mean_over_data, inside)),
+        *_widths(variance, square, law),
+        tuple(map(share_over_data, inside)),
         tuple(pit.mean(0).tolist()),
+        **facts,
     )
 
 
 def _noise(variant: Variant, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean variance and squared residual of each datum, [rows], and shares of its numbers by quantile, [rows, 20]."""
+    """Mean variance and squared residual of each datum, [rows], and shares of its numbers by quantile, [rows, 20].
+
+    Variances and residuals are NaN where p(x | z) has none.
+    """
     law = variant.model.x_given_z(z)
     place = (BINS * _quantile(law, y)).long().clamp(0, BINS - 1)
     shares = torch.stack([(place == bin_).double().movedim(1, 0).flatten(1).mean(1) for bin_ in range(BINS)], -1)
-    square = (y - law.mean).square()
-    variance, square = (part.double().movedim(1, 0).flatten(1).mean(1) for part in (law.variance, square))
+    square = (y - _moment(law, "mean")).square()
+    parts = (part.expand(place.shape).double() for part in (_moment(law, "variance"), square))
+    variance, square = (part.movedim(1, 0).flatten(1).mean(1) for part in parts)
     return variance, square, shares
+
+
+def _moment(law: Any, name: str) -> Tensor:
+    """The mean or the variance of a distribution, NaN where it has none."""
+    try:
+        found: Tensor = getattr(law, name)
+    except NotImplementedError:
+        found = torch.full((), torch.nan)
+    return found
+
+
+def _widths(variance: Tensor, square: Tensor, law: Any) -> tuple[Number, Number, Number]:
+    """Sigma, residual and their ratio, from the variance and the squared residual of each datum, [rows]."""
+    one = torch.ones_like(square)
+    no_mean, no_variance = Number(None, reason="no mean"), Number(None, reason="no finite variance")
+    has_mean, has_variance = bool(square.isfinite().all()), bool(variance.isfinite().all())
+    sigma = _root_of_quotient(variance, one) if has_variance else no_variance
+    residual = _root_of_quotient(square, one) if has_mean else no_mean
+    if not has_mean or not has_variance:
+        return sigma, residual, no_variance if has_mean else no_mean
+    ratio = _root_of_quotient(square, variance)
+    degrees = getattr(getattr(law, "base_dist", law), "df", None)
+    return sigma, residual, ratio if degrees is None or bool((degrees > 4).all()) else ratio._replace(error=None)
+
+
+def _scale_of(variant: Variant, law: Any, y: Tensor) -> dict[str, Any]:
+    """The last fields of ``NoiseCalibration``: whether the scale of p(x | z) is learned, and where it stands."""
+    likelihood, scale = variant.model.likelihood, scale_of_law(law)
+    name = type(likelihood).__name__
+    if scale is None:
+        return {"likelihood": name}
+    fitted = any(parameter.requires_grad for parameter in likelihood.parameters()) or hasattr(likelihood, "observe")
+    learned = fitted or bool(scale.min() < scale.max())  # one that differs between data comes from the decoder
+    floor = at_floor(variant, y)
+    return {"likelihood": name, "learned": learned, "floor": "" if floor is None else f"{floor}."}
 
 
 def _quantile(law: Any, y: Tensor) -> Tensor:
@@ -178,13 +247,26 @@ def _quantile(law: Any, y: Tensor) -> Tensor:
     try:
         found: Tensor = law.base_dist.cdf(y)
     except NotImplementedError:
-        below = sum(law.sample() < y for _ in range(REPLICAS))
-        found = (below + torch.rand_like(law.mean)) / (REPLICAS + 1)
+        drawn = (law.sample() for _ in range(REPLICAS))
+        below = sum((one < y).double() for one in drawn)
+        found = (below + torch.rand_like(torch.as_tensor(below))) / (REPLICAS + 1)
     return found
+
+
+def share_over_data(values: Tensor) -> Number:
+    """Mean of shares [rows] and its standard error.
+
+    Where all shares are equal, 0 of n data, say, their spread is 0 and the error is not: two standard errors then reach
+    what a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
+    """
+    found = mean_over_data(values)
+    return found if found.error else found._replace(error=2 / (len(values) + 4))
 
 
 def _root_of_quotient(top: Tensor, bottom: Tensor) -> Number:
     """Root of a quotient of means over the same data, its standard error by the delta method."""
     ratio = top.mean() / bottom.mean()
+    if not ratio > 0:
+        return Number(0.0)
     error = (top - ratio * bottom).std() / (bottom.mean() * math.sqrt(len(top)))
     return Number(float(ratio.sqrt()), float(error / (2 * ratio.sqrt())) or None)

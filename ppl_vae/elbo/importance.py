@@ -68,10 +68,28 @@ class MIWAE(IWAE):
 
 
 class Renyi(IWAE):
-    """``log(mean_k w_k**(1 - alpha)) / (1 - alpha)`` (Li and Turner, 2016, eq. 9).
+    """``log(mean_k w_k**(1 - alpha)) / (1 - alpha)``, in nats per datum (Li and Turner, 2016, eq. 9).
 
-    Between the ELBO (alpha to 1) and log p(x) (alpha = 0, K to infinity); for a finite K biased downwards. Below
-    alpha = 0 it is no lower bound: as K grows it passes log p(x).
+    Its limit for K to infinity is Renyi's bound ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``. It falls as alpha
+    rises: log p(x) at alpha = 0, the ELBO for alpha to 1, and below the ELBO for alpha above 1. For K = 1 the
+    expectation is the ELBO, whatever alpha is, and it goes from there to ``R_alpha`` as K grows, since the logarithm
+    is concave and ``1 - alpha`` has a sign:
+
+    * alpha from 0 to 1: from below, up; a lower bound of log p(x) for every K, above the ELBO.
+    * alpha above 1: from above, down; a lower bound of log p(x) for every K, below the ELBO. More draws make it looser.
+    * alpha below 0: from below, up; ``R_alpha`` is an upper bound of log p(x), so that the value passes log p(x) as K
+      grows and is no bound for a given K.
+
+    Args:
+        alpha: The order, finite and not 1.
+        num_particles: Draws K of each datum.
+        max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If alpha is 1 or not finite.
+
+    References:
+        Li and Turner, Renyi Divergence Variational Inference, 2016, theorems 1 and 2. https://arxiv.org/abs/1602.02311
     """
 
     target = "renyi"

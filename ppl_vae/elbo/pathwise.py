@@ -5,6 +5,7 @@ from typing import Any
 
 from pyro.infer import Trace_ELBO
 
+from ..models.steps import one_step
 from .per_datum import whole
 from .reading import Program
 
@@ -33,13 +34,9 @@ class PathwiseELBO(Trace_ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The negative bound, in nats summed over the data set: a tensor of shape [] with its graph."""
         total: Any = 0.0
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
-            if all(site["is_observed"] or site["fn"].has_rsample for site in sites):
-                total = total + guide_trace.log_prob_sum() - model_trace.log_prob_sum()
-            else:
-                loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
-                total = total + loss + surrogate - surrogate.detach()
+        with one_step():
+            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+                total = total + self._of_draw(model_trace, guide_trace)
         return total / self.num_particles  # vectorised draws stand in one trace
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -48,6 +45,14 @@ class PathwiseELBO(Trace_ELBO):
         if loss.requires_grad:
             loss.backward()
         return loss.item()
+
+    def _of_draw(self, model_trace: Any, guide_trace: Any) -> Any:
+        """The loss of one pass, with its graph."""
+        sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+        if all(site["is_observed"] or site["fn"].has_rsample for site in sites):
+            return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+        loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
+        return loss + surrogate - surrogate.detach()
 
     def __repr__(self) -> str:
         return f"PathwiseELBO(num_particles={self.num_particles})"

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any, SupportsFloat
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
-from .reading import PARTICLES, Program, Reading, is_weighted, sort_traces
+from .reading import PARTICLES, Program, Reading, is_point_mass, is_weighted, sort_traces
 
 __all__ = ["PerDatumELBO", "whole"]
 
@@ -105,7 +104,7 @@ class PerDatumELBO(ELBO):
 def _reasons(model: Program, guide: Program, reading: Reading) -> Iterator[str]:
     """Why a pair has no importance weights a datum."""
     for latent in reading.latents:
-        if isinstance(latent.q, dist.Delta):
+        if is_point_mass(latent.q):
             remedy = "use a guide with a density, guides.Laplace say, or Trace_ELBO"
             yield f"a point mass has no density: every K gives log p(x, z) ({remedy})"
         if latent.mask is not None:

@@ -11,7 +11,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-__all__ = ["PARTICLES", "Latent", "Program", "Reading", "is_weighted", "plate_scale", "sort_traces"]
+__all__ = ["PARTICLES", "Latent", "Program", "Reading", "is_point_mass", "is_weighted", "plate_scale", "sort_traces"]
 
 Program = Callable[..., Any]
 Site = Any
@@ -110,6 +110,13 @@ def is_weighted(weight: Tensor | float | None) -> bool:
     if isinstance(weight, Tensor):
         return is_validation_enabled() and bool(((weight - 1).abs() > ROUNDING).any())
     return weight is not None and abs(weight - 1) > ROUNDING
+
+
+def is_point_mass(law: Any) -> bool:
+    """Whether a distribution is ``Delta``, also inside ``to_event``, ``expand`` or ``mask``: it has no density."""
+    while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, dist.Delta)
 
 
 def _sites(trace: Any) -> dict[str, Site]:

@@ -1,7 +1,8 @@
 """Fewer digits where they cost most: networks in bfloat16, or matrix products alone."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,26 +13,55 @@ __all__ = ["PRECISIONS", "networks_in_bf16", "products_in_bf16"]
 PRECISIONS = ("full", "bf16", "bf16_matmul")
 
 
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
 @contextmanager
 def networks_in_bf16(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Run networks under autocast, and hand on what they return in the type of what they were given.
 
     Densities, sums and weights keep every digit: an autocast around the whole loss would add it up in bfloat16.
+    Recurrent layers stay in full as well: a state that is rounded at each step drifts, and not every CPU has a kernel.
     """
-    networks = list(networks)
-    for network in networks:
-        forward = network.forward
+    with ExitStack() as replaced:
+        for network in networks:
+            for layer in network.modules():
+                if isinstance(layer, RECURRENT):
+                    replaced.enter_context(_forward(layer, partial(_in_full, layer.forward, layer)))
+            replaced.enter_context(_forward(network, partial(_lowered, network.forward)))
+        yield
 
-        def lowered(x: Tensor, forward: Any = forward) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16):
-                return forward(x).to(x.dtype)
 
-        network.forward = lowered
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let another function stand for the ``forward`` of a module."""
+    before = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        for network in networks:
-            del network.forward
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _lowered(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return forward(x).to(x.dtype)
+
+
+def _in_full(forward: Callable[..., Any], layer: nn.Module, x: Any, *state: Any) -> Any:
+    """A recurrent layer without autocast, its input and state in the type of its weights."""
+    weight = next(layer.parameters())
+    with torch.autocast(weight.device.type, enabled=False):
+        return forward(*(_as(weight, value) for value in (x, *state)))
+
+
+def _as(weight: Tensor, value: Any) -> Any:
+    """A tensor, a packed sequence or a tuple of tensors in the type of ``weight``."""
+    if hasattr(value, "to"):
+        return value.to(weight.dtype)
+    return tuple(_as(weight, part) for part in value) if isinstance(value, tuple) else value
 
 
 @contextmanager

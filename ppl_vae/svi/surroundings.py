@@ -140,11 +140,11 @@ class Surroundings:
             for part in (owner.func, *owner.args, *owner.keywords.values()):
                 self.add(part)
         elif isinstance(owner, FunctionType):
-            self.functions[id(owner)] = owner
+            self._reach(owner)
             self.last = None
-            self.add(getattr(owner, "__wrapped__", None))
         elif hasattr(owner, "__dict__") and not isinstance(owner, type | ModuleType | Tensor):
             self.objects[id(owner)] = owner
+            self._reach(*_methods(owner))
             self.last = None
 
     def meet(self, module: nn.Module, *_: Any) -> None:
@@ -152,9 +152,22 @@ class Surroundings:
         if module not in self.modules:
             self.modules[module] = None
             self.last = None
-            forward = type(module).forward
-            if isinstance(forward, FunctionType) and not forward.__module__.startswith("torch."):
-                self.functions[id(forward)] = forward
+            self._reach(*_methods(module))
+
+    def _reach(self, *functions: Any) -> None:
+        """Watch functions of a user's, and those of the same package that they take from their closures and globals."""
+        for function in functions:
+            if (
+                isinstance(function, FunctionType)
+                and id(function) not in self.functions
+                and _is_own(function.__module__)
+            ):
+                self.functions[id(function)] = function
+                near = [getattr(function, "__wrapped__", None), *_outside(function)]
+                package = _package(function)
+                self._reach(
+                    *[value for value in near if isinstance(value, FunctionType) and _package(value) == package]
+                )
 
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Watch whether tensors ask for a gradient and have hooks."""
@@ -200,7 +213,7 @@ class Surroundings:
             for where in (vars(owner), *_parts(owner)):
                 views.append(where.values())
                 state |= {(place, kind, name): frozen(value) for name, value in where.items()}
-            for name, entries in _entries(vars(owner)):
+            for name, entries in _entries(vars(owner) | _of_classes(owner)):
                 views.append(entries.values())
                 state |= {(place, kind, f"{name}: {key}"): frozen(value) for key, value in entries.items()}
             for hooks in (vars(owner)[name] for name in HOOKS if isinstance(owner, nn.Module)):
@@ -238,11 +251,7 @@ class Surroundings:
 
     def _outside(self) -> list[Any]:
         """The values that functions take from their closures and globals, by the names in their code."""
-        values = []
-        for function in self.functions.values():
-            values += [_content(cell) for cell in function.__closure__ or ()]
-            values += [function.__globals__.get(name) for name in _names(function.__code__)]
-        return values
+        return [value for function in self.functions.values() for value in _outside(function)]
 
     def _labels(self) -> list[Any]:
         """The labels of what is outside, in its order."""
@@ -320,9 +329,34 @@ def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
 
 
 def _is_record(value: Any) -> bool:
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return False
-    return isinstance(value, SimpleNamespace | Namespace) or is_dataclass(value)
+    if isinstance(value, type):
+        return _is_own(value.__module__)  # a class of a user's that holds settings
+    return isinstance(value, SimpleNamespace | Namespace) or (is_dataclass(value) and hasattr(value, "__dict__"))
+
+
+def _is_own(module: str | None) -> bool:
+    """Whether code of a module is a user's: what torch, Pyro and this library hold does not change between steps."""
+    return (module or "").partition(".")[0] not in ("torch", "pyro", "builtins", "ppl_vae", "numpy", "typing")
+
+
+def _package(function: FunctionType) -> str:
+    return (function.__module__ or "").partition(".")[0]
+
+
+def _of_classes(owner: Any) -> dict[str, Any]:
+    """The classes of an object that are a user's, by name: an attribute may be one of the class."""
+    return {family.__name__: family for family in type(owner).__mro__ if _is_own(family.__module__)}
+
+
+def _methods(owner: Any) -> list[Any]:
+    return [value for family in _of_classes(owner).values() for value in vars(family).values()]
+
+
+def _outside(function: FunctionType) -> list[Any]:
+    """The values that a function takes from its closure and its globals, by the names in its code."""
+    space = function.__globals__
+    found = [_content(cell) for cell in function.__closure__ or ()]
+    return found + [space.get(name) for name in _names(function.__code__)]
 
 
 def _waiting(tensor: Tensor) -> Any:
