@@ -9,7 +9,8 @@ under Pyro's SVI and make one are repeated under ours, and have to pass there to
 
 For every SVI object the table says whether its steps ran from a graph or eagerly, and why. A step ran from a graph if
 no ``poutine.trace`` was entered during it. Time is that spent in ``SVI.step``, summed over tests that pass under both.
-Losses of the first steps are compared too: they differ where ours takes another step than Pyro's.
+The losses of the first ten steps of every SVI object have to agree within a thousandth too: they part where ours takes
+another step than Pyro's, and a test may pass all the same.
 
 Examples that need MNIST look for ``MNIST/raw`` in --data-root (or PYRO_SUITE_DATA), in torchvision's layout, and are
 entered as "no data" without it. The chorales of ``dmm.py`` and the faces of ``sparse_gamma_def.py`` are replaced by
@@ -56,6 +57,7 @@ import ppl_vae
 
 SIDES = ("Pyro", "ours")
 COMPARED = 10  # steps of each SVI object whose losses are compared
+AGREED = 1e-3  # relative difference of these losses that float32 and ten steps may make of another order of sums
 QUICK = 20  # steps of all SVI objects together after which --quick ends a test
 TESTS = (
     "tests/infer/test_inference.py",
@@ -502,6 +504,11 @@ def way(row: dict[str, Any]) -> str:
     return "two steps or fewer" if most < 3 else "no graph yet"
 
 
+def shown(difference: float) -> float | str:
+    """A difference of losses for JSON, which has no infinity."""
+    return difference if math.isfinite(difference) else "not comparable"
+
+
 def loss_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
     """The largest relative difference of losses at the same step, over the first steps of each SVI object.
 
@@ -533,6 +540,7 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
     passed = {test for test, row in theirs.items() if row["outcome"] == "passed" and row["svis"]}
     both = {test for test in passed if ours.get(test, {}).get("outcome") == "passed"}
     ways = Counter(way(ours[test]) for test in sorted(passed) if test in ours)
+    differences = [loss_difference(theirs[test], ours[test]) for test in both]
     eager = {reason: count for reason, count in ways.most_common() if reason not in ("graph", "no step")}
     seconds = [
         sum(svi["seconds"] for test in both for svi in side[test]["svis"] if svi["steps"]) for side in (theirs, ours)
@@ -551,9 +559,8 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
         "Pyro, s": round(seconds[0], 3),
         "ours, s": round(seconds[1], 3),
         "ours / Pyro": round(seconds[1] / seconds[0], 3) if seconds[0] else "",
-        "largest difference of first losses": max(
-            (loss_difference(theirs[test], ours[test]) for test in both), default=0.0
-        ),
+        "losses part": sum(difference > AGREED for difference in differences),
+        "largest difference of losses": shown(max(differences, default=0.0)),
         "why eagerly": "; ".join(f"{count} x {reason[:160]}" for reason, count in eager.items()),
     }
 
@@ -565,10 +572,11 @@ def details(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> list[dic
         own = ours.get(test, {"outcome": "not run", "message": "", "svis": []})
         if row["svis"] and row["outcome"] == "passed":
             found = {"test": test, "ours": own["outcome"], "way": way(own)}
-            if own["outcome"] != "passed":
-                found["message"] = own["message"]
-            else:
-                found["difference of first losses"] = loss_difference(row, own)
+            if own["outcome"] == "passed":
+                difference = loss_difference(row, own)
+                found["difference of losses"] = shown(difference)
+                own = own if difference <= AGREED else own | {"message": f"losses part by {difference:.2g}, relatively"}
+            found |= {"message": own["message"]} if own["message"] else {}
             times = [sum(svi["seconds"] for svi in side["svis"]) for side in (row, own)]
             rows.append({"file": name} | found | {"Pyro, s": round(times[0], 4), "ours, s": round(times[1], 4)})
     return rows
@@ -601,7 +609,7 @@ def chosen_names(only: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run, print, write; the exit status is 1 if a test that passes under Pyro's SVI does not pass under ours."""
+    """Run, print, write; the exit status is 1 if a test that passes under Pyro's SVI fails or its losses part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="a checkout of Pyro's repository")
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of test files and examples")
@@ -621,13 +629,15 @@ def main() -> None:
     with ThreadPoolExecutor(chosen.jobs) as pool:
         list(pool.map(suite.run, names))
     table, tests = collect(suite, names)
-    failed = [row for row in tests if row["ours"] != "passed"]
+    failed = [row for row in tests if "message" in row]
     command = " ".join(["python -m ppl_vae.experiments.pyro_suite PATH_TO_PYRO", *sys.argv[2:]])
     path = chosen.out / ("pyro_suite-quick.json" if chosen.quick else "pyro_suite.json")
     write(path, {"command": command, **suite.environment, "jobs": chosen.jobs, "table": table, "tests": tests})
     for row in failed:
-        print(f"FAILS  {row['test']}: {row['message']}")
-    print(f"\n{len(tests) - len(failed)} of {len(tests)} that pass with an SVI of Pyro's pass with ours")
+        print(f"{'FAILS' if row['ours'] != 'passed' else 'PARTS':<7}{row['test']}: {row['message']}")
+    print(
+        f"\n{len(tests) - len(failed)} of {len(tests)} that pass with an SVI of Pyro's pass with ours, with its losses"
+    )
     print(f"wrote {path} and its .csv", file=sys.stderr)
     sys.exit(bool(failed))
 
