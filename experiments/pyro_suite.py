@@ -4,12 +4,13 @@
 
 PATH_TO_PYRO is a checkout of Pyro's repository, of which nothing is copied. Each test file and each example runs in a
 process of its own, first with Pyro as it is and then with ``pyro.infer.SVI`` replaced by ``ppl_vae.SVI`` before the
-file is imported. Both use the Pyro of the checkout and start every test from the same seed. Under ours, only tests that
-make an SVI are repeated. A test has to pass under ours wherever it passes under Pyro's.
+file is imported. Both use the Pyro of the checkout and start every test from the same seed. Tests that pass
+under Pyro's SVI and make one are repeated under ours, and have to pass there too.
 
 For every SVI object the table says whether its steps ran from a graph or eagerly, and why. A step ran from a graph if
 no ``poutine.trace`` was entered during it. Time is that spent in ``SVI.step``, summed over tests that pass under both.
-Losses of the first steps are compared too: they differ where ours takes another step than Pyro's.
+The losses of the first ten steps of every SVI object have to agree within a thousandth too: they part where ours takes
+another step than Pyro's, and a test may pass all the same.
 
 Examples that need MNIST look for ``MNIST/raw`` in --data-root (or PYRO_SUITE_DATA), in torchvision's layout, and are
 entered as "no data" without it. The chorales of ``dmm.py`` and the faces of ``sparse_gamma_def.py`` are replaced by
@@ -17,6 +18,9 @@ random data of the same layout where ``jsb_chorales.pkl`` and ``faces_training.c
 
 The whole takes hours, for many of Pyro's tests take thousands of steps. With --quick each test ends, as passed, after
 20 steps of SVI: this finds what ours refuses and where losses differ, not whether the inference arrives.
+
+Pyro's suite makes warnings errors. FutureWarnings are ignored here, for newer versions of torch give some that no SVI
+is the cause of, and both sides would fail.
 
 A stopped run resumes: what each test did is kept in --work, in a folder for this Pyro, this torch and this
 ``ppl_vae/svi``. Results are written to pyro_suite.json (every test) and pyro_suite.csv (one row per file or example).
@@ -53,6 +57,7 @@ import ppl_vae
 
 SIDES = ("Pyro", "ours")
 COMPARED = 10  # steps of each SVI object whose losses are compared
+AGREED = 1e-3  # relative difference of these losses that float32 and ten steps may make of another order of sums
 QUICK = 20  # steps of all SVI objects together after which --quick ends a test
 TESTS = (
     "tests/infer/test_inference.py",
@@ -275,7 +280,8 @@ def child() -> None:
     else:
         import pytest
 
-        status = pytest.main([job.name, "-q", "-p", "no:cacheprovider", "-k", job.keyword], plugins=[watch])
+        options = ["-q", "-p", "no:cacheprovider", "-k", job.keyword, "-W", "ignore::FutureWarning"]
+        status = pytest.main([job.name, *options], plugins=[watch])
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
             sys.exit(status)
     append(job.log, {"end": job.name, "whole": not job.keyword})
@@ -287,7 +293,7 @@ def run_example(job: Job, watch: Watch) -> None:
 
     mnist: Any = util.MNIST
     util.get_data_directory = lambda filepath=None: job.data
-    mnist.__init__ = rooted(mnist.__init__, job.data)
+    mnist.raw_folder = property(lambda dataset: str(Path(job.data) / FILES["MNIST"]))
     for absent in ("visdom", "wget"):  # imported at the top, used for plots and downloads alone
         sys.modules.setdefault(absent, stub(absent))
     path, *arguments = job.name.split()
@@ -305,11 +311,6 @@ def run_example(job: Job, watch: Watch) -> None:
             watch.outcome |= {"outcome": "failed", "message": message}
     watch.outcome["seconds"] = time.perf_counter() - begin
     watch.end()
-
-
-def rooted(start: Callable[..., None], root: str) -> Callable[..., None]:
-    """A data set's ``__init__`` that reads from ``root``, whatever it is told."""
-    return lambda dataset, _=None, **kwargs: start(dataset, **(kwargs | {"root": root}))
 
 
 def stub(name: str) -> ModuleType:
@@ -404,16 +405,18 @@ class Suite:
                 return
 
     def _remaining(self, job: Job) -> Job:
-        """The job without what is done; under ours, tests that made an SVI under Pyro's."""
+        """The job without what is done; under ours, tests that passed and made an SVI under Pyro's."""
         done = read(Path(job.log)).results
         if job.side == "Pyro":
             return job._replace(done=tuple(done), wanted=[] if job.name in done else None)
-        made = [test for test, row in read(self.log("Pyro", job.name)).results.items() if row["svis"]]
+        theirs = read(self.log("Pyro", job.name)).results
+        made = [test for test, row in theirs.items() if row["svis"] and row["outcome"] == "passed"]
         return job._replace(wanted=[test for test in made if test not in done])
 
     def _start(self, job: Job, output: Path) -> int:
         paths = [str(self.checkout), str(Path(ppl_vae.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MPLBACKEND": "agg"}
+        quiet = {"MPLBACKEND": "agg", "TQDM_DISABLE": "1"}
+        variables = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [sys.executable, "-c", f"from {__package__}.pyro_suite import child; child()"]
         with tempfile.TemporaryDirectory() as folder, output.open("w") as file:
             if job.name in EXAMPLES:  # they write beside themselves
@@ -501,6 +504,11 @@ def way(row: dict[str, Any]) -> str:
     return "two steps or fewer" if most < 3 else "no graph yet"
 
 
+def shown(difference: float) -> float | str:
+    """A difference of losses for JSON, which has no infinity."""
+    return difference if math.isfinite(difference) else "not comparable"
+
+
 def loss_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
     """The largest relative difference of losses at the same step, over the first steps of each SVI object.
 
@@ -532,6 +540,7 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
     passed = {test for test, row in theirs.items() if row["outcome"] == "passed" and row["svis"]}
     both = {test for test in passed if ours.get(test, {}).get("outcome") == "passed"}
     ways = Counter(way(ours[test]) for test in sorted(passed) if test in ours)
+    differences = [loss_difference(theirs[test], ours[test]) for test in both]
     eager = {reason: count for reason, count in ways.most_common() if reason not in ("graph", "no step")}
     seconds = [
         sum(svi["seconds"] for test in both for svi in side[test]["svis"] if svi["steps"]) for side in (theirs, ours)
@@ -550,24 +559,24 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
         "Pyro, s": round(seconds[0], 3),
         "ours, s": round(seconds[1], 3),
         "ours / Pyro": round(seconds[1] / seconds[0], 3) if seconds[0] else "",
-        "largest difference of first losses": max(
-            (loss_difference(theirs[test], ours[test]) for test in both), default=0.0
-        ),
+        "losses part": sum(difference > AGREED for difference in differences),
+        "largest difference of losses": shown(max(differences, default=0.0)),
         "why eagerly": "; ".join(f"{count} x {reason[:160]}" for reason, count in eager.items()),
     }
 
 
 def details(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every test that made an SVI: both outcomes, how ours ran, the time in steps."""
+    """Every test that passed and made an SVI under Pyro's: the outcome under ours, how it ran, the time in steps."""
     rows = []
     for test, row in theirs.items():
         own = ours.get(test, {"outcome": "not run", "message": "", "svis": []})
-        if row["svis"]:
-            found = {"test": test, "Pyro": row["outcome"], "ours": own["outcome"], "way": way(own)}
-            if own["outcome"] != "passed":
-                found["message"] = own["message"]
-            else:
-                found["difference of first losses"] = loss_difference(row, own)
+        if row["svis"] and row["outcome"] == "passed":
+            found = {"test": test, "ours": own["outcome"], "way": way(own)}
+            if own["outcome"] == "passed":
+                difference = loss_difference(row, own)
+                found["difference of losses"] = shown(difference)
+                own = own if difference <= AGREED else own | {"message": f"losses part by {difference:.2g}, relatively"}
+            found |= {"message": own["message"]} if own["message"] else {}
             times = [sum(svi["seconds"] for svi in side["svis"]) for side in (row, own)]
             rows.append({"file": name} | found | {"Pyro, s": round(times[0], 4), "ours, s": round(times[1], 4)})
     return rows
@@ -600,7 +609,7 @@ def chosen_names(only: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run, print, write; the exit status is 1 if a test that passes under Pyro's SVI does not pass under ours."""
+    """Run, print, write; the exit status is 1 if a test that passes under Pyro's SVI fails or its losses part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="a checkout of Pyro's repository")
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of test files and examples")
@@ -620,14 +629,15 @@ def main() -> None:
     with ThreadPoolExecutor(chosen.jobs) as pool:
         list(pool.map(suite.run, names))
     table, tests = collect(suite, names)
-    failed = [row for row in tests if row["Pyro"] == "passed" != row["ours"]]
+    failed = [row for row in tests if "message" in row]
     command = " ".join(["python -m ppl_vae.experiments.pyro_suite PATH_TO_PYRO", *sys.argv[2:]])
     path = chosen.out / ("pyro_suite-quick.json" if chosen.quick else "pyro_suite.json")
     write(path, {"command": command, **suite.environment, "jobs": chosen.jobs, "table": table, "tests": tests})
     for row in failed:
-        print(f"FAILS  {row['test']}: {row['message']}")
-    passing = sum(row["Pyro"] == "passed" for row in tests)
-    print(f"\n{passing - len(failed)} of the {passing} tests and examples that pass under Pyro's SVI pass under ours")
+        print(f"{'FAILS' if row['ours'] != 'passed' else 'PARTS':<7}{row['test']}: {row['message']}")
+    print(
+        f"\n{len(tests) - len(failed)} of {len(tests)} that pass with an SVI of Pyro's pass with ours, with its losses"
+    )
     print(f"wrote {path} and its .csv", file=sys.stderr)
     sys.exit(bool(failed))
 
