@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -968,3 +968,42 @@ def test_a_recurrent_encoder_says_in_words_why_it_runs_eagerly() -> None:
                 fast.step(y)
         reasons.append(fast.reason)
     assert reasons == ["the CPU's kernel of nn.LSTM cannot be recorded (that of nn.GRU can)", None]
+
+
+def test_two_that_share_an_optimizer_move_as_under_pyro() -> None:
+    """Where the second loss gives a parameter no gradient, Pyro moves it by its momentum all the same."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(3.0)), 1.0), obs=torch.tensor(0.0))
+
+    ends = []
+    for library in (pyro.infer.SVI, SVI):
+        with pyro.get_param_store().scope():
+            optim = fused_adam()()
+            one = library(model, lambda: None, optim, Trace_ELBO())
+            two = library(lambda: pyro.param("loc"), lambda: None, optim, Trace_ELBO())
+            for _ in range(6):
+                one.step()
+                two.step()
+            ends.append(stored())
+    assert same(*ends)
+    assert two.reason == "the loss has no gradient"
+
+
+@pytest.mark.parametrize("automatic", [AutoNormal, AutoDelta])
+def test_a_guide_that_makes_its_plates_anew_runs_from_a_graph(automatic: Any) -> None:
+    """Plates are in a dictionary of the guide; classes are counted, so that validation adds in another order."""
+    torch.manual_seed(0)
+    classes = dist.OneHotCategorical(torch.tensor([0.15, 0.6, 0.25])).sample(torch.Size([10_000])).float()
+
+    def model(x: Tensor) -> None:
+        probs = pyro.sample("probs", dist.Dirichlet(torch.ones(3).float()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.OneHotCategorical(probs), obs=x)
+
+    with pyro.get_param_store().scope():
+        fast = SVI(model, automatic(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        for _ in range(9):
+            fast.step(classes)
+    assert fast.reason is None
+    assert graphs(fast)

@@ -215,7 +215,7 @@ class Surroundings:
                 state |= {(place, kind, name): frozen(value) for name, value in where.items()}
             for name, entries in _entries(vars(owner) | _of_classes(owner)):
                 views.append(entries.values())
-                state |= {(place, kind, f"{name}: {key}"): frozen(value) for key, value in entries.items()}
+                state |= {(place, kind, f"{name}: {key}"): _setting(value) for key, value in entries.items()}
             for hooks in (vars(owner)[name] for name in HOOKS if isinstance(owner, nn.Module)):
                 views += [hooks.values()] if hooks else []
                 empty += [] if hooks else [hooks]
@@ -228,7 +228,7 @@ class Surroundings:
         state |= {label: frozen(value) for label, value in zip(labels, outside, strict=True)}
         for label, entries in _entries(dict(zip(labels, outside, strict=True))):
             views.append(entries.values())
-            state |= {(*label[:-1], f"{label[-1]}: {key}"): frozen(value) for key, value in entries.items()}
+            state |= {(*label[:-1], f"{label[-1]}: {key}"): _setting(value) for key, value in entries.items()}
         flags = self._flags()
         state |= {(id(tensor), "a parameter"): flag for tensor, flag in zip(self.tensors, flags, strict=True)}
         views.append([END])
@@ -326,6 +326,12 @@ def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
         entries = value if type(value) is dict else vars(value) if _is_record(value) else None
         if named and entries is not None and len(entries) <= FEW:
             yield name, entries
+
+
+def _setting(value: Any) -> Any:
+    """A stand-in for a setting; an object of any other kind may be made anew in each step, as Pyro's guides do."""
+    settled = is_plain(value) or isinstance(value, Tensor | nn.Module | FunctionType | MethodType)
+    return frozen(value) if settled else type(value)
 
 
 def _is_record(value: Any) -> bool:

@@ -11,6 +11,7 @@ from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .movers import Joint, Mover
 from .step import Graph, Step
@@ -18,6 +19,7 @@ from .step import Graph, Step
 __all__ = ["SVI"]
 
 Program = Callable[..., Any]
+GRADED = WeakIdKeyDictionary()  # parameters that have had a gradient, from whatever SVI: Pyro leaves zeros in theirs
 
 
 class SVI(pyro.infer.SVI):
@@ -112,7 +114,6 @@ class _PairStep(Step):
         self.refused = self.refused or reason
         self.found: dict[Tensor, str] = {}
         self.stored: list[tuple[str, Tensor]] = []
-        self.graded: set[Tensor] = set()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -157,8 +158,8 @@ class _PairStep(Step):
     @torch.no_grad()
     def _move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], idle: Sequence[Tensor]) -> None:
         """Move as Pyro does: a parameter that once had a gradient has one of zeros where this step gives it none."""
-        self.graded.update(parameters)
-        late = [parameter for parameter in idle if parameter in self.graded]
+        GRADED.update(dict.fromkeys(parameters, True))
+        late = [parameter for parameter in idle if parameter in GRADED]
         if late:
             parameters, gradients = [*parameters, *late], [*gradients, *map(torch.zeros_like, late)]
         self.mover(parameters, gradients)
