@@ -42,7 +42,7 @@ def test_a_band_holds_a_whole_curve_of_uniform_ranks_95_times_in_100(simulations
 
 def test_curves_of_ranks_are_their_shares_less_what_is_expected() -> None:
     ranks = torch.tensor([0, 0, 1, 3] * 20)[:, None]
-    found = Ranks(ranks, ("z[0]",), 3, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    found = Ranks(ranks, ("z[0]",), 3, torch.zeros(1), torch.zeros(1), torch.zeros(1), {})
 
     [axes] = [axes for axes in ecdf(found).axes if axes.lines]
 
