@@ -620,7 +620,9 @@ def test_a_mean_with_a_broken_datum_is_left_empty_and_names_it() -> None:
     for broken in (math.nan, -math.inf):
         values[4] = broken
         assert mean_over_data(values) == (None, None, "not finite in 1 of 9 rows: row 4")
-    assert mean_over_data(torch.full((9,), math.nan)).reason == "not finite in 9 of 9 rows: rows 0, 1, 2, 3, 4 and 4 more"
+    assert (
+        mean_over_data(torch.full((9,), math.nan)).reason == "not finite in 9 of 9 rows: rows 0, 1, 2, 3, 4 and 4 more"
+    )
 
 
 def test_pictures_stand_for_x_in_what_is_compared_as_pictures() -> None:

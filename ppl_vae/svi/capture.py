@@ -244,10 +244,11 @@ def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0
     """Whether tensors agree: to the last bit, NaN to NaN, or in the norm of them all."""
     if tolerance == 0.0:
         return all(_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
-    error = sum(float((a - b).square().sum()) for a, b in pairs)
-    bound = tolerance**2 * sum(float(b.square().sum()) for _, b in pairs)
-    return error <= bound or math.isnan(bound)
+    pairs = [(a.detach(), b.detach()) for a, b in zip(ours, theirs, strict=True)]
+    error = sum(float((a - b).norm()) ** 2 for a, b in pairs if a.is_floating_point())
+    bound = tolerance**2 * sum(float(b.norm()) ** 2 for _, b in pairs if b.is_floating_point())
+    whole = all(_equal(a, b) for a, b in pairs if not a.is_floating_point())  # counts
+    return whole and (error <= bound or math.isnan(bound))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """How parameters are moved by their gradients under ``pyro.optim``, which keeps one torch optimizer per parameter."""
 
 from collections.abc import Callable, Sequence
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ class Mover:
         known = type(optim) in (PyroOptim, PyroLRScheduler)
         self.one_kernel = known and optim.pt_optim_constructor is torch.optim.Adam
         self.parameters: Sequence[Tensor] | None = None
-        self.seen: list[tuple[Any, ...]] = []
+        self.optimizers: list[Any] = []
+        self.states: list[Any] = []
+        self.groups: list[dict[str, Any]] = []
+        self.settings: list[Any] = []
         self.adam: Adam | None = None
 
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -101,24 +105,21 @@ class Mover:
 
     def _as_seen(self) -> bool:
         """Whether states and settings are those that the one Adam was made of."""
-        return not any(is_hooked(optimizer) for optimizer, *_ in self.seen) and all(
-            optimizer.state is state
-            and group["lr"] == lr
-            and group["weight_decay"] == decay
-            and group["betas"] == betas
-            for optimizer, state, group, lr, decay, betas in self.seen
+        return (
+            [_settings_of(group) for group in self.groups] == self.settings
+            and all(map(is_, [optimizer.state for optimizer in self.optimizers], self.states))
+            and not any(map(is_hooked, self.optimizers))
         )
 
     def _arrange(self, parameters: Sequence[Tensor]) -> None:
         self.parameters, self.adam = parameters, None
         optimizers = [self._optimizer_of(parameter) for parameter in parameters]
-        self.seen = [
-            (optimizer, optimizer.state, group, group["lr"], group["weight_decay"], group["betas"])
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-        ]
+        plain = all(map(_is_plain, optimizers, parameters))
+        self.optimizers, self.states = optimizers, [optimizer.state for optimizer in optimizers]
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups] if plain else []
+        self.settings = [_settings_of(group) for group in self.groups]
         clipped = any(self.optim.grad_clip[parameter] is not None for parameter in parameters)
-        if clipped or not parameters or not all(map(_is_plain, optimizers, parameters)):
+        if clipped or not parameters or not plain:
             return
         groups: dict[Any, dict[str, Any]] = {}
         for parameter, optimizer in zip(parameters, optimizers, strict=True):
@@ -136,6 +137,9 @@ class Mover:
             parameter.grad = gradient
         found = self.optim.optim_objs[parameter]
         return getattr(found, "optimizer", found)  # of a scheduler
+
+
+_settings_of = itemgetter(*SETTINGS, "amsgrad", "maximize")
 
 
 def _is_plain(optimizer: Any, parameter: Tensor) -> bool:

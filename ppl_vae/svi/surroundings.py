@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ GLOBAL_HOOKS = [
     if name.startswith(("_global_forward", "_global_backward")) and isinstance(value, dict)
 ]
 FEW = 100  # entries of a dictionary that holds settings; a longer one holds data
+INTERNAL = vars(nn.Module()).keys() - {"training"}  # what a module keeps of its own, read elsewhere here
 END = object()  # the last of what is compared one by one: a list that has grown is seen to differ
 
 
@@ -86,15 +87,21 @@ class Look(NamedTuple):
     """What was seen at one time, arranged so that the same is recognised quickly.
 
     Attributes:
-        views: The live values of dictionaries, in one order.
+        attributes: What reads the attributes of an owner from its dictionary, and the dictionary.
+        values: What they were, as objects.
+        sizes: How many attributes each owner had.
+        views: The live values of other dictionaries, in one order.
         kept: What they held, as objects.
         hooks: Dictionaries of hooks that were empty.
-        flags: Whether each watched tensor asks for a gradient; its type and device.
+        flags: Whether each watched tensor asks for a gradient, and its type.
         outside: What functions see of their closures and globals.
         state: Hashable stand-ins by label.
         hooked: Where a hook stands that Python has to call in each step; None where there is none.
     """
 
+    attributes: list[tuple[Callable[[Any], Any], dict[str, Any]]]
+    values: list[Any]
+    sizes: list[int]
     views: list[Iterable[Any]]
     kept: list[Any]
     hooks: list[Any]
@@ -189,28 +196,39 @@ class Surroundings:
             key = tuple(self.last.state.items())
             if key not in self.known:
                 self.known[key] = len(self.known)
-                self.alive += [self.last.kept, self.last.outside]
+                self.alive += [self.last.values, self.last.kept, self.last.outside]
                 self.changes.update([] if before is None else changed(before.state, self.last.state))
             self.number = self.known[key]
         return self.last
 
     def _unchanged(self, last: Look) -> bool:
+        """Whether there is nothing new: some thousand comparisons of objects in a few microseconds."""
+        try:
+            attributes = [read(where) for read, where in last.attributes]
+        except KeyError:  # an attribute is gone
+            return False
         return (
-            all(map(is_, chain.from_iterable(last.views), last.kept))
+            all(map(is_, chain.from_iterable(attributes), last.values))
+            and [len(where) for _, where in last.attributes] == last.sizes
+            and all(map(is_, chain.from_iterable(last.views), last.kept))
             and not any(last.hooks)
             and self._flags() == last.flags
-            and not any([tensor._backward_hooks or _waiting(tensor) for tensor in self.tensors])
+            and not any([tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in self.tensors])
             and all(map(is_, self._outside(), last.outside))
         )
 
     def _look(self) -> Look:
+        attributes: list[tuple[Callable[[Any], Any], dict[str, Any]]] = []
         views: list[Iterable[Any]] = []
         state: dict[Any, Any] = {}
         hooked = self._hook_on_a_tensor()
         empty: list[Any] = []
         for owner in (*self.modules, *self.objects.values()):
             place, kind = id(owner), type(owner).__name__
-            for where in (vars(owner), *_parts(owner)):
+            names = [name for name in vars(owner) if name not in INTERNAL or not isinstance(owner, nn.Module)]
+            attributes += [(itemgetter(*names, *names[:1]), vars(owner))] if names else []
+            state |= {(place, kind, name): frozen(vars(owner)[name]) for name in names}
+            for where in _parts(owner):
                 views.append(where.values())
                 state |= {(place, kind, name): frozen(value) for name, value in where.items()}
             for name, entries in _entries(vars(owner) | _of_classes(owner)):
@@ -230,13 +248,24 @@ class Surroundings:
             views.append(entries.values())
             state |= {(*label[:-1], f"{label[-1]}: {key}"): _setting(value) for key, value in entries.items()}
         flags = self._flags()
-        state |= {(id(tensor), "a parameter"): flag for tensor, flag in zip(self.tensors, flags, strict=True)}
+        state |= {(id(tensor), "a parameter"): (tensor.requires_grad, tensor.dtype) for tensor in self.tensors}
         views.append([END])
-        return Look(views, [value for view in views for value in view], empty, flags, outside, state, hooked)
+        return Look(
+            attributes,
+            [value for read, where in attributes for value in read(where)],
+            [len(where) for _, where in attributes],
+            views,
+            [value for view in views for value in view],
+            empty,
+            flags,
+            outside,
+            state,
+            hooked,
+        )
 
     def _flags(self) -> list[Any]:
         """What can change of a tensor that stays the same object."""
-        return [(tensor.requires_grad, tensor.dtype, tensor.device) for tensor in self.tensors]
+        return [flag for tensor in self.tensors for flag in (tensor.requires_grad, tensor.dtype)]
 
     def _watch_parameters(self) -> None:
         for module in self.modules:
@@ -246,7 +275,7 @@ class Surroundings:
 
     def _hook_on_a_tensor(self) -> str | None:
         self._watch_parameters()
-        found = any(tensor._backward_hooks or _waiting(tensor) for tensor in self.tensors)
+        found = any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in self.tensors)
         return "a hook on a parameter is called in each step" if found else None
 
     def _outside(self) -> list[Any]:
@@ -363,10 +392,6 @@ def _outside(function: FunctionType) -> list[Any]:
     space = function.__globals__
     found = [_content(cell) for cell in function.__closure__ or ()]
     return found + [space.get(name) for name in _names(function.__code__)]
-
-
-def _waiting(tensor: Tensor) -> Any:
-    return getattr(tensor, "_post_accumulate_grad_hooks", None)
 
 
 def _is_of_torch(hook: Callable[..., Any]) -> bool:

@@ -114,6 +114,7 @@ class _PairStep(Step):
         self.refused = self.refused or reason
         self.found: dict[Tensor, str] = {}
         self.stored: list[tuple[str, Tensor]] = []
+        self.marked: Sequence[Tensor] = ()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -158,7 +159,9 @@ class _PairStep(Step):
     @torch.no_grad()
     def _move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], idle: Sequence[Tensor]) -> None:
         """Move as Pyro does: a parameter that once had a gradient has one of zeros where this step gives it none."""
-        GRADED.update(dict.fromkeys(parameters, True))
+        if self.marked is not parameters:
+            GRADED.update(dict.fromkeys(parameters, True))
+            self.marked = parameters
         late = [parameter for parameter in idle if parameter in GRADED]
         if late:
             parameters, gradients = [*parameters, *late], [*gradients, *map(torch.zeros_like, late)]
