@@ -247,6 +247,7 @@ class _Loop:
         tolerance = 1e-3 if precision == "full" else 0.1  # a compiler rounds less often than bfloat16 networks do
         modules = self.loss.modules()
         self.descend = Step(self.objective, self.optimizer, modules, backend, variant.loss, tolerance=tolerance)
+        self.descend.looks_always = self.descend.surroundings.has_foreign_parts
         self.rows: list[dict[str, Any]] = []
         self.epoch, self.step, self.best_epoch = 0, 0, 0
         self.best: Snapshot | None = None
@@ -256,6 +257,7 @@ class _Loop:
     def run_epoch(self) -> dict[str, Any]:
         """Train for one epoch, score the held-out rows, and return the epoch's row of the history."""
         set_mode(self.variant, training=True)
+        self.descend.has_looked = False  # parts of the library change between epochs alone
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
         try:
             losses = torch.stack([loss * len(y) for y, loss in map(self.run_step, self.batches)])

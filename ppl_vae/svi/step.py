@@ -75,6 +75,8 @@ class Step:
 
     Attributes:
         reason: Why the last step ran eagerly; None where it need not.
+        looks_always: Whether the surroundings are looked at in each step. Where it is False they are looked at in the
+            next step after ``has_looked`` was set to False.
 
     Raises:
         Stale: In a step whose graph no longer gives the loss and the gradients of the eager pass.
@@ -97,6 +99,7 @@ class Step:
         self.passing: str | None = None
         self.runs: dict[Any, Any] = {}
         self.restless: Counter[str] = Counter()
+        self.looks_always, self.has_looked = True, False
         self.steps = 0
 
     @property
@@ -136,7 +139,10 @@ class Step:
             return "gradients are switched off around the step"
         if any(isinstance(value, Tensor) and value.requires_grad for value in values):
             return "an argument asks for a gradient, which a graph does not give it"
-        return open_handlers() or self.surroundings.look().hooked
+        last = self.surroundings.last
+        if self.looks_always or not self.has_looked or last is None:
+            last, self.has_looked = self.surroundings.look(), True
+        return open_handlers() or last.hooked
 
     def _key(self, values: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if len(self.runs) > GRAPHS:

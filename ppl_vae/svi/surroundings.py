@@ -93,7 +93,7 @@ class Look(NamedTuple):
         views: The live values of other dictionaries, in one order.
         kept: What they held, as objects.
         hooks: Dictionaries of hooks that were empty.
-        flags: Whether each watched tensor asks for a gradient, and its type.
+        flags: Whether each watched tensor asks for a gradient, its type, and its hooks.
         outside: What functions see of their closures and globals.
         state: Hashable stand-ins by label.
         hooked: Where a hook stands that Python has to call in each step; None where there is none.
@@ -176,6 +176,11 @@ class Surroundings:
                     *[value for value in near if isinstance(value, FunctionType) and _package(value) == package]
                 )
 
+    @property
+    def has_foreign_parts(self) -> bool:
+        """Whether a module or an object is a user's: what torch and this library hold, changes with their knowledge."""
+        return any(_is_own(type(owner).__module__) for owner in (*self.modules, *self.objects.values()))
+
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Watch whether tensors ask for a gradient and have hooks."""
         for tensor in tensors:
@@ -213,7 +218,6 @@ class Surroundings:
             and all(map(is_, chain.from_iterable(last.views), last.kept))
             and not any(last.hooks)
             and self._flags() == last.flags
-            and not any([tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in self.tensors])
             and all(map(is_, self._outside(), last.outside))
         )
 
@@ -265,7 +269,7 @@ class Surroundings:
 
     def _flags(self) -> list[Any]:
         """What can change of a tensor that stays the same object."""
-        return [flag for tensor in self.tensors for flag in (tensor.requires_grad, tensor.dtype)]
+        return [(t.requires_grad, t.dtype, t._backward_hooks, t._post_accumulate_grad_hooks) for t in self.tensors]
 
     def _watch_parameters(self) -> None:
         for module in self.modules:
