@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import chain
-from operator import is_, itemgetter
+from operator import call, is_, itemgetter
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import is_validation_enabled as distributions_are_validated
-from pyro.infer.util import is_validation_enabled as traces_are_validated
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
@@ -63,8 +61,6 @@ def modes() -> tuple[Any, ...]:
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         torch.get_default_dtype(),
-        distributions_are_validated(),
-        traces_are_validated(),
         *[mode.device for mode in _function_modes() if isinstance(mode, DeviceContext)],
     )
 
@@ -87,7 +83,7 @@ class Look(NamedTuple):
     """What was seen at one time, arranged so that the same is recognised quickly.
 
     Attributes:
-        attributes: What reads the attributes of an owner from its dictionary, and the dictionary.
+        readers, owners: What reads the attributes of each owner from its dictionary, and the dictionaries.
         values: What they were, as objects.
         sizes: How many attributes each owner had.
         views: The live values of other dictionaries, in one order.
@@ -99,7 +95,8 @@ class Look(NamedTuple):
         hooked: Where a hook stands that Python has to call in each step; None where there is none.
     """
 
-    attributes: list[tuple[Callable[[Any], Any], dict[str, Any]]]
+    readers: list[Callable[[Any], Any]]
+    owners: list[dict[str, Any]]
     values: list[Any]
     sizes: list[int]
     views: list[Iterable[Any]]
@@ -209,12 +206,12 @@ class Surroundings:
     def _unchanged(self, last: Look) -> bool:
         """Whether there is nothing new: some thousand comparisons of objects in a few microseconds."""
         try:
-            attributes = [read(where) for read, where in last.attributes]
+            attributes = all(map(is_, chain.from_iterable(map(call, last.readers, last.owners)), last.values))
         except KeyError:  # an attribute is gone
             return False
         return (
-            all(map(is_, chain.from_iterable(attributes), last.values))
-            and [len(where) for _, where in last.attributes] == last.sizes
+            attributes
+            and [*map(len, last.owners)] == last.sizes
             and all(map(is_, chain.from_iterable(last.views), last.kept))
             and not any(last.hooks)
             and self._flags() == last.flags
@@ -222,7 +219,8 @@ class Surroundings:
         )
 
     def _look(self) -> Look:
-        attributes: list[tuple[Callable[[Any], Any], dict[str, Any]]] = []
+        readers: list[Callable[[Any], Any]] = []
+        owners: list[dict[str, Any]] = []
         views: list[Iterable[Any]] = []
         state: dict[Any, Any] = {}
         hooked = self._hook_on_a_tensor()
@@ -230,7 +228,9 @@ class Surroundings:
         for owner in (*self.modules, *self.objects.values()):
             place, kind = id(owner), type(owner).__name__
             names = [name for name in vars(owner) if name not in INTERNAL or not isinstance(owner, nn.Module)]
-            attributes += [(itemgetter(*names, *names[:1]), vars(owner))] if names else []
+            if names:
+                readers.append(itemgetter(*names, *names[:1]))  # two names at least, for one gives no tuple
+                owners.append(vars(owner))
             state |= {(place, kind, name): frozen(vars(owner)[name]) for name in names}
             for where in _parts(owner):
                 views.append(where.values())
@@ -255,9 +255,10 @@ class Surroundings:
         state |= {(id(tensor), "a parameter"): (tensor.requires_grad, tensor.dtype) for tensor in self.tensors}
         views.append([END])
         return Look(
-            attributes,
-            [value for read, where in attributes for value in read(where)],
-            [len(where) for _, where in attributes],
+            readers,
+            owners,
+            [*chain.from_iterable(map(call, readers, owners))],
+            [*map(len, owners)],
             views,
             [value for view in views for value in view],
             empty,

@@ -1,6 +1,7 @@
 """SVI of any Pyro pair, with the call of ``pyro.infer.SVI`` and a step that runs from a graph."""
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import pyro
@@ -113,7 +114,8 @@ class _PairStep(Step):
         self.parts, self.refused_at_once = _parts(svi), reason
         self.refused = self.refused or reason
         self.found: dict[Tensor, str] = {}
-        self.stored: list[tuple[str, Tensor]] = []
+        self.names: list[str] = []  # of the parameters in Pyro's store
+        self.kept: list[Tensor] = []
         self.marked: Sequence[Tensor] = ()
 
     @property
@@ -133,14 +135,13 @@ class _PairStep(Step):
     def _obstacle(self, values: Sequence[Any]) -> str | None:
         if not self._store_is_as_it_was():
             self.runs.clear()  # graphs of parameters that nobody has any more
-            self.stored = []
-        if any(parameter.grad is not None for _, parameter in self.stored):
+            self.names, self.kept = [], []
+        if any([parameter.grad is not None for parameter in self.kept]):
             return "a parameter has a gradient already, to which this step adds its own"
         return super()._obstacle(values)
 
     def _store_is_as_it_was(self) -> bool:
-        store = pyro.get_param_store()._params
-        return all(store.get(name) is parameter for name, parameter in self.stored)
+        return all(map(is_, map(pyro.get_param_store()._params.get, self.names), self.kept))
 
     def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step as Pyro takes it."""
@@ -152,7 +153,8 @@ class _PairStep(Step):
         for parameter in given:
             parameter.grad = None
         store = pyro.get_param_store()._params
-        self.stored = [(name, p) for p, name in self.found.items() if store.get(name) is p]
+        self.kept = [parameter for parameter, name in self.found.items() if store.get(name) is parameter]
+        self.names = [self.found[parameter] for parameter in self.kept]
         self.surroundings.watch(self.found)
         return _as_tensor(loss)
 
