@@ -246,5 +246,8 @@ def writable(folder: str | Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or none of it."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

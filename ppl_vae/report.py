@@ -94,6 +94,7 @@ def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) ->
             features=rows[0].evaluation.features if rows else settings.get("features", ""),
             compared=min(len(data.test), len(data.resident), MOST),
             means=images,
+            notes=list(dict.fromkeys(note for row in rows for note in row.evaluation.notes)),
         )
 
 
