@@ -29,6 +29,8 @@ GLOBAL_HOOKS = [
     if name.startswith(("_global_forward", "_global_backward")) and isinstance(value, dict)
 ]
 FEW = 100  # entries of a dictionary that holds settings; a longer one holds data
+# Modules whose attributes have no part in what they compute: tensors, children, hooks and new attributes are looked at.
+PASSIVE = (nn.Linear, nn.Sequential, nn.ModuleList, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 INTERNAL = vars(nn.Module()).keys() - {"training"}  # what a module keeps of its own, read elsewhere here
 END = object()  # the last of what is compared one by one: a list that has grown is seen to differ
 
@@ -83,9 +85,9 @@ class Look(NamedTuple):
     """What was seen at one time, arranged so that the same is recognised quickly.
 
     Attributes:
-        readers, owners: What reads the attributes of each owner from its dictionary, and the dictionaries.
+        readers, owners: What reads the attributes of an owner from its dictionary, and the dictionaries.
         values: What they were, as objects.
-        sizes: How many attributes each owner had.
+        every, sizes: The dictionaries of all owners, and how many attributes each had.
         views: The live values of other dictionaries, in one order.
         kept: What they held, as objects.
         hooks: Dictionaries of hooks that were empty.
@@ -98,6 +100,7 @@ class Look(NamedTuple):
     readers: list[Callable[[Any], Any]]
     owners: list[dict[str, Any]]
     values: list[Any]
+    every: list[dict[str, Any]]
     sizes: list[int]
     views: list[Iterable[Any]]
     kept: list[Any]
@@ -211,7 +214,7 @@ class Surroundings:
             return False
         return (
             attributes
-            and [*map(len, last.owners)] == last.sizes
+            and [*map(len, last.every)] == last.sizes
             and all(map(is_, chain.from_iterable(last.views), last.kept))
             and not any(last.hooks)
             and self._flags() == last.flags
@@ -219,8 +222,8 @@ class Surroundings:
         )
 
     def _look(self) -> Look:
-        readers: list[Callable[[Any], Any]] = []
-        owners: list[dict[str, Any]] = []
+        readers, owners = list[Callable[[Any], Any]](), list[dict[str, Any]]()
+        every = [vars(owner) for owner in (*self.modules, *self.objects.values())]
         views: list[Iterable[Any]] = []
         state: dict[Any, Any] = {}
         hooked = self._hook_on_a_tensor()
@@ -228,7 +231,7 @@ class Surroundings:
         for owner in (*self.modules, *self.objects.values()):
             place, kind = id(owner), type(owner).__name__
             names = [name for name in vars(owner) if name not in INTERNAL or not isinstance(owner, nn.Module)]
-            if names:
+            if names and type(owner) not in PASSIVE:
                 readers.append(itemgetter(*names, *names[:1]))  # two names at least, for one gives no tuple
                 owners.append(vars(owner))
             state |= {(place, kind, name): frozen(vars(owner)[name]) for name in names}
@@ -258,7 +261,8 @@ class Surroundings:
             readers,
             owners,
             [*chain.from_iterable(map(call, readers, owners))],
-            [*map(len, owners)],
+            every,
+            [*map(len, every)],
             views,
             [value for view in views for value in view],
             empty,
