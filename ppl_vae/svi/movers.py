@@ -15,7 +15,7 @@ from .adam import Adam, is_hooked
 __all__ = ["Joint", "Mover"]
 
 SETTINGS = ("lr", "betas", "eps", "weight_decay")
-VARIANTS = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+SWITCHES = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
 
 class Joint(PyroOptim):
@@ -94,14 +94,16 @@ class Mover:
     def fused(self, parameters: Sequence[Tensor]) -> Adam | None:
         """The one Adam that moves these parameters, with the settings of now; None where Pyro has to be called."""
         if not self.one_kernel:
-            return self._joint_adam()
+            return self._joint_adam(parameters)
         if self.parameters is not parameters or not self._as_seen():
             self._arrange(parameters)
         return self.adam
 
-    def _joint_adam(self) -> Adam | None:
+    def _joint_adam(self, parameters: Sequence[Tensor]) -> Adam | None:
+        """The Adam of a ``Joint``, where it holds these parameters already."""
         adam = getattr(self.optim, "optimizer", None)
-        return adam if isinstance(adam, Adam) and not is_hooked(adam) else None
+        holds = all(parameter in self.optim.optim_objs for parameter in parameters)
+        return adam if holds and isinstance(adam, Adam) and not is_hooked(adam) else None
 
     def _as_seen(self) -> bool:
         """Whether states and settings are those that the one Adam was made of."""
@@ -144,7 +146,7 @@ _settings_of = itemgetter(*SETTINGS, "amsgrad", "maximize")
 
 def _is_plain(optimizer: Any, parameter: Tensor) -> bool:
     group = optimizer.param_groups[0]
-    usual = type(optimizer) is torch.optim.Adam and not any(group.get(name) for name in VARIANTS)
+    usual = type(optimizer) is torch.optim.Adam and not any(group.get(name) for name in SWITCHES)
     return (
         usual
         and isinstance(group["lr"], float | int)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import pyro
@@ -244,9 +245,7 @@ class Step:
             return None
         first, *parts = known
         try:
-            if any(
-                ours is not theirs for a, b in zip(parts, (moved, idle), strict=True) for ours, theirs in _pairs(a, b)
-            ):
+            if not all(map(_same_tensors, parts, (moved, idle))):
                 raise NotStatic("two recorded steps part: other parameters have a gradient")
             run = prove(first, recording, inductor if self.backend == "inductor" else fx, self.tolerance)
             if not any(bool(gradient.any()) for gradient in recording.outputs[1:]):
@@ -336,7 +335,7 @@ class Step:
             restore()
         with torch.no_grad():
             ours = graph.run(*inputs)
-        same = [*map(id, moved)] == [*map(id, graph.moved)] and same_streams(streams(), end)
+        same = _same_tensors(moved, graph.moved) and same_streams(streams(), end)
         if not (same and agree(ours[:1], eager[:1], self.tolerance) and self._agree(ours[1:], eager[1:])):
             rewind()
             self._refuse("the graph was found to be stale")
@@ -375,8 +374,9 @@ def _kind(value: Any) -> Any:
     return frozen(value)
 
 
-def _pairs(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[tuple[Any, Any]]:
-    yield from zip((*ours, len(ours)), (*theirs, len(theirs)), strict=False)
+def _same_tensors(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return len(ours) == len(theirs) and all(map(is_, ours, theirs))
 
 
 def _stranger(recording: Recording, parameters: Sequence[Tensor]) -> str | None:

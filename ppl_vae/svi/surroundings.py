@@ -57,9 +57,8 @@ def frozen(value: Any) -> Any:
 
 
 def modes() -> tuple[Any, ...]:
-    """The modes of torch and Pyro that are part of what a line of code computes."""
+    """The modes of torch that are part of what a line of code computes, beside that of gradients."""
     return (
-        torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         torch.get_default_dtype(),
@@ -128,7 +127,7 @@ class Surroundings:
         self.functions: dict[int, FunctionType] = {}
         self.tensors: dict[Tensor, None] = {}
         self.last: Look | None = None
-        self.number = -1  # of the last look: which of the states seen so far it shows
+        self.numbered: tuple[Look | None, int] = None, -1
         self.known: dict[Any, int] = {}
         self.changes: Counter[str] = Counter()  # what made a new state of the one before
         self.alive: list[Any] = []  # objects known by id live as long as the ids are compared
@@ -197,17 +196,25 @@ class Surroundings:
     def look(self) -> Look:
         """What there is to see now; the last look where nothing has changed since."""
         if self.last is None or not self._unchanged(self.last):
-            before, self.last = self.last, self._look()
+            self.last = self._look()
+        return self.last
+
+    @property
+    def number(self) -> int:
+        """Which of the states that were asked for so far the last look shows."""
+        before, number = self.numbered
+        if self.last is not None and self.last is not before:
             key = tuple(self.last.state.items())
             if key not in self.known:
                 self.known[key] = len(self.known)
                 self.alive += [self.last.values, self.last.kept, self.last.outside]
                 self.changes.update([] if before is None else changed(before.state, self.last.state))
-            self.number = self.known[key]
-        return self.last
+            number = self.known[key]
+            self.numbered = self.last, number
+        return number
 
     def _unchanged(self, last: Look) -> bool:
-        """Whether there is nothing new: some thousand comparisons of objects in a few microseconds."""
+        """Whether there is nothing new, found by comparing objects and no values."""
         try:
             attributes = all(map(is_, chain.from_iterable(map(call, last.readers, last.owners)), last.values))
         except KeyError:  # an attribute is gone
@@ -325,18 +332,11 @@ class Surroundings:
 
 
 def _refill(container: Any, copy: Any) -> None:
-    """Give a container what its copy holds, where it holds anything else."""
-    live, kept = (part.items() if isinstance(part, dict) else part for part in (container, copy))
-    pairs = zip(live, kept, strict=False)
-    if len(container) == len(copy) and all(ours is theirs or _same_item(ours, theirs) for ours, theirs in pairs):
-        return
-    container.clear()
-    (container.update if hasattr(container, "update") else container.extend)(copy)
-
-
-def _same_item(ours: Any, theirs: Any) -> bool:
-    """Whether two items of a dictionary, each a tuple of key and value, are the same objects."""
-    return isinstance(ours, tuple) and len(ours) == 2 and ours[0] == theirs[0] and ours[1] is theirs[1]
+    """Give a container what its copy holds, where it holds any other object."""
+    live, kept = ((*part, *part.values()) if isinstance(part, dict) else (*part,) for part in (container, copy))
+    if len(live) != len(kept) or not all(map(is_, live, kept)):
+        container.clear()
+        (container.update if hasattr(container, "update") else container.extend)(copy)
 
 
 def changed(before: dict[Any, Any], after: dict[Any, Any]) -> list[str]:
