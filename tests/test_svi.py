@@ -1007,3 +1007,55 @@ def test_a_guide_that_makes_its_plates_anew_runs_from_a_graph(automatic: Any) ->
             fast.step(classes)
     assert fast.reason is None
     assert graphs(fast)
+
+
+def test_a_torch_optimizer_takes_parameters_that_come_later() -> None:
+    """Our Adam over all parameters; the second kind of batch brings one that the first does not have."""
+    ends = []
+    for backend in ("eager", "fx"):
+        with pyro.get_param_store().scope():
+
+            def model(x: Tensor) -> None:
+                loc = pyro.param("loc", torch.zeros(X_DIM))
+                if len(x) == 3:
+                    loc = loc + pyro.param("shift", torch.ones(X_DIM))
+                with pyro.plate("data", len(x)):
+                    pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+            fast = SVI(model, lambda x: None, lambda p: Adam(p, 1e-2), Trace_ELBO(), backend=backend)
+            for x in batches():
+                fast.step(x)
+            ends.append(stored())
+    assert same(*ends)
+    assert fast.reason is None
+
+
+def test_states_of_a_step_that_runs_eagerly_are_not_kept() -> None:
+    """A hook makes each step but the first eager, and the loop moves a number: of 16 states two are kept."""
+
+    def counted(step: int, owner: Owner, svi: Any) -> None:
+        if step == 0:
+            owner.handle = owner.decoder[0].register_forward_hook(lambda module, inputs, output: None)
+        owner.beta = 1.0 + step
+
+    fast, _ = trained(SVI, fused_adam(), counted)
+    assert "a hook on a module" in fast.reason
+    assert len(fast._step.surroundings.known) == 2
+
+
+def test_what_a_proof_put_into_lists_is_taken_out_again_though_tensors_do_not_compare() -> None:
+    log: list[tuple[Tensor, Tensor]] = [(torch.ones(2), torch.ones(2))]
+    weight = nn.Parameter(torch.zeros(X_DIM))
+
+    def objective(x: Tensor) -> Tensor:
+        log[:] = [(torch.ones(2), log[0][1])]
+        return (x - weight).square().sum()
+
+    step = Step(objective, Adam([weight], 1e-3))
+    step.surroundings.add(objective)
+    for _ in range(3):
+        step(batches()[0])
+    kept = log[0]
+    step(batches()[0])
+    assert step.reason is None
+    assert log[0] is kept
