@@ -8,55 +8,31 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import guides, models
 from .elbo import ESTIMATORS
-from .guides import ConstantVariance, FullRank, MeanField, PointMass
-from .models import (
-    MMD,
-    Bernoulli,
-    ContinuousBernoulli,
-    DiscretizedLogistic,
-    DiscretizedNormal,
-    Gaussian,
-    Heteroscedastic,
-    JacobianNorm,
-    KLWeight,
-    Laplace,
-    LearnedSigma,
-    Masked,
-    Mixture,
-    OptimalSigma,
-    StandardNormal,
-    StudentT,
-    WeightPrior,
-)
 from .models.schedules import CURVES, name_of_curve
 
 __all__ = ["PAIR", "NotOurs", "built", "described", "recipe", "with_part"]
 
 PAIR = "pair"  # the variant that a recipe names where ``pair`` built it, and no entry of the catalogue
-LIKELIHOODS = (
-    Bernoulli,
-    ContinuousBernoulli,
-    DiscretizedLogistic,
-    DiscretizedNormal,
-    Gaussian,
-    Heteroscedastic,
-    Laplace,
-    LearnedSigma,
-    OptimalSigma,
-    StudentT,
-)
-OTHERS = (StandardNormal, Mixture, JacobianNorm, MMD, WeightPrior, KLWeight, Masked)
-PARTS: dict[str, Callable[..., Any]] = {
-    made.__name__: made for made in (*LIKELIHOODS, *OTHERS, *ESTIMATORS.values()) if isinstance(made, type)
-}
-FAMILIES: dict[str, Callable[..., Any]] = {
-    made.__name__: made for made in (ConstantVariance, FullRank, MeanField, PointMass)
-}
+
+
+def _exported(space: ModuleType, kind: type, but: tuple[type, ...]) -> dict[str, Callable[..., Any]]:
+    """The classes of a kind that a package exports, by name."""
+    found = {name: getattr(space, name) for name in space.__all__}
+    return {
+        n: made for n, made in found.items() if isinstance(made, type) and issubclass(made, kind) and made not in but
+    }
+
+
+PARTS = _exported(models, nn.Module, (models.Half, models.LatentVariableModel, models.Scale, models.Schedule))
+PARTS |= {made.__name__: made for made in ESTIMATORS.values() if isinstance(made, type)}
+FAMILIES = _exported(guides, guides.Guide, (guides.Guide, guides.Laplace))
 TABLES = {"part": PARTS, "family": FAMILIES, "curve": CURVES}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pyro.infer import Trace_ELBO
 
 from ..models.steps import one_step
-from .per_datum import whole
+from .per_datum import whole, with_gradients
 from .reading import Program
 
 __all__ = ["PathwiseELBO"]
@@ -41,10 +41,7 @@ class PathwiseELBO(Trace_ELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The value of ``differentiable_loss``; gradients are added to the parameters' own."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        return with_gradients(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def _of_draw(self, model_trace: Any, guide_trace: Any) -> Any:
         """The loss of one pass, with its graph."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .reading import PARTICLES, Program, Reading, is_point_mass, is_weighted, sort_traces
 
-__all__ = ["PerDatumELBO", "whole"]
+__all__ = ["PerDatumELBO", "whole", "with_gradients"]
 
 
 def whole(name: str, value: Any) -> int:
@@ -24,6 +24,14 @@ def whole(name: str, value: Any) -> int:
     if not isinstance(value, SupportsFloat) or not float(value).is_integer() or float(value) < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(float(value))
+
+
+def with_gradients(loss: Any) -> float:
+    """The value of a loss of shape []; its gradients, where it has any, are added to the parameters' own."""
+    if loss.requires_grad:
+        loss.backward()
+    value: float = loss.item()
+    return value
 
 
 class PerDatumELBO(ELBO):
@@ -78,10 +86,7 @@ class PerDatumELBO(ELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The value of ``differentiable_loss``; gradients are added to the parameters' own."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        return with_gradients(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
         """Raise where the objective would not be what its name says."""
