@@ -1,1 +1,1 @@
-"""One file a question; results beside them."""
+"""One file per question; results beside them."""

@@ -25,7 +25,7 @@ SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 def closed_form(x: Tensor, sigma: float) -> tuple[int, float]:
-    """Units that live, and the best bound, nats a datum, of a linear Gaussian VAE of Z_DIM codes at ``sigma``."""
+    """Units that live, and the best bound, nats per datum, of a linear Gaussian VAE of Z_DIM codes at ``sigma``."""
     loc = x.mean(0)
     eigenvalues, vectors = torch.linalg.eigh((x - loc).mT @ (x - loc) / len(x))
     largest, directions = eigenvalues.flip(0)[:Z_DIM], vectors.flip(1)[:, :Z_DIM]

@@ -75,7 +75,7 @@ class Half(nn.Module):
         return weight
 
     def advance(self, step: int, total: int) -> None:
-        """Set every schedule inside to where training stands: call it once a step, as a learning-rate scheduler.
+        """Set every schedule inside to where training stands: call it once per step, as a learning-rate scheduler.
 
         Args:
             step: Steps already taken, from 0.

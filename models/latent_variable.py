@@ -1,4 +1,4 @@
-"""The one model: z ~ prior, x ~ likelihood(decoder(z)), one code a datum."""
+"""The one model: z ~ prior, x ~ likelihood(decoder(z)), one code per datum."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ class LatentVariableModel(Half):
 
     Args:
         prior: Module without inputs that returns p(z), of event shape [z_dim].
-        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row, outputs first.
+        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, outputs first.
         likelihood: Module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape].
         x_shape: Shape of one datum.
         penalties: Modules called in training as ``penalty(model, x, z)``; see ``models.penalties``.
@@ -125,7 +125,7 @@ class LatentVariableModel(Half):
             pyro.sample("x", x_given_z, obs=x)
             for name, penalty in per_datum:
                 pyro.factor(name, penalty(self, x, z))
-        for name, penalty in once:  # outside the plate: counted once a data set, whatever the batch
+        for name, penalty in once:  # outside the plate: counted once per data set, whatever the batch
             pyro.factor(name, penalty(self, x, z))
         observe = getattr(self.likelihood, "observe", None)
         moves = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode

@@ -1,4 +1,4 @@
-"""p(x | z), a small module each: ``outputs`` decoder outputs a coordinate in, one distribution out."""
+"""p(x | z), a small module each: ``outputs`` decoder outputs per coordinate in, one distribution out."""
 
 import math
 from typing import Any
@@ -70,7 +70,7 @@ class ContinuousBernoulli(nn.Module):
 class Gaussian(nn.Module):
     """Real observations with one standard deviation that is stated, not learned.
 
-    In nats a datum of D coordinates, ``-log p(x | z) = |x - loc|**2 / (2 scale**2) + D log(scale) + D/2 log(2 pi)``.
+    In nats per datum of D coordinates, ``-log p(x | z) = |x - loc|**2 / (2 scale**2) + D log(scale) + D/2 log(2 pi)``.
 
     Args:
         scale: Standard deviation, in the model's units.

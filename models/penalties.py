@@ -2,7 +2,7 @@
 
 A penalty is called as ``penalty(model, x, z)`` and returns a log factor. With ``per_datum`` it stands inside the plate
 of the data, as a tensor [batch] or as one number for each datum alike, and is summed over the whole set; without, it
-stands outside and is counted once a data set, whatever the batch.
+stands outside and is counted once per data set, whatever the batch.
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
 
 
 class WeightPrior(nn.Module):
-    """``weight ~ Normal(0, scale)`` for the weights of chosen layers: L2 or Tikhonov, counted once a data set.
+    """``weight ~ Normal(0, scale)`` for the weights of chosen layers: L2 or Tikhonov, counted once per data set.
 
     In RAE's terms, ``lambda = sigma**2 / (N scale**2)`` beside a squared error a datum. Weight decay of an optimizer
     is another thing: it hits biases and the encoder, and in AdamW it is no prior at all.
@@ -72,7 +72,7 @@ class JacobianNorm(nn.Module):
 
     Args:
         weight: In nats; RAE's gamma beside a squared error is ``2 sigma**2 weight``.
-        probes: Random directions a datum, unbiased (Hutchinson, 1989); every direction, exactly, unless given.
+        probes: Random directions per datum, unbiased (Hutchinson, 1989); every direction, exactly, unless given.
 
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, eq. 9. https://arxiv.org/abs/1903.12436

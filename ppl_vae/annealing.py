@@ -63,7 +63,7 @@ class Annealed(NamedTuple):
 
 
 class Bracket(NamedTuple):
-    """Log p(x) between two bounds, for data drawn from the model, nats a datum, in the data's units.
+    """Log p(x) between two bounds, for data drawn from the model, nats per datum, in the data's units.
 
     The reverse chains of a datum share their start, the one code that is known to be an exact draw from p(z | x). So
     errors are over data.
@@ -116,7 +116,7 @@ def annealed(
     At each temperature z moves by one trajectory of Hamiltonian Monte Carlo, in units of the guide's standard
     deviations. Its step size, one for each datum and temperature, comes from a pilot run and is then frozen: adapted
     inside, the moves would not leave the path invariant. Gradients are with respect to z alone. The cost, pilot
-    included, is ``2 * chains * temperatures * leapfrogs`` decodings a datum, and gradients of as many.
+    included, is ``2 * chains * temperatures * leapfrogs`` decodings per datum, and gradients of as many.
 
     Args:
         variant: A pair in which z is unconstrained and the guide has a density.

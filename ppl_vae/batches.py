@@ -18,12 +18,12 @@ __all__ = ["Batches", "norm_of_rows"]
 
 
 class Batches:
-    """Iterate once an epoch. Data that fit stay on the device; others come through a DataLoader.
+    """Iterate once per epoch. Data that fit stay on the device; others come through a DataLoader.
 
     Args:
         variant: Whose units, dtype and device the batches take.
         data: [rows, *x_shape] in the data's units, or a Dataset of such items.
-        batch_size: Rows a batch; the last one may be short. Where a batch norm cannot train on a last batch of one row,
+        batch_size: Rows per batch. The last may be short; where a batch norm cannot train on a last batch of one row,
             that row joins the batch before.
         draw: Whether values are probabilities, of which each batch is a fresh Bernoulli draw.
 

@@ -23,7 +23,7 @@ BLOCK = 64  # data whose draws come from one random stream
 
 
 class Bounds(NamedTuple):
-    """Lower bounds of log p(x), nats a datum, in the data's units; every field is [rows].
+    """Lower bounds of log p(x), nats per datum, in the data's units; every field is [rows].
 
     Attributes:
         elbo: Mean of the log weights (Kingma and Welling, 2014, eq. 2).
@@ -126,12 +126,12 @@ def _is_latent(site: Any) -> bool:
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
     if not any(frame.name == "data" for frame in site["cond_indep_stack"]):
-        raise ValueError(f"the latent {site['name']!r} stands outside the plate 'data': it has no bound a datum")
+        raise ValueError(f"the latent {site['name']!r} stands outside the plate 'data': it has no bound per datum")
     return True
 
 
 def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
-    """The unweighted objective, nats a datum, [rows], in the data's units, larger is better.
+    """The unweighted objective, nats per datum, [rows], in the data's units, larger is better.
 
     The bound; for a point mass log p(x, z), or log p(x | z) where codes are not scored.
     """

@@ -246,7 +246,7 @@ def wae_mmd(
 ) -> Variant:
     """A Wasserstein autoencoder: the aggregate of the codes is held to the prior by an unbiased MMD.
 
-    ``weight`` is in nats a datum; beside a squared error, WAE's lambda is ``2 sigma**2 weight``: 10 as it stands.
+    ``weight`` is in nats per datum; beside a squared error, WAE's lambda is ``2 sigma**2 weight``: 10 as it stands.
     """
     penalties = (MMD(weight),)
     own = {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, "kl_weight": Masked()}
@@ -267,6 +267,6 @@ def l2_vae(
     layers: tuple[str, ...] = ("decoder",),
     **parts: Any,
 ) -> Variant:
-    """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once a data set."""
+    """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once per data set."""
     penalties = (WeightPrior(tau, tuple(layers)),)
     return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "penalties": penalties, **parts})

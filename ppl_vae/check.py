@@ -221,7 +221,7 @@ def _eval_mode(variant: Variant, x: Tensor) -> str | None:
 
 
 def _particles(variant: Variant, x: Tensor) -> str | None:
-    """Several draws a datum in one pass give what they give one by one."""
+    """Several draws per datum in one pass give what they give one by one."""
     y = variant.in_model_units(x)
     with evaluating(variant):
         try:

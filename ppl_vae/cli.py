@@ -479,7 +479,7 @@ SHOWN = ("bound", "importance_weighted", "bound_ex_post", "rmse", "active_units"
 
 
 def print_table(results: Any) -> None:
-    """The table on a terminal: values and standard errors, a row a variant."""
+    """The table on a terminal: values and standard errors, a row per variant."""
     from rich.console import Console
     from rich.table import Table
 
@@ -495,7 +495,7 @@ def print_table(results: Any) -> None:
     console = Console()
     console.width = max(console.width, 200)
     console.print(table)
-    _say("± is a standard error. Bounds in nats a datum, in the data's units; they compare within one kind alone.")
+    _say("± is a standard error. Bounds in nats per datum, in the data's units; they compare within one kind alone.")
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def compare(
     Args:
         names: Of ``VARIANTS``.
         data: What ``prepare`` returns.
-        out: A folder: it gets a checkpoint a variant, ``table.csv``, ``table.json`` and ``report.html``.
+        out: A folder: it gets a checkpoint per variant, ``table.csv``, ``table.json`` and ``report.html``.
         z_dim: Size of a code.
         components: Of the ex-post mixture.
         num_particles: Draws K of the bounds.
@@ -197,7 +197,7 @@ def versions() -> dict[str, str]:
 
 
 def as_csv(results: Sequence[Result]) -> str:
-    """The table, a row a variant; an empty cell is a number that is not legitimate."""
+    """The table, a row per variant; an empty cell is a number that is not legitimate."""
     rows = [result.as_row() for result in results]
     head = ["variant", "data", "measure", "best_epoch", "seconds"]
     head += [part for name in COLUMNS for part in (name, f"{name}_error")] + ["reason"]

@@ -50,10 +50,10 @@ class EstimatorComparison:
 
     @property
     def table(self) -> "pd.DataFrame":
-        """A row an estimator.
+        """One row per estimator.
 
-        Columns: ``target`` (what it estimates), ``K`` (draws a datum), ``value`` (nats a datum, in the data's units),
-        ``value_bias`` against ``reference``, ``value_variance`` of one evaluation; for each group of parameters
+        Columns: ``target`` (what it estimates), ``K`` (draws per datum), ``value`` (nats per datum, in the data's
+        units), ``value_bias`` against ``reference``, ``value_variance`` of one evaluation; for each group of parameters
         ``bias_G`` (length of the mean gradient's difference from the truth, relative to the truth) with ``noise_G``
         (what that would be without any bias), ``variance_G`` (summed over coordinates, for one evaluation) and
         ``snr_G`` (``|mean| / sd``, averaged over coordinates); ``snr_floor``, what ``snr_G`` would be on average for a
@@ -68,7 +68,7 @@ class EstimatorComparison:
         return pd.DataFrame(self.rows).set_index("estimator")
 
     def __str__(self) -> str:
-        head = [f"{'estimator':<34}{'value, nats a datum':>24}{'bias':>26}"]
+        head = [f"{'estimator':<34}{'value, nats per datum':>24}{'bias':>26}"]
         head += [f"{f'SNR {group}':>18}" for group in self.groups] + [f"{'ms':>8}{'MB':>8}"]
         lines = ["".join(head)]
         for row in self.rows:
@@ -89,7 +89,7 @@ class EstimatorComparison:
         from .figures import panels, tidy
 
         names = [row["estimator"] for row in self.rows][::-1]
-        shown = {"value, nats a datum": "value"}
+        shown = {"value, nats per datum": "value"}
         shown |= {f"SNR of the gradient, {group} (dashed: noise alone)": f"snr_{group}" for group in self.groups}
         shown |= {"bias of the value": "value_bias"}
         shown |= {f"variance of the gradient, {group}": f"variance_{group}" for group in self.groups}

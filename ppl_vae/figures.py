@@ -192,13 +192,13 @@ def objectives(groups: Mapping[str, Sequence[Judged]]) -> str:
         tidy(axes, title)
         _curves(axes, height, rows, "held_out_loss")
         axes.set_ylim(_held([_series(row.fit, "held_out_loss") for row in rows], 0.25))
-        axes.set_ylabel("nats a datum", fontsize=8)
+        axes.set_ylabel("nats per datum", fontsize=8)
         _label_ends(axes, 0.75 * height, rows, "held_out_loss")
     return embedded(figure)
 
 
 def training(rows: Sequence[Judged]) -> str:
-    """A panel a variant, each on its own axis: held-out objective, and minus the training loss."""
+    """A panel per variant, each on its own axis: held-out objective, and minus the training loss."""
     figure, every = panels(len(rows), COLUMNS, 2.24, 1.55)
     for axes, row in zip(every, rows, strict=True):
         tidy(axes, row.name, colour(row.name))
@@ -270,7 +270,7 @@ def _plane(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _ink(labels: Tensor | None, rows: int) -> tuple[list[Any], dict[str, Any]]:
-    """A colour a datum, and a legend if the classes are few enough to name."""
+    """A colour per datum, and a legend if the classes are few enough to name."""
     from matplotlib import colormaps
 
     if labels is None:

@@ -15,11 +15,11 @@ from .variant import Variant, evaluating, log_jacobian
 
 __all__ = ["Gaps", "gaps"]
 
-PARTICLES = 10  # draws a datum at each step of the refinement
+PARTICLES = 10  # draws per datum at each step of the refinement
 
 
 class Gaps(NamedTuple):
-    """Log p(x) and the bounds below it, nats a datum, in the data's units; every tensor is [rows].
+    """Log p(x) and the bounds below it, nats per datum, in the data's units; every tensor is [rows].
 
     Attributes:
         log_evidence: Log p(x), or the best lower bound of it.
@@ -69,7 +69,7 @@ def gaps(
 ) -> Gaps:
     """Split ``log p(x) - L[q]`` at q*, the best member of the guide's family for each datum.
 
-    q* starts from the guide's own parameters, which are then free, one set a datum, and follow Adam at a rate that
+    q* starts from the guide's own parameters, which are then free, one set per datum, and follow Adam at a rate that
     falls linearly to 0. Both bounds are evaluated on fresh draws. Unless it is given, log p(x) is a lower bound: the
     importance-weighted one of q*, or annealed importance sampling from q, whichever is larger on average over the data.
     ``total`` and ``approximation`` are then lower bounds too. A q* that has not converged moves a part of the
@@ -163,7 +163,7 @@ def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: f
 
 
 def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_particles: int, noise: int) -> Tensor:
-    """Log p(y, z) - log q(z) of draws of one member of the family a datum, [num_particles, rows]."""
+    """Log p(y, z) - log q(z) of draws of one member of the family for each datum, [num_particles, rows]."""
     q, at_once, found = variant.guide.distribution(*parameters), max(1, variant.at_once // len(y)), []
     with seeded(noise):
         for first in range(0, num_particles, at_once):
@@ -180,4 +180,4 @@ def _check(variant: Variant, x: Tensor, num_particles: int, log_evidence: Tensor
         wanted = "num_particles must be at least 2, steps at least 0"
         raise ValueError(f"{wanted}, got {num_particles!r} and {steps!r}")
     if log_evidence is not None and log_evidence.shape != x.shape[:1]:
-        raise ValueError(f"log_evidence has shape {list(log_evidence.shape)}, wanted one number a datum, [{len(x)}]")
+        raise ValueError(f"log_evidence has shape {list(log_evidence.shape)}, wanted one number per datum, [{len(x)}]")

@@ -164,7 +164,7 @@ def _weights(run: Pass) -> str | None:
 
 
 def _axes(run: Pass) -> str | None:
-    """A site in the plate has one log density a datum; a factor outside it is one number."""
+    """A site in the plate has one log density per datum; a factor outside it is one number."""
     for half, name, site in run.sites():
         wanted: dict[int, int] = {-frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
         sizes = [wanted.get(axis, 1) for axis in range(max(wanted, default=0), 0, -1)]

@@ -50,7 +50,7 @@ def shrinks(variant: Variant) -> bool:
 
 
 def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
-    """Each site's part of the objective in training mode, nats a datum, weighted as it was optimised."""
+    """Each site's part of the objective in training mode, nats per datum, weighted as it was optimised."""
     before = Snapshot(variant)
     with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
         total = float(variant.loss(variant.model, variant.guide)(y, size)) / size
@@ -102,7 +102,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
     lines = [
         ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
         ("objective", nature(variant)),
-        ("loss", f"{loss:.5g} nats a datum, in the data's units, on {len(y)} of the data; minus the sum of:"),
+        ("loss", f"{loss:.5g} nats per datum, in the data's units, on {len(y)} of the data; minus the sum of:"),
         *((f"  {name}", f"{value:+.5g}") for name, value in parts.items()),
         ("  log Jacobian", f"{shift:+.5g}"),
         ("likelihood", describe(model.likelihood)),

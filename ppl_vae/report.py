@@ -120,7 +120,7 @@ def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, se
     counts["refused or diverged"] = len(results) - len(rows)
     lines = [
         f"{len(results)} variants: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}; "
-        f"on {data.name}, {shape} numbers a datum; units of the model: {settings.get('scale', data.scale)}."
+        f"on {data.name}, {shape} numbers per datum; units of the model: {settings.get('scale', data.scale)}."
     ]
     if rows:
         run, evaluation = rows[0].fit.settings, rows[0].evaluation
@@ -129,7 +129,7 @@ def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, se
         kept = len(data.train) - run["rows"]  # type: ignore[arg-type]
         best = f"; {kept or 'other'} data held back chose the best epoch" if _has_held_out(rows) else ""
         lines.append(
-            f"The same for each: networks, {rows[0].variant.z_dim} numbers a code, Adam, "
+            f"The same for each: networks, {rows[0].variant.z_dim} numbers per code, Adam, "
             f"{settings.get('epochs', run['epochs'])} epochs in batches of {run['batch_size']}, "
             f"learning rate {run['lr']:g}, seed {run['seed']}{best}."
         )
@@ -242,13 +242,13 @@ def _training(rows: Sequence[Judged]) -> list[Plate]:
     plates = []
     if _has_held_out(rows):
         text = (
-            "Minus the held-out loss, on training data held back, once an epoch; up is better. Axes differ: curves "
+            "Minus the held-out loss, on training data held back, once per epoch; up is better. Axes differ: curves "
             "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may "
             "lie below the axis."
         )
         plates.append(Plate("Held-out objective", text, figures.objectives(_objectives(rows))))
     text = (
-        "Each on its own axis, nats a datum against epochs. In colour: the held-out objective, the dot at the epoch "
+        "Each on its own axis, nats per datum against epochs. In colour: the held-out objective, the dot at the epoch "
         "that was kept. Dashed: minus the training loss; with a weighted KL or a penalty it is another quantity, with "
         "its axis on the right."
     )

@@ -141,7 +141,7 @@ def _arrays(arrays: dict[str, Any], path: Path) -> Raw:
 
 
 def _labels(array: Any, path: Path) -> Tensor | None:
-    """Whole numbers, one a datum; labels of any other kind are not used."""
+    """Whole numbers, one per datum; labels of any other kind are not used."""
     usable = array is not None and array.ndim == 1 and array.dtype.kind in "biu"
     return torch.as_tensor(array.astype(np.int64)) if usable else None
 

@@ -15,13 +15,13 @@ TOLERANCE = 1e-10  # nats below the best log score
 
 
 class Paired(NamedTuple):
-    """Mean of ``a - b``, nats a datum, above 0 where a is better.
+    """Mean of ``a - b``, nats per datum, above 0 where a is better.
 
     Attributes:
         difference: Over data, and over seeds where there are several.
-        error_over_data: Standard error of these fits on other data of the same kind: differences a datum, averaged over
-            seeds, as replicates.
-        error_over_seeds: Standard error of other fits on these data: differences a seed, averaged over data, as
+        error_over_data: Standard error of these fits on other data of the same kind: differences per datum, averaged
+            over seeds, as replicates.
+        error_over_seeds: Standard error of other fits on these data: differences per seed, averaged over data, as
             replicates. None for one seed: what would change with another is not known.
     """
 
@@ -31,7 +31,7 @@ class Paired(NamedTuple):
 
     def __str__(self) -> str:
         seeds = "one seed" if self.error_over_seeds is None else f"{self.error_over_seeds:.2g} over seeds"
-        return f"a - b = {self.difference:.5g} ± {self.error_over_data:.2g} nats a datum over data, {seeds}"
+        return f"a - b = {self.difference:.5g} ± {self.error_over_data:.2g} nats per datum over data, {seeds}"
 
 
 class Stacked(NamedTuple):
@@ -39,7 +39,7 @@ class Stacked(NamedTuple):
 
     Attributes:
         weights: [models], of sum 1.
-        log_density: Of the mixture, nats a datum, [rows]. The weights were chosen on the same data.
+        log_density: Of the mixture, nats per datum, [rows]. The weights were chosen on the same data.
         slack: Nats a datum by which the mean of ``log_density`` can fall short of the best there is.
     """
 
@@ -50,7 +50,7 @@ class Stacked(NamedTuple):
     def __str__(self) -> str:
         score, error = self.log_score
         shares = ", ".join(f"{weight:.3f}" for weight in self.weights.tolist())
-        return f"weights {shares}; log score of the mixture {score:.5g} ± {error:.2g} nats a datum"
+        return f"weights {shares}; log score of the mixture {score:.5g} ± {error:.2g} nats per datum"
 
     @property
     def log_score(self) -> tuple[float, float]:

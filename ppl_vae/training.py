@@ -49,11 +49,11 @@ class Fit:
     Attributes:
         variant: The trained pair, in eval mode, with the weights of ``best_epoch``.
         data: What it was trained on.
-        rows: The history, a dictionary an epoch.
+        rows: The history, a dictionary per epoch.
         best_epoch: The epoch of the best held-out objective; the last one where nothing was held out.
         settings: Numbers of the run: epochs, steps, batch_size, lr, seed; ``backend``, with the reason where it is
             eager; ``precision``, with ``precision_error`` where it is lowered: what that changes of the first loss, in
-            nats a datum, the noise being the same.
+            nats per datum, the noise being the same.
     """
 
     variant: Variant
@@ -64,7 +64,7 @@ class Fit:
 
     @property
     def history(self) -> "pd.DataFrame":
-        """A table, a row an epoch.
+        """A table, a row per epoch.
 
         Both losses are in nats per datum, in the data's units, and go down. Columns:
 
@@ -285,7 +285,7 @@ class _Loop:
         return f"step {self.step + 1} of {self.total}: {line}. Try scale='standardize', or a smaller lr"
 
     def run_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on a batch [rows, *x_shape]: what was optimised, in nats a datum, without reading it."""
+        """One step on a batch [rows, *x_shape]: what was optimised, in nats per datum, without reading it."""
         for half in self.variant[:2]:
             half.advance(self.step, self.total)
         self.optimizer.param_groups[0]["lr"] = self.lr * self.schedule(self.step / self.total)
@@ -302,7 +302,7 @@ class _Loop:
         return len(y) / self.batches.batch_size
 
     def objective(self, y: Tensor) -> Tensor:
-        """What a step goes down: the loss, in nats a datum, by the weight of the batch."""
+        """What a step goes down: the loss, in nats per datum, by the weight of the batch."""
         model, guide, _ = self.variant
         networks = [guide.encoder, *guide.heads, model.decoder] if self.precision == "bf16" else []
         # Pyro's own checks cost a fifth of an eager step: once is enough.
@@ -315,7 +315,7 @@ class _Loop:
 
     @torch.no_grad()
     def error_of_precision(self, y: Tensor) -> float:
-        """How far the lowered precision moves the loss, in nats a datum, the noise being the same."""
+        """How far the lowered precision moves the loss, in nats per datum, the noise being the same."""
         before, state, precision, losses = Snapshot(self.variant), streams(), self.precision, []
         for self.precision in ("full", precision):
             with self.kernels():

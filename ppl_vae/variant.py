@@ -138,7 +138,7 @@ def needs_density(variant: Variant) -> None:
 
 
 def log_jacobian(variant: Variant) -> Tensor:
-    """What turns a log density in the model's units into one in the data's, nats a datum; 0 for a mass."""
+    """What turns a log density in the model's units into one in the data's, nats per datum; 0 for a mass."""
     scale = variant.model.scale.log_jacobian()
     return torch.zeros_like(scale) if variant.support.is_discrete else scale
 
@@ -166,7 +166,7 @@ def pair(
         guide: Family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
         prior: p(z), of event shape [z_dim]; a standard normal unless given.
         encoder: Module from [rows, *x_shape] to [rows, width]; chosen by ``x_shape`` unless given.
-        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers a row; chosen unless given.
+        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row; chosen unless given.
         penalties: Explicit regularisers of the training objective.
         kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
         loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``; pathwise, one draw,
@@ -214,7 +214,8 @@ def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
             raise ValueError(f"{name} must be a module, an instance, got {module!r}")
     likelihood = modules["likelihood"]
     if not isinstance(getattr(likelihood, "outputs", None), int):
-        raise ValueError(f"{type(likelihood).__name__} has no outputs: how many decoder outputs a coordinate it wants")
+        name = type(likelihood).__name__
+        raise ValueError(f"{name} has no outputs: set it to the number of decoder outputs that it wants per coordinate")
     if not isinstance(loss, ELBO | str | None):
         raise ValueError(f"loss must be a pyro.infer.ELBO, an instance, or a name as 'dreg', got {loss!r}")
 

@@ -75,7 +75,7 @@ class Counts(nn.Module):
 
 
 class Skewed(nn.Module):
-    """A user's likelihood with two outputs a coordinate: ``x ~ Gumbel(loc(z), scale(z))``."""
+    """A user's likelihood with two outputs per coordinate: ``x ~ Gumbel(loc(z), scale(z))``."""
 
     outputs = 2
 
@@ -259,7 +259,7 @@ class PerRow(nn.Module):
 
 
 class SumOverAxisOne(Gaussian):
-    """Axis 1 holds coordinates as long as there is one draw a datum; with more, it holds the data."""
+    """Axis 1 holds coordinates as long as there is one draw per datum; with more, it holds the data."""
 
     def forward(self, loc: Tensor) -> Any:
         return super().forward(loc - loc.mean(1, keepdim=True))

@@ -1224,7 +1224,7 @@ def test_networks_see_few_rows_of_large_data(taker: str, monkeypatch: pytest.Mon
     TAKERS[taker](vae, X)
 
     assert max(into.seen) <= 4
-    assert max(out.seen, default=0) <= (10 if taker == "gaps" else 4)  # it refines with 10 draws a datum
+    assert max(out.seen, default=0) <= (10 if taker == "gaps" else 4)  # it refines with 10 draws per datum
 
 
 def test_rows_of_ordinary_data_are_as_many_as_they_were() -> None:

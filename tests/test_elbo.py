@@ -471,7 +471,7 @@ def test_an_inner_plate_that_is_subsampled_is_scaled_up(name: str) -> None:
 
 
 def own_plate(x: Tensor) -> Functions:
-    """Three codes a datum, in a plate that x has not."""
+    """Three codes per datum, in a plate that x has not."""
 
     def guide() -> None:
         slope = pyro.param("slope", lambda: torch.linspace(-0.5, 1.0, 3))
@@ -767,7 +767,7 @@ MISSPELLED = {
     "renyi:alpha=NaN": "alpha must be finite",
     "ciwae:beta=1.5": r"beta is a share in \[0, 1\], got 1.5",
     "beta:beta=-1": "beta must be finite and not negative, got -1",
-    "free_bits:floor=Infinity": "floor is in nats a coordinate, finite and not negative, got inf",
+    "free_bits:floor=Infinity": "floor is in nats per coordinate, finite and not negative, got inf",
 }
 
 

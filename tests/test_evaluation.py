@@ -338,7 +338,7 @@ SAMPLED: dict[str, tuple[type[Guide], bool]] = {
 @pytest.mark.parametrize("rows", [300, 2300], ids=["one_chunk", "several_chunks"])
 @pytest.mark.parametrize(("guide", "mixture"), SAMPLED.values(), ids=SAMPLED)
 def test_a_sampled_kl_agrees_with_the_truth(guide: type[Guide], mixture: bool, rows: int) -> None:
-    """A mixture of one component is a normal distribution, of which the KL is known; 100 draws a datum."""
+    """A mixture of one component is a normal distribution, of which the KL is known; 100 draws per datum."""
     normal = MultivariateNormal(torch.zeros(Z_DIM), torch.eye(Z_DIM))
     if mixture:
         normal = MultivariateNormal(torch.tensor([1.0, -0.5]), torch.tensor([[2.0, 0.6], [0.6, 0.5]]))

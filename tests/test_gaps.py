@@ -295,5 +295,5 @@ def test_counts_and_shapes_are_checked() -> None:
     variant = program(model, "mean_field")
     with pytest.raises(ValueError, match="num_particles must be at least 2, steps at least 0, got 1 and 5"):
         gaps(variant, x, 1, steps=5)
-    with pytest.raises(ValueError, match=r"log_evidence has shape \[3\], wanted one number a datum, \[20\]"):
+    with pytest.raises(ValueError, match=r"log_evidence has shape \[3\], wanted one number per datum, \[20\]"):
         gaps(variant, x, log_evidence=torch.zeros(3))

@@ -319,7 +319,7 @@ def test_a_pair_in_float32_stays_there_and_agrees_with_float64(names: tuple[str,
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_decoder_with_the_wrong_number_of_outputs_is_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
-    """Heteroscedastic wants two numbers a coordinate; broadcasting one would be another model."""
+    """Heteroscedastic wants two numbers per coordinate; broadcasting one would be another model."""
     numbers = math.prod(shape)
     variant = pair(shape, Z_DIM, likelihood=Heteroscedastic(), decoder=nn.Linear(Z_DIM, numbers))
     came, wanted = rf"\[{ROWS}, {numbers}\]", rf"\[{ROWS}, 2, {', '.join(map(str, shape))}\]"

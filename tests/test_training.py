@@ -53,7 +53,7 @@ TABLES = [
 @pytest.mark.parametrize("name", ["sigma_vae", "optimal_sigma_vae"])
 @pytest.mark.parametrize(("x", "z_dim"), TABLES)
 def test_a_linear_vae_reaches_the_closed_form_maximum_likelihood(name: str, x: Tensor, z_dim: int) -> None:
-    """Within .05 nats a datum, and its sigma within 1 %: the mean-field guide costs nothing at the optimum."""
+    """Within .05 nats per datum, and its sigma within 1 %: the mean-field guide costs nothing at the optimum."""
     variant = linear(name, x.shape[1], z_dim)
     quick(variant, x, epochs=300, batch_size=300, lr=2e-2, schedule="cosine", validation=None)
 
@@ -92,7 +92,7 @@ def test_the_loss_of_an_epoch_weighs_every_row_alike(rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [64, 70])
 def test_an_epoch_of_gradients_is_the_gradient_of_the_whole_set(rows: int) -> None:
-    """Each row counts once an epoch, and the weight prior in the same proportion."""
+    """Each row counts once per epoch, and the weight prior in the same proportion."""
     x, gradients = torch.randn(rows, 5), []
     variant = VARIANTS["rae_l2"]((5,), 2)
     weight = variant.model.decoder[0].weight

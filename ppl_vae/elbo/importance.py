@@ -1,4 +1,4 @@
-"""Bounds that weigh draws by ``w = p(x, z) / q(z | x)``: one weight a draw and datum, on unscaled log densities."""
+"""Bounds that weigh draws by ``w = p(x, z) / q(z | x)``, one weight per draw and datum, on unscaled log densities."""
 
 import math
 

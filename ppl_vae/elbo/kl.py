@@ -93,7 +93,7 @@ class FreeBits(PerDatumELBO):
     def __init__(self, floor: float = 0.1, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
         if not 0.0 <= floor < math.inf:
-            raise ValueError(f"floor is in nats a coordinate, finite and not negative, got {floor!r}")
+            raise ValueError(f"floor is in nats per coordinate, finite and not negative, got {floor!r}")
         self.floor = floor
         self.caution = f"the KL of a coordinate counts at least {floor:.4g} nats"
 

@@ -16,7 +16,7 @@ class PathwiseELBO(Trace_ELBO):
     """``log q(z | x) - log p(x, z)``, z drawn by the guide: the value and the gradient of ``Trace_ELBO``.
 
     When every site of the guide is reparameterised, the surrogate loss of ``Trace_ELBO`` is the loss itself; what is
-    left out is bookkeeping that calls ``.item()`` five times a step. Any other guide goes the long way.
+    left out is bookkeeping that calls ``.item()`` five times per step. Any other guide goes the long way.
 
     References:
         Kingma and Welling, Auto-Encoding Variational Bayes, 2014, eq. 6 (estimator A).

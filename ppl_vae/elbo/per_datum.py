@@ -37,7 +37,7 @@ def with_gradients(loss: Any) -> float:
 class PerDatumELBO(ELBO):
     """``-(N / B) sum_n objective_n``, objective_n a function of the K draws of datum n.
 
-    Factors outside the objective are averaged over draws. A subclass gives ``objective``, in nats a datum; its
+    Factors outside the objective are averaged over draws. A subclass gives ``objective``, in nats per datum; its
     gradient is the estimator.
 
     Args:
@@ -58,7 +58,7 @@ class PerDatumELBO(ELBO):
         self.max_plate_nesting = nesting  # without the plate of draws, which Pyro adds to it
 
     def objective(self, reading: Reading) -> Tensor:
-        """In nats a datum, [*data]."""
+        """In nats per datum, [*data]."""
         raise NotImplementedError
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -107,7 +107,7 @@ class PerDatumELBO(ELBO):
 
 
 def _reasons(model: Program, guide: Program, reading: Reading) -> Iterator[str]:
-    """Why a pair has no importance weights a datum."""
+    """Why a pair has no importance weights per datum."""
     for latent in reading.latents:
         if is_point_mass(latent.q):
             remedy = "use a guide with a density, guides.Laplace say, or Trace_ELBO"

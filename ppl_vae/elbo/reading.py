@@ -192,7 +192,7 @@ def _data_plates(sites: list[Site], nesting: int) -> Plates:
         shared = {name: frame for name, frame in shared.items() if name in plates}
         if not shared:
             raise ValueError(
-                f"site {site['name']!r} stands outside the plate of the data, so there is no bound a datum: sample "
+                f"site {site['name']!r} stands outside the plate of the data, so there is no bound per datum: sample "
                 "every site in pyro.plate('data', size, subsample=x), or train with Pyro's Trace_ELBO"
             )
     return shared
