@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.latent_variable import LatentVariableModel
+from ..models.likelihoods import of_coordinate, scale_of_law
 from .guide import Guide
 
 __all__ = ["Laplace"]
@@ -54,7 +55,7 @@ class Laplace(Guide):
 
     def distribution(self, loc: Tensor) -> dist.MultivariateNormal:
         law: Any = self.model.x_given_z(loc)
-        noise = _noise(getattr(law, "base_dist", law)).flatten(1)  # [batch, x_dim]
+        noise = _noise(of_coordinate(law)).flatten(1)  # [batch, x_dim]
         columns = self.model.jacobian(loc).flatten(2)  # [z_dim, batch, x_dim]
         precision = torch.einsum("ibx,bx,jbx->bij", columns, 1 / noise, columns)
         precision = precision + torch.diag_embed(1 / _moment(self.model.prior(), "variance"))
@@ -83,7 +84,7 @@ def _moment(law: Any, name: str) -> Tensor:
 def _noise(law: Any) -> Tensor:
     """V of p(x | z), coordinate by coordinate."""
     _moment(law, "mean")  # what J is the Jacobian of
-    scale = getattr(law, "scale", None)
+    scale = scale_of_law(law)
     variance = _moment(law, "variance")
     if scale is not None:
         variance = torch.where(variance.isfinite(), variance, scale.square())

@@ -25,8 +25,14 @@ __all__ = [
     "LearnedSigma",
     "OptimalSigma",
     "StudentT",
+    "of_coordinate",
     "scale_of_law",
 ]
+
+
+def of_coordinate(law: Any) -> Any:
+    """p(x | z) of one coordinate, of batch shape [..., *x_shape]: the distribution without ``to_event``."""
+    return law.base_dist if isinstance(law, Independent) else law
 
 
 def scale_of_law(law: Any) -> Tensor | None:
@@ -38,7 +44,7 @@ def scale_of_law(law: Any) -> Tensor | None:
     Args:
         law: A distribution, with or without its coordinates made an event by ``to_event``.
     """
-    law = law.base_dist if isinstance(law, Independent) else law
+    law = of_coordinate(law)
     scale = getattr(law, "scale", None) if "scale" in law.arg_constraints else None
     return scale if isinstance(scale, Tensor) and not isinstance(law, LogNormal) else None
 

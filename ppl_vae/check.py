@@ -22,6 +22,7 @@ from .data import check_support, tensor_of
 from .elbo.reading import is_point_mass
 from .models import Half
 from .models.latent_variable import mean_of
+from .models.likelihoods import of_coordinate
 from .preflight import READINGS, one_pass
 from .seeding import seeded
 from .variant import Variant, evaluating, missing_mean, set_mode
@@ -169,7 +170,7 @@ def _moments(variant: Variant, x: Tensor) -> str | None:
             variance = torch.full((1,), math.nan)
     if not bool(variance.isnan().all()):
         return None
-    kind = type(getattr(law, "base_dist", law)).__name__
+    kind = type(of_coordinate(law)).__name__
     return f"p(x | z), a {kind}, has no variance: guides.Laplace needs one (give the distribution a variance)"
 
 

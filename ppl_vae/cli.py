@@ -66,7 +66,7 @@ Scale = Annotated[
 ]
 Binary = Annotated[
     Literal["dynamic", "static", "threshold"] | None,
-    typer.Option(help="Make values in [0, 1] binary: a fresh draw a batch, one draw, or x > 1/2."),
+    typer.Option(help="Make values in [0, 1] binary: a fresh draw per batch, one draw, or x > 1/2."),
 ]
 Limit = Annotated[int | None, typer.Option(min=2, help="Train on so many data at most; the test set in proportion.")]
 Split = Annotated[
@@ -75,7 +75,7 @@ Split = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the split, the weights, the order and the noise.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Data a step.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per step.")]
 Rate = Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")]
 Schedule = Annotated[Literal["constant", "cosine"], typer.Option(help="How the learning rate moves.")]
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better held-out value.")]

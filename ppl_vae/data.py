@@ -107,7 +107,7 @@ class Data:
             draws = (test > 0.5).to(test) if how == "threshold" else torch.bernoulli(test)
             if how != "dynamic":
                 train = (train > 0.5).to(train) if how == "threshold" else torch.bernoulli(train)
-        note = {"dynamic": "a fresh Bernoulli draw a batch", "static": "one Bernoulli draw", "threshold": "x > 1/2"}
+        note = {"dynamic": "a fresh Bernoulli draw per batch", "static": "one Bernoulli draw", "threshold": "x > 1/2"}
         return replace(
             self,
             train=train,
@@ -281,7 +281,7 @@ def prepare(
     test = tensor_of(raw.test, name)
     data = Data(
         name,
-        x if isinstance(raw.x, Tensor) else raw.x,
+        raw.x,
         test,
         raw.labels,
         raw.test_labels,
@@ -307,7 +307,7 @@ def _checked(raw: Raw, name: str) -> Raw:
     test = None if raw.test is None else tensor_of(raw.test, f"the test part of {name}")
     if isinstance(x, Tensor) and test is not None and x.shape[1:] != test.shape[1:]:
         shapes = f"{list(x.shape[1:])} and {list(test.shape[1:])}"
-        raise ValueError(f"training and test data of {name} have shapes {shapes} a datum: wanted the same")
+        raise ValueError(f"training and test data of {name} have shapes {shapes} per datum: wanted the same")
     if isinstance(x, Tensor):
         check_spacing(x, x.dtype, raw.columns, name)
     for labels, part, which in ((raw.labels, x, "y_train"), (raw.test_labels, test, "y_test")):

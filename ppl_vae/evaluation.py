@@ -69,8 +69,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
-    "bound": Column("bound", "nats", True, "ELBO of held-out data, a datum, in the data's units"),
-    "importance_weighted": Column("IW bound", "nats", True, "importance-weighted bound, K draws, a datum"),
+    "bound": Column("bound", "nats", True, "ELBO of held-out data, per datum, in the data's units"),
+    "importance_weighted": Column("IW bound", "nats", True, "importance-weighted bound, K draws per datum"),
     "heavy_tails": Column(
         "k-hat high", "share", False, "of data whose K weights tell too little to trust their IW bound"
     ),
@@ -247,7 +247,7 @@ def share_over_data(values: Tensor) -> Number:
     what a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
     """
     found = mean_over_data(values)
-    return found if found.error else found._replace(error=2 / (len(values) + 4))
+    return found if found.value is None or found.error else found._replace(error=2 / (len(values) + 4))
 
 
 def _densities(

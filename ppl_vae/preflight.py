@@ -17,7 +17,7 @@ from torch.func import functional_call
 from .divergence import Snapshot
 from .elbo.reading import is_point_mass, plate_scale
 from .models.latent_variable import mean_of
-from .models.likelihoods import scale_of_law
+from .models.likelihoods import of_coordinate, scale_of_law
 from .models.schedules import Schedule
 from .seeding import seeded
 from .variant import Variant, evaluating, in_mode, set_mode
@@ -58,6 +58,11 @@ class Pass(NamedTuple):
     def owned(self) -> set[int]:
         """The identities of the tensors that either half calls its parameters."""
         return {id(parameter) for half in self.variant[:2] for parameter in half.parameters()}
+
+    @property
+    def law(self) -> Any:
+        """p(x | z) of each coordinate, of batch shape [rows, *x_shape]."""
+        return of_coordinate(self.site("model", "x")["fn"])
 
     def site(self, half: str, name: str) -> Any:
         """What Pyro notes of a site: its law ``fn``, its value, its scale."""
@@ -265,14 +270,13 @@ def _leaves(run: Pass) -> list[Tensor]:
 
 def _sigma(run: Pass) -> str | None:
     """The scale of p(x | z) can move, is wider than the rounding of the data, and is not wider than all of x."""
-    law: Any = run.site("model", "x")["fn"]
-    scale = scale_of_law(law)
+    scale = scale_of_law(run.law)
     if scale is None:
         return None
     smallest = float(scale.detach().min())
     if scale.requires_grad and _slope(run.variant, scale) < ALIVE:
         return f"the learned scale, {smallest:.4g}, stands at a floor where it has no gradient ({LARGER})"
-    if getattr(law, "base_dist", law).support is not constraints.real:
+    if run.law.support is not constraints.real:
         return None
     if bool((scale.detach() < DIGITS * torch.finfo(scale.dtype).eps * run.y.abs()).any()):
         kind = str(scale.dtype).removeprefix("torch.")
@@ -336,7 +340,7 @@ def at_floor(variant: Variant, y: Tensor) -> str | None:
 
 def _logits(run: Pass) -> str | None:
     """Probabilities come from logits that no layer of the decoder has squashed before."""
-    law = _of_coordinate(run)
+    law = run.law
     if not _takes_logits(law):
         return None
     low, high = _reach(run, lambda law: law.probs if hasattr(law, "probs") else law.mean)
@@ -354,7 +358,7 @@ def _logits(run: Pass) -> str | None:
 
 def _range(run: Pass) -> str | None:
     """The mean of p(x | z) can reach the data."""
-    if _takes_logits(_of_coordinate(run)):
+    if _takes_logits(run.law):
         return None  # the line above says it
     low, high = _reach(run, lambda law: mean_of(law, run.y))
     margin = EDGE * float(run.y.max() - run.y.min())
@@ -367,11 +371,6 @@ def _range(run: Pass) -> str | None:
         f"the mean of p(x | z) stays in {_interval((low, high))} whatever the decoder's weights are, and {beyond:.0%} "
         f"of x, from {float(run.y.min()):.3g} to {float(run.y.max()):.3g}, lies beyond ({remedy}, or scale x into it)"
     )
-
-
-def _of_coordinate(run: Pass) -> Any:
-    law: Any = run.site("model", "x")["fn"]
-    return getattr(law, "base_dist", law)
 
 
 def _takes_logits(law: Any) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .divergence import Snapshot
 from .elbo import PerDatumELBO
+from .models.likelihoods import of_coordinate
 from .preflight import at_floor
 from .seeding import seeded
 from .variant import Variant, frozen_parts, in_mode, log_jacobian
@@ -83,7 +84,7 @@ def _at_weight_one(variant: Variant, y: Tensor, weight: float) -> list[str]:
         return []
     with in_mode(variant, training=False), torch.enable_grad(), pyro.validation_enabled(False):
         law: Any = variant.model.x_given_z(variant.guide.posterior(y[:2]).sample())
-        law = getattr(law, "base_dist", law)
+        law = of_coordinate(law)
         moves = hasattr(variant.model.likelihood, "observe")
         if type(law) not in FACTORS or moves or law.scale.requires_grad or law.scale.unique().numel() != 1:
             return []

@@ -120,7 +120,7 @@ def fit(
         variant: From a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.
         data: What ``prepare`` returns; or an array, tensor, data frame or Dataset, in the units of the variant's scale.
         epochs: Passes over the data.
-        batch_size: Data a step; a short last batch counts by its rows. A last batch of one row joins the batch before
+        batch_size: Rows per step; a short last batch counts by its rows. A last batch of one row joins the batch before
             where a batch norm could not train on it.
         lr: Learning rate.
         seed: Of the order of the data, the noise and the split.

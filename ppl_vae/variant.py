@@ -19,6 +19,7 @@ from .memory import rows_at_once
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
 from .models.latent_variable import mean_of
+from .models.likelihoods import of_coordinate
 from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
 from .seeding import seeded
@@ -97,7 +98,7 @@ class Variant(NamedTuple):
         with evaluating(self), pyro.validation_enabled(False):
             outputs = self.model.outputs(torch.zeros(2, self.z_dim).to(parameter))
             law: Any = self.model.law(*(output[:1] for output in outputs))  # one row fits all
-        return getattr(law, "base_dist", law)
+        return of_coordinate(law)
 
     @property
     def support(self) -> Any:
@@ -317,7 +318,7 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
         law: Any = variant.model.law(*outputs)
         if bool(mean_of(law, z).isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
             return None
-    name = type(getattr(law, "base_dist", law)).__name__
+    name = type(of_coordinate(law)).__name__
     return (
         f"p(x | z), a {name}, has no mean: reconstruct, RMSE and distances need one "
         "(give the distribution a mean, a mode say)"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..bounds import draws
 from ..data import tensor_of
 from ..evaluation import Number, share_over_data
-from ..models.likelihoods import scale_of_law
+from ..models.likelihoods import of_coordinate, scale_of_law
 from ..preflight import at_floor
 from ..seeding import seeded, stream_seed
 from ..variant import Variant, evaluating, sample
@@ -226,7 +226,7 @@ def _widths(variance: Tensor, square: Tensor, law: Any) -> tuple[Number, Number,
     if not has_mean or not has_variance:
         return sigma, residual, no_variance if has_mean else no_mean
     ratio = _root_of_quotient(square, variance)
-    degrees = getattr(getattr(law, "base_dist", law), "df", None)
+    degrees = getattr(of_coordinate(law), "df", None)
     return sigma, residual, ratio if degrees is None or bool((degrees > 4).all()) else ratio._replace(error=None)
 
 
