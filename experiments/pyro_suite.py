@@ -201,8 +201,8 @@ class Watch:
             return enter(messenger)
 
         family.__init__, family.step = noted_start, noted_step
-        vars_of: Any = TraceMessenger
-        vars_of.__enter__ = counted
+        messenger_class: Any = TraceMessenger
+        messenger_class.__enter__ = counted
 
     def start(self, test: str) -> None:
         """Seed, arm the limit of time and note that a test begins."""
@@ -394,9 +394,7 @@ class Suite:
             log = read(path)
             if log.pending:
                 message = f"its process ended with status {status}, or it ran for more than {job.limit:g} s"
-                append(
-                    path, {"test": log.pending, "outcome": "stopped", "seconds": 0.0, "message": message, "svis": []}
-                )
+                append(path, outcome(log.pending, "stopped", message))
             elif not log.ended:
                 message = (path.with_suffix(".out").read_text().strip().splitlines() or [""])[-1][:300]
                 append(path, outcome(job.name, "error", message))
@@ -630,9 +628,9 @@ def main() -> None:
         list(pool.map(suite.run, names))
     table, tests = collect(suite, names)
     failed = [row for row in tests if "message" in row]
-    command = " ".join(["python -m ppl_vae.experiments.pyro_suite PATH_TO_PYRO", *sys.argv[2:]])
+    settings = {"only": chosen.only, "keyword": chosen.keyword, "limit": chosen.limit, "jobs": chosen.jobs}
     path = chosen.out / ("pyro_suite-quick.json" if chosen.quick else "pyro_suite.json")
-    write(path, {"command": command, **suite.environment, "jobs": chosen.jobs, "table": table, "tests": tests})
+    write(path, {**settings, **suite.environment, "table": table, "tests": tests})
     for row in failed:
         print(f"{'FAILS' if row['ours'] != 'passed' else 'PARTS':<7}{row['test']}: {row['message']}")
     print(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.latent_variable import LatentVariableModel
-from ..models.likelihoods import of_coordinate, scale_of_law
+from ..models.likelihoods import moment, of_coordinate, scale_of_law
 from .guide import Guide
 
 __all__ = ["Laplace"]
@@ -55,24 +55,21 @@ class Laplace(Guide):
 
     def distribution(self, loc: Tensor) -> dist.MultivariateNormal:
         law: Any = self.model.x_given_z(loc)
-        noise = _noise(of_coordinate(law)).flatten(1)  # [batch, x_dim]
+        noise = _noise(of_coordinate(law), loc).flatten(1)  # [batch, x_dim]
         columns = self.model.jacobian(loc).flatten(2)  # [z_dim, batch, x_dim]
         precision = torch.einsum("ibx,bx,jbx->bij", columns, 1 / noise, columns)
-        precision = precision + torch.diag_embed(1 / _moment(self.model.prior(), "variance"))
+        precision = precision + torch.diag_embed(1 / _needed(self.model.prior(), "variance", loc))
         precision = (precision + precision.mT) / 2  # in single precision a product is symmetric up to rounding only
         return dist.MultivariateNormal(loc, precision_matrix=precision / self.inflation)
 
 
-def _moment(law: Any, name: str) -> Tensor:
+def _needed(law: Any, name: str, like: Tensor) -> Tensor:
     """The mean or the variance of a distribution.
 
     Raises:
         ValueError: If the distribution does not have it.
     """
-    try:
-        found: Tensor = getattr(law, name)
-    except NotImplementedError:
-        found = torch.tensor(torch.nan)
+    found = moment(law, name, like)
     if bool(found.isnan().any()):
         raise ValueError(
             f"the Laplace proposal needs a {name} of {type(law).__name__}, which has none: "
@@ -81,11 +78,11 @@ def _moment(law: Any, name: str) -> Tensor:
     return found
 
 
-def _noise(law: Any) -> Tensor:
+def _noise(law: Any, like: Tensor) -> Tensor:
     """V of p(x | z), coordinate by coordinate."""
-    _moment(law, "mean")  # what J is the Jacobian of
+    _needed(law, "mean", like)  # what J is the Jacobian of
     scale = scale_of_law(law)
-    variance = _moment(law, "variance")
+    variance = _needed(law, "variance", like)
     if scale is not None:
         variance = torch.where(variance.isfinite(), variance, scale.square())
     levels = getattr(law, "levels", None)  # of a grid on [0, 1]; one cell hides where in it the mean is

@@ -58,7 +58,7 @@ def features(network: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def width_of(network: nn.Module, x_shape: tuple[int, ...]) -> int:
-    """Numbers a row that an encoder makes of x, found by trying two rows in eval mode."""
+    """How many numbers per row an encoder makes of x, found by trying two rows in eval mode."""
     like: Tensor | None = next(network.parameters(), None)
     x = torch.zeros(2, *x_shape) if like is None else torch.zeros(2, *x_shape, dtype=like.dtype, device=like.device)
     modes = [(module, module.training) for module in network.modules()]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 
 from .half import Half, of_pyro
+from .likelihoods import moment
 from .networks import one_tensor
 from .scale import Scale
 
-__all__ = ["LatentVariableModel", "mean_of"]
+__all__ = ["LatentVariableModel"]
 
 STACKED = "several outputs for each coordinate come in one tensor, outputs first: torch.stack([loc, log_scale], 1)"
 
@@ -131,20 +132,4 @@ class LatentVariableModel(Half):
         moves = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode
         if moves and x is not None and observe is not None:
             observe(x, *outputs)
-        return mean_of(x_given_z, z)
-
-
-def mean_of(law: Any, like: Tensor) -> Tensor:
-    """The mean of a distribution, of its batch and event shape; NaN where it has none, as torch's ``Categorical`` says.
-
-    Where there is no mean, some of torch's classes return NaN and others raise NotImplementedError.
-
-    Args:
-        law: The distribution.
-        like: A tensor of the dtype and on the device that NaN is wanted in.
-    """
-    try:
-        mean: Tensor = law.mean
-    except NotImplementedError:
-        return like.new_full(law.batch_shape + law.event_shape, math.nan)
-    return mean
+        return moment(x_given_z, "mean", z)

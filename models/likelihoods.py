@@ -25,6 +25,7 @@ __all__ = [
     "LearnedSigma",
     "OptimalSigma",
     "StudentT",
+    "moment",
     "of_coordinate",
     "scale_of_law",
 ]
@@ -47,6 +48,23 @@ def scale_of_law(law: Any) -> Tensor | None:
     law = of_coordinate(law)
     scale = getattr(law, "scale", None) if "scale" in law.arg_constraints else None
     return scale if isinstance(scale, Tensor) and not isinstance(law, LogNormal) else None
+
+
+def moment(law: Any, name: str, like: Tensor) -> Tensor:
+    """A moment of a distribution, [*batch_shape, *event_shape]; NaN where it has none, as torch's ``Categorical`` says.
+
+    Where there is no moment, some of torch's classes return NaN and others raise NotImplementedError.
+
+    Args:
+        law: The distribution.
+        name: "mean" or "variance".
+        like: A tensor of the dtype and on the device that NaN is wanted in.
+    """
+    try:
+        found: Tensor = getattr(law, name)
+    except NotImplementedError:
+        return like.new_full(law.batch_shape + law.event_shape, math.nan)
+    return found
 
 
 def _positive(name: str, value: float) -> float:

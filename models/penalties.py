@@ -21,8 +21,8 @@ __all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
 class WeightPrior(nn.Module):
     """``weight ~ Normal(0, scale)`` for the weights of chosen layers: L2 or Tikhonov, counted once per data set.
 
-    In RAE's terms, ``lambda = sigma**2 / (N scale**2)`` beside a squared error a datum. Weight decay of an optimizer
-    is another thing: it hits biases and the encoder, and in AdamW it is no prior at all.
+    In RAE's terms, ``lambda = sigma**2 / (N scale**2)`` beside a squared error per datum. Weight decay of an
+    optimizer is another thing: it hits biases and the encoder, and in AdamW it is no prior at all.
 
     Args:
         scale: Standard deviation tau of the prior.

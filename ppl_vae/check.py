@@ -21,8 +21,7 @@ from .checkpoint import load, save
 from .data import check_support, tensor_of
 from .elbo.reading import is_point_mass
 from .models import Half
-from .models.latent_variable import mean_of
-from .models.likelihoods import of_coordinate
+from .models.likelihoods import moment, of_coordinate
 from .preflight import READINGS, one_pass
 from .seeding import seeded
 from .variant import Variant, evaluating, missing_mean, set_mode
@@ -149,9 +148,9 @@ def _repeats(variant: Variant, x: Tensor) -> str | None:
         first = q, variant.model.x_given_z(z)
         second = variant.guide.posterior(y), variant.model.x_given_z(z)
         for name, one, other in zip(("q(z | x)", "p(x | z)"), first, second, strict=True):
-            if not _same(mean_of(one, y), mean_of(one, y)):
+            if not _same(moment(one, "mean", y), moment(one, "mean", y)):
                 return f"the mean of {name} is random: two readings of one distribution differ ({NO_ESTIMATE})"
-            if not _same(mean_of(one, y), mean_of(other, y)):
+            if not _same(moment(one, "mean", y), moment(other, "mean", y)):
                 return f"{name} is random in eval mode: for one datum it differs from call to call ({QUIET})"
     return None
 

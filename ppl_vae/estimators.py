@@ -57,7 +57,7 @@ class EstimatorComparison:
         ``bias_G`` (length of the mean gradient's difference from the truth, relative to the truth) with ``noise_G``
         (what that would be without any bias), ``variance_G`` (summed over coordinates, for one evaluation) and
         ``snr_G`` (``|mean| / sd``, averaged over coordinates); ``snr_floor``, what ``snr_G`` would be on average for a
-        gradient that is noise alone; ``seconds`` and ``megabytes`` a step.
+        gradient that is noise alone; ``seconds`` and ``megabytes`` per step.
 
         ``snr_G`` is biased upwards, since ``|mean|`` is: a value near ``snr_floor`` shows no signal, and more draws
         lower the floor. A column in ``_error`` is a standard error; that of ``snr_G`` is a jackknife over ten batches

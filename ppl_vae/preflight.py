@@ -16,8 +16,7 @@ from torch.func import functional_call
 
 from .divergence import Snapshot
 from .elbo.reading import is_point_mass, plate_scale
-from .models.latent_variable import mean_of
-from .models.likelihoods import of_coordinate, scale_of_law
+from .models.likelihoods import moment, of_coordinate, scale_of_law
 from .models.schedules import Schedule
 from .seeding import seeded
 from .variant import Variant, evaluating, in_mode, set_mode
@@ -360,7 +359,7 @@ def _range(run: Pass) -> str | None:
     """The mean of p(x | z) can reach the data."""
     if _takes_logits(run.law):
         return None  # the line above says it
-    low, high = _reach(run, lambda law: mean_of(law, run.y))
+    low, high = _reach(run, lambda law: moment(law, "mean", run.y))
     margin = EDGE * float(run.y.max() - run.y.min())
     beyond = float(((run.y < low - margin) | (run.y > high + margin)).double().mean())
     if beyond <= FEW:

@@ -18,8 +18,7 @@ from .guides import Guide, MeanField, encoder as encoder_for
 from .memory import rows_at_once
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
-from .models.latent_variable import mean_of
-from .models.likelihoods import of_coordinate
+from .models.likelihoods import moment, of_coordinate
 from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
 from .seeding import seeded
@@ -303,7 +302,7 @@ def decode(variant: Variant, z: Tensor) -> Tensor:
     Where p(x | z) has no mean, what is returned is NaN, with a UserWarning that says so.
     """
     with evaluating(variant):
-        means = torch.cat([mean_of(variant.model.x_given_z(rows), rows) for rows in z.split(variant.at_once)])
+        means = torch.cat([moment(variant.model.x_given_z(rows), "mean", rows) for rows in z.split(variant.at_once)])
         if bool(means.isnan().any()):
             missing = missing_mean(variant, z)
             if missing is not None:
@@ -316,7 +315,8 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
     with evaluating(variant), pyro.validation_enabled(False):
         outputs = variant.model.outputs(z[: variant.at_once])
         law: Any = variant.model.law(*outputs)
-        if bool(mean_of(law, z).isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
+        mean = moment(law, "mean", z)
+        if bool(mean.isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
             return None
     name = type(of_coordinate(law)).__name__
     return (

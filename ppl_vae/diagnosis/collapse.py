@@ -20,7 +20,7 @@ NUMBERS = 2**22  # of the densities of codes under the q of other data, at once
 
 
 class Collapse(NamedTuple):
-    """Where the nats of the KL go; ``kl = mutual_information + aggregate_kl``, by one draw of z a datum.
+    """Where the nats of the KL go; ``kl = mutual_information + aggregate_kl``, by one draw of z per datum.
 
     Attributes:
         kl: E KL(q(z | x) || p(z)), nats, with its standard error over data, as the next two.

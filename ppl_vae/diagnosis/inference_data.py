@@ -18,7 +18,7 @@ from ..variant import Variant, evaluating
 __all__ = ["arviz", "labelled", "to_inferencedata", "write"]
 
 NUMBERS = 2_000_000  # that a group of predictive draws may hold, unless one draw of all data is more
-PREDICTIVE = 100  # draws of x a datum, where so many fit
+PREDICTIVE = 100  # draws of x per datum, where so many fit
 PRIOR_STREAM = 400_000  # the stream of draws from p(z), far from those of the draws from q(z | x)
 
 GUIDE = (
@@ -67,7 +67,7 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
     Groups:
         posterior: ``z`` from the guide q(z | x), ``[chain, draw, datum, code]``; no posterior, as they say.
         sample_stats: ``log_weight`` and its parts log p(x | z), log p(z), log q(z | x), nats in the data's units; and
-            ``k_hat`` a datum, which tells how far the weights mend the difference.
+            ``k_hat`` per datum, which tells how far the weights mend the difference.
         posterior_predictive: ``x`` from p(x | z) of the first draws of z, 100 at the most, in the data's units.
         prior, prior_predictive: ``z`` from p(z) and ``x`` from p(x | z), as many.
         observed_data: ``x``.
@@ -78,7 +78,7 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
     Args:
         variant: A pair whose guide has a density.
         x: [rows, *x_shape], in the data's units.
-        draws: Of z a datum.
+        draws: Of z per datum.
         seed: Of every draw; the caller's random streams are left as they were.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..bounds import draws
 from ..data import tensor_of
 from ..evaluation import Number, share_over_data
-from ..models.likelihoods import of_coordinate, scale_of_law
+from ..models.likelihoods import moment, of_coordinate, scale_of_law
 from ..preflight import at_floor
 from ..seeding import seeded, stream_seed
 from ..variant import Variant, evaluating, sample
@@ -201,19 +201,10 @@ def _noise(variant: Variant, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tens
     law = variant.model.x_given_z(z)
     place = (BINS * _quantile(law, y)).long().clamp(0, BINS - 1)
     shares = torch.stack([(place == bin_).double().movedim(1, 0).flatten(1).mean(1) for bin_ in range(BINS)], -1)
-    square = (y - _moment(law, "mean")).square()
-    parts = (part.expand(place.shape).double() for part in (_moment(law, "variance"), square))
+    square = (y - moment(law, "mean", y)).square()
+    parts = (part.expand(place.shape).double() for part in (moment(law, "variance", y), square))
     variance, square = (part.movedim(1, 0).flatten(1).mean(1) for part in parts)
     return variance, square, shares
-
-
-def _moment(law: Any, name: str) -> Tensor:
-    """The mean or the variance of a distribution, NaN where it has none."""
-    try:
-        found: Tensor = getattr(law, name)
-    except NotImplementedError:
-        found = torch.full((), torch.nan)
-    return found
 
 
 def _widths(variance: Tensor, square: Tensor, law: Any) -> tuple[Number, Number, Number]:
