@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, bounds, encode, fit, prepare
-from ppl_vae.evaluation import ACTIVE
-from ppl_vae.models import LinearGaussian
+
+from ..evaluation.codes import ACTIVE
+from ..models import LinearGaussian
 
 Z_DIM = 12
 SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -18,8 +18,8 @@ import torch
 from pyro.infer import RenyiELBO
 from torch import Tensor
 
-from ppl_vae import Variant
-from ppl_vae.elbo import (
+from .. import Variant
+from ..elbo import (
     CIWAE,
     IWAE,
     MIWAE,
@@ -31,12 +31,12 @@ from ppl_vae.elbo import (
     Renyi,
     StickingTheLanding,
 )
-from ppl_vae.elbo.reading import Reading
-from ppl_vae.linear_pair import linear_pair
-from ppl_vae.models import LinearGaussian
-from ppl_vae.replicates import frozen, replicates, spans
-from ppl_vae.seeding import seeded
-from ppl_vae.verification import LIMIT, hold_against_truth
+from ..elbo.reading import Reading
+from ..models import LinearGaussian
+from ..streams import seeded
+from ..verification.exact_pair import linear_pair
+from ..verification.repeated_draws import frozen, replicates, spans
+from ..verification.verdict import LIMIT, hold_against_truth
 
 DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}  # shift of the mean, factor on sd
 DRAWS = 200  # replicates of value and gradient
@@ -196,7 +196,7 @@ def main() -> None:
 
 def plot(ratios: dict[str, list[float]]) -> None:
     """Signal-to-noise ratios against K."""
-    from ppl_vae.figures import panels, tidy
+    from ..drawing import panels, tidy
 
     figure, (axes,) = panels(1, 1, 4.2, 3.0)
     tidy(axes, "signal-to-noise ratio of the guide's gradient")

@@ -37,11 +37,11 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ppl_vae import VARIANTS, Variant
-from ppl_vae.svi import SVI, Adam, Step
-from ppl_vae.svi.capture import record
-from ppl_vae.svi.precision import networks_in_bf16, products_in_bf16
-from ppl_vae.training import threads_for
+from .. import VARIANTS, Variant
+from ..svi import SVI, Adam, Step
+from ..svi.capture import record
+from ..svi.precision import networks_in_bf16, products_in_bf16
+from ..training.loop import threads_for
 
 LR, BATCHES = 1e-3, 20
 HAND = "hand-written, eager"

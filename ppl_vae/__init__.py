@@ -1,22 +1,23 @@
 """Variational and regularised autoencoders as Pyro programs: swap a part, train, and trust the numbers."""
 
-from . import ex_post
-from .annealing import annealed, bracket
-from .bounds import bounds
 from .catalogue import VARIANTS
-from .check import check
 from .checkpoint import load, save
+from .contracts.conformance import check
 from .conversion import convert
-from .data import Data, prepare
+from .data.data_set import Data
+from .data.prepared import prepare
 from .diagnosis import collapse, diagnose, sbc, to_inferencedata
-from .estimators import compare_estimators
-from .evaluation import Evaluation, evaluate
-from .gaps import gaps
-from .stacking import paired, stack
+from .evaluation import ex_post
+from .evaluation.annealing import annealed, bracket
+from .evaluation.evaluation import Evaluation, evaluate
+from .evaluation.inference_gaps import gaps
+from .evaluation.lower_bounds import bounds
+from .evaluation.stacking import paired, stack
 from .svi import SVI
-from .training import Fit, fit
+from .training.fitting import Fit, fit
 from .variant import Variant, encode, pair, reconstruct, sample, with_prior
-from .verification import verify
+from .verification.estimator_table import compare_estimators
+from .verification.verdict import verify
 
 __all__ = [
     "SVI",

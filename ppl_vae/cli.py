@@ -32,7 +32,7 @@ def _all_known(names: list[str] | None) -> list[str] | None:
 
 
 def _readable(source: str | None) -> str | None:
-    from .sources import FILES, SETS
+    from .data.sources import FILES, SETS
 
     if source is not None and source not in SETS and Path(source).suffix.lower() not in FILES:
         raise typer.BadParameter(f"unknown data {source!r}: wanted {', '.join(SETS)}, or a file in {', '.join(FILES)}")
@@ -201,10 +201,10 @@ def train(
     """Train one variant and write a checkpoint, its history and its receipt."""
     from .catalogue import VARIANTS
     from .checkpoint import refuse_other, save
-    from .comparison import writable, write_text
-    from .data import prepare
-    from .seeding import seeded
-    from .training import fit
+    from .data.prepared import prepare
+    from .files import writable, write_text
+    from .streams import seeded
+    from .training.fitting import fit
 
     prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, split=split, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name / variant
@@ -245,7 +245,7 @@ def train(
 def _reopened(run: Path, root: Path | None, **changes: Any) -> tuple[Any, Any]:
     """A checkpoint and the data it was trained on, or others."""
     from .checkpoint import load, notes_of
-    from .data import prepare
+    from .data.prepared import prepare
 
     variant, origin = load(run), notes_of(run).get("data") or {}
     origin |= {name: value for name, value in changes.items() if value is not None}
@@ -271,9 +271,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a checkpoint on held-out data: bounds, reconstruction, collapse, Frechet distances, with errors."""
-    from . import ex_post
-    from .evaluation import evaluate as judge
-    from .features import features_for
+    from .evaluation import ex_post
+    from .evaluation.evaluation import evaluate as judge
+    from .evaluation.features import features_for
 
     variant, found = _reopened(run, data_root, source=data, binarize=binarize, limit=limit)
     space = features_for(variant.in_model_units(found.resident), found.labels, features, seed)
@@ -306,10 +306,10 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw data from a checkpoint, in the units of its training data."""
-    from . import ex_post as density
     from .checkpoint import load
-    from .comparison import writable
-    from .pictures import write_samples
+    from .evaluation import ex_post as density
+    from .files import writable
+    from .report.pictures import write_samples
     from .variant import sample as draw
 
     if out.suffix not in (".npy", ".png"):
@@ -349,10 +349,10 @@ def diagnose(
     quiet: Quiet = False,
 ) -> None:
     """Say whether a checkpoint's numbers can be trusted: diagnosis.html, diagnosis.json, and draws.nc for arviz."""
-    from . import ex_post
-    from .comparison import writable
     from .diagnosis import diagnose as examine, write
-    from .seeding import chosen
+    from .evaluation import ex_post
+    from .files import writable
+    from .streams import chosen
 
     given = [one for one in (run, named) if one is not None]
     if len(given) != 1:
@@ -402,8 +402,8 @@ def compare(
 ) -> None:
     """Train variants on the same data, judge them on the same held-out data, write a report."""
     from .catalogue import VARIANTS
-    from .comparison import as_json as table_json, compare as run_all
-    from .data import prepare
+    from .data.prepared import prepare
+    from .report.comparison import as_json as table_json, compare as run_all
 
     prepared = prepare(data, scale=scale, binarize=binarize, limit=limit, split=split, seed=seed, root=data_root)
     folder = out or Path("runs") / prepared.name
@@ -453,10 +453,10 @@ def estimators(
     quiet: Quiet = False,
 ) -> None:
     """Compare estimators of the bound on a checkpoint: bias, variance, signal over noise, time, memory."""
-    from .comparison import writable, write_text
     from .elbo import ESTIMATORS
-    from .estimators import DEFAULT, compare_estimators
-    from .seeding import chosen
+    from .files import writable, write_text
+    from .streams import chosen
+    from .verification.estimator_table import DEFAULT, compare_estimators
 
     if run is None:
         lines = {name: str(each.__doc__).partition("\n")[0] for name, each in ESTIMATORS.items()}
@@ -483,7 +483,7 @@ def print_table(results: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .evaluation import COLUMNS
+    from .evaluation.evaluation import COLUMNS
 
     noise = next((result.evaluation.noise for result in results if result.evaluation is not None), lambda name: "")
     table = Table("variant", "bound of", *(COLUMNS[name].title + noise(name) for name in SHOWN))

@@ -11,17 +11,17 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from .data import chunks_of, tensor_of
+from .blocks import rows_at_once
+from .data.data_set import chunks_of, tensor_of
 from .elbo import PathwiseELBO, estimator
 from .elbo.reading import is_point_mass
 from .guides import Guide, MeanField, encoder as encoder_for
-from .memory import rows_at_once
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
 from .models.likelihoods import moment, of_coordinate
 from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
-from .seeding import seeded
+from .streams import seeded
 
 __all__ = [
     "Variant",

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as BernoulliLaw, MultivariateNormal, Normal
 
-from ppl_vae import annealing as module, pair
-from ppl_vae.annealing import Annealed, Path, annealed, bracket, log_joint
+from ppl_vae import pair
+from ppl_vae.evaluation import annealing as module
+from ppl_vae.evaluation.annealing import Annealed, Path, annealed, bracket, log_joint
 from ppl_vae.guides import FullRank, Laplace, MeanField, PointMass
-from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import Bernoulli, Gaussian, LinearGaussian, Scale
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
 from ppl_vae.variant import Variant, evaluating
+from ppl_vae.verification.exact_pair import linear_pair
 
 X_DIM, Z_DIM = 5, 2
 OFF = {"shift": 0.6, "stretch": 2.0}  # two standard deviations off, and wider, so that weights have a variance
@@ -56,7 +57,7 @@ def mutated(function: Callable[..., Any], right: str, wrong: str) -> Callable[..
 @pytest.mark.parametrize("temperatures", [1, 2, 30])
 def test_from_the_posterior_every_weight_is_the_evidence(temperatures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However chains move and data are cut."""
-    monkeypatch.setattr("ppl_vae.memory.ROWS", 20)
+    monkeypatch.setattr("ppl_vae.blocks.ROWS", 20)
     model, x = problem(9)
     found = annealed(program(model), x, chains=5, temperatures=temperatures)
 
@@ -171,7 +172,7 @@ def weights(temperatures: int, chains: int = 2, rows: int = 20_000) -> tuple[Ten
 def test_the_mean_weight_is_the_evidence_for_any_number_of_steps(
     temperatures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppl_vae.memory.ROWS", 40_000)
+    monkeypatch.setattr("ppl_vae.blocks.ROWS", 40_000)
     w, _ = weights(temperatures)
     assert abs(score(w, 1.0)) < 4
     assert score(w, 1.3) < -4  # it can tell
@@ -187,7 +188,7 @@ WRONG_RUNS = {
 @pytest.mark.parametrize(("right", "wrong"), WRONG_RUNS.values(), ids=WRONG_RUNS)
 def test_a_wrong_run_is_biased(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that follow the chain's own acceptance keep it where it is accepted: each is a valid move, all are not."""
-    monkeypatch.setattr("ppl_vae.memory.ROWS", 40_000)
+    monkeypatch.setattr("ppl_vae.blocks.ROWS", 40_000)
     monkeypatch.setattr(Path, "_run", mutated(Path._run, right, wrong))
     assert abs(score(weights(8)[0], 1.0)) > 5
 
@@ -262,7 +263,7 @@ def test_a_bracket_holds_the_evidence_and_closes() -> None:
 
 def test_the_mean_reciprocal_of_a_reverse_weight_is_that_of_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """From a narrow guide, so that reciprocals have a variance. A start at the posterior mean, no draw, is noticed."""
-    monkeypatch.setattr("ppl_vae.memory.ROWS", 40_000)
+    monkeypatch.setattr("ppl_vae.blocks.ROWS", 40_000)
     model, _ = problem(2)
     variant = program(model, shift=0.1, stretch=0.8)
     found = bracket(variant, rows=10_000, chains=2, temperatures=4, leapfrogs=3)

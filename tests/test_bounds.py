@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, pair, reconstruct, with_prior
-from ppl_vae.bounds import BLOCK, Bounds, Draws, draws, held_out
+from ppl_vae.evaluation.lower_bounds import BLOCK, Bounds, Draws, draws, held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
-from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import (
     MMD,
     Bernoulli,
@@ -35,11 +34,12 @@ from ppl_vae.models import (
     constant,
 )
 from ppl_vae.models.half import in_range
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
 from ppl_vae.variant import evaluating
+from ppl_vae.verification.exact_pair import linear_pair
 
 X_DIM, Z_DIM = 5, 2
-module = importlib.import_module("ppl_vae.bounds")
+module = importlib.import_module("ppl_vae.evaluation.lower_bounds")
 
 
 def problem(rows: int = 9) -> tuple[LinearGaussian, Tensor]:
@@ -500,7 +500,7 @@ def test_no_bound_is_above_the_evidence_far_out(guide: type[Guide], seed: int) -
 
 def test_draws_are_cut_by_the_shape_of_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a datum is large, blocks of draws are smaller; how many are scored at once changes nothing."""
-    monkeypatch.setattr("ppl_vae.memory.NUMBERS", 4 * X_DIM)
+    monkeypatch.setattr("ppl_vae.blocks.NUMBERS", 4 * X_DIM)
     model, x = problem()
     variant = program(model, shift=0.3)
 

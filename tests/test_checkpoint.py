@@ -44,7 +44,7 @@ from ppl_vae.models import (
     linear,
     schedules,
 )
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
 
 FILES = ["variant.json", "variant.safetensors"]
 SHAPES = {"vector": (5,), "image": (1, 8, 8)}

@@ -19,8 +19,8 @@ from ppl_vae import VARIANTS, bounds, ex_post, load, prepare, sample, save
 from ppl_vae.catalogue import CATALOGUE
 from ppl_vae.checkpoint import notes_of
 from ppl_vae.cli import app, main
-from ppl_vae.evaluation import COLUMNS
-from ppl_vae.seeding import seeded
+from ppl_vae.evaluation.evaluation import COLUMNS
+from ppl_vae.streams import seeded
 
 COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]
 TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # of the digits: 60 to train on, 15 held out
@@ -461,7 +461,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """An hour of training is not spent on a folder that holds something else."""
-    for name in ("ppl_vae.training.fit", "ppl_vae.comparison.fit"):
+    for name in ("ppl_vae.training.fitting.fit", "ppl_vae.report.comparison.fit"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
     Path("folder", "rae").mkdir()
     Path("folder", "rae", "thesis").write_text("years of work")

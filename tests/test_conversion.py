@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, bounds, convert, encode, fit, pair, prepare, reconstruct
-from ppl_vae.bounds import held_out
 from ppl_vae.elbo import PathwiseELBO
+from ppl_vae.evaluation.lower_bounds import held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import Gaussian, Mixture, StandardNormal
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
 from ppl_vae.variant import evaluating
 
 X_DIM, Z_DIM, ROWS = 6, 3, 12

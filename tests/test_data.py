@@ -49,12 +49,14 @@ from ppl_vae import (
     save,
     to_inferencedata,
 )
-from ppl_vae.batches import Batches
-from ppl_vae.bounds import held_out
-from ppl_vae.data import check_spacing, check_support, tensor_of
+from ppl_vae.blocks import rows_at_once
+from ppl_vae.contracts.support import check_support
+from ppl_vae.data.data_set import tensor_of
+from ppl_vae.data.units import check_spacing
 from ppl_vae.diagnosis import noise_calibration, prior_predictive
-from ppl_vae.memory import rows_at_once
+from ppl_vae.evaluation.lower_bounds import held_out
 from ppl_vae.models import DiscretizedNormal, Gaussian
+from ppl_vae.training.batches import Batches
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -594,7 +596,7 @@ def test_the_data_of_the_caller_are_left_as_they_were() -> None:
 
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> Items:
-    monkeypatch.setattr("ppl_vae.data.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
+    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
     return Items([(row, 0) for row in numbered(11, 3)])
 
 
@@ -1095,9 +1097,9 @@ def test_a_tail_holds_out_the_last_rows(tmp_path: Path, limit: int | None) -> No
 def test_validation_takes_the_tail_too(monkeypatch: pytest.MonkeyPatch, *, streams: bool) -> None:
     """Rows 80 to 99 are for the test, and of the 80 before them the last 20 for the choice of the epoch."""
     if streams:
-        monkeypatch.setattr("ppl_vae.data.RESIDENT", 1)
+        monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
     x, seen = numbered(100, 2), []
-    monkeypatch.setattr("ppl_vae.training.held_out", lambda variant, y: seen.append(y) or held_out(variant, y))
+    monkeypatch.setattr("ppl_vae.training.loop.held_out", lambda variant, y: seen.append(y) or held_out(variant, y))
     data = prepare(Items(list(x)), split="tail")
     fit(VARIANTS["sigma_vae"]((2,), 1), data, epochs=1, validation=0.25, progress=False)
 
@@ -1177,13 +1179,13 @@ def test_whatever_holds_rows_is_taken_at_every_door(taker: str) -> None:
 
 def test_codes_of_streamed_data_are_of_all_rows(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = VARIANTS["sigma_vae"]((3,), 1)
-    monkeypatch.setattr("ppl_vae.memory.ROWS", 4)
+    monkeypatch.setattr("ppl_vae.blocks.ROWS", 4)
 
     torch.testing.assert_close(encode(vae, streamed), encode(vae, numbered(11, 3)))
 
 
 def test_a_part_of_streamed_data_is_a_sample_by_seed(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.data.PART_NUMBERS", 6 * 3)
+    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 6 * 3)
     part = tensor_of(streamed, part=True)
 
     assert len(part.unique(dim=0)) == 6
@@ -1215,7 +1217,7 @@ class Counting(nn.Flatten):
 
 @pytest.mark.parametrize("taker", ["encode", "reconstruct", "bounds", "annealed", "gaps", "evaluate"])
 def test_networks_see_few_rows_of_large_data(taker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.memory.NUMBERS", 4 * 3)
+    monkeypatch.setattr("ppl_vae.blocks.NUMBERS", 4 * 3)
     into, out = Counting(), Counting()
     decoder = nn.Sequential(out, nn.Linear(1, 3))
     vae = pair((3,), 1, likelihood=Gaussian(), encoder=nn.Sequential(into, nn.Linear(3, 4)), decoder=decoder)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ppl_vae import VARIANTS, Variant, bounds, convert, ex_post, pair, prepare, save
 from ppl_vae.cli import main
 from ppl_vae.diagnosis import Diagnosis, diagnose, page, write
-from ppl_vae.diagnosis.collapse import collapse
+from ppl_vae.diagnosis.code_usage import collapse
 from ppl_vae.diagnosis.inference_data import arviz
 from ppl_vae.diagnosis.verdicts import errors, weights, wilson
+from ppl_vae.evaluation.pareto import k_threshold
 from ppl_vae.guides import FullRank, Laplace, PointMass
-from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import DiscretizedLogistic, DiscretizedNormal, Gaussian, LinearGaussian, StudentT
-from ppl_vae.psis import k_threshold
+from ppl_vae.verification.exact_pair import linear_pair
 
 X_DIM, Z_DIM = 3, 2
 SMALL: dict[str, Any] = {"num_particles": 60, "simulations": 60}

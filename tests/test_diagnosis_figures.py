@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from ppl_vae import VARIANTS, to_inferencedata
-from ppl_vae.diagnosis import figures
-from ppl_vae.diagnosis.figures import BAND, band, cumulative, ecdf, tail_indices
-from ppl_vae.diagnosis.sbc import Ranks
+from ppl_vae.diagnosis import plots
+from ppl_vae.diagnosis.calibration import Ranks
+from ppl_vae.diagnosis.plots import BAND, band, cumulative, ecdf, tail_indices
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A figure is handed over as it is, not as a picture."""
-    monkeypatch.setattr(figures, "embedded", lambda figure: figure)
+    monkeypatch.setattr(plots, "embedded", lambda figure: figure)
 
 
 def lines(axes: Any) -> list[tuple[Any, Any]]:

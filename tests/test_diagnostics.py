@@ -10,12 +10,12 @@ from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
 from ppl_vae.diagnosis import predictive, verdicts
-from ppl_vae.diagnosis.collapse import collapse
+from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, sbc
+from ppl_vae.diagnosis.code_usage import collapse
 from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
-from ppl_vae.diagnosis.sbc import FALSE_ALARMS, Ranks, sbc
-from ppl_vae.evaluation import Number, evaluate
+from ppl_vae.estimate import Number
+from ppl_vae.evaluation.evaluation import evaluate
 from ppl_vae.guides import FullRank, Laplace
-from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import (
     Bernoulli,
     ContinuousBernoulli,
@@ -30,7 +30,8 @@ from ppl_vae.models import (
     StandardNormal,
     StudentT,
 )
-from ppl_vae.seeding import stream_seed
+from ppl_vae.streams import stream_seed
+from ppl_vae.verification.exact_pair import linear_pair
 
 X_DIM, Z_DIM = 4, 2
 COORDINATES = ["z[0]", "z[1]"]
@@ -129,7 +130,7 @@ def test_a_guide_that_is_far_off_is_shifted_whatever_its_width(shift: float, str
 @pytest.mark.parametrize(("shift", "width"), [(0.0, 1.0), (0.7, 1.0), (-1.5, 0.4), (2.0, 3.0)])
 def test_the_law_of_ranks_has_the_mean_that_is_known(shift: float, width: float) -> None:
     """E rank / K = P(guide's draw < z) = Phi(-shift / sqrt(1 + width**2)); uniform for the posterior itself."""
-    module = __import__("ppl_vae.diagnosis.sbc", fromlist=["_log_mass"])
+    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_log_mass"])
     mass = module._log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
 
     mean = float(mass @ torch.arange(21).double()) / 20
@@ -182,7 +183,7 @@ def test_ties_are_broken_at_random() -> None:
 
 def test_a_hand_made_panel_has_the_moments_and_the_p_value_of_its_ranks() -> None:
     """Ranks 0 and 1 of K = 1, 60 to 40: a binomial, 2 standard errors; chi-square 4 with 1 degree of freedom."""
-    module = __import__("ppl_vae.diagnosis.sbc", fromlist=["_uniformity"])
+    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_uniformity"])
     ranks = torch.tensor([0] * 60 + [1] * 40).unsqueeze(1)
 
     assert math.isclose(float(module._in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)

@@ -35,10 +35,10 @@ from ppl_vae.elbo import (
 from ppl_vae.elbo.path import Weights
 from ppl_vae.elbo.reading import Reading
 from ppl_vae.guides import FullRank, Guide, PointMass
-from ppl_vae.linear_pair import linear_pair
 from ppl_vae.models import Gaussian, KLWeight, LinearGaussian, Masked, WeightPrior, constant
-from ppl_vae.seeding import seeded
-from ppl_vae.verification import verify
+from ppl_vae.streams import seeded
+from ppl_vae.verification.exact_pair import linear_pair
+from ppl_vae.verification.verdict import verify
 
 X_DIM, Z_DIM, ROWS, SIZE = 5, 2, 4, 30
 Functions = tuple[Callable[[], None], Callable[[], None]]  # a model and a guide

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from ppl_vae import VARIANTS, Variant, compare_estimators, prepare, save
 from ppl_vae.cli import app
-from ppl_vae.linear_pair import gaussian_guide, linear_gaussian, linear_pair
-from ppl_vae.memory import peak_bytes
 from ppl_vae.models import LinearGaussian, Scale
-from ppl_vae.replicates import frozen, parameters, replicates, spans
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
+from ppl_vae.verification.exact_pair import gaussian_guide, linear_gaussian, linear_pair
+from ppl_vae.verification.memory import peak_bytes
+from ppl_vae.verification.repeated_draws import frozen, parameters, replicates, spans
 
 EXACT = LinearGaussian(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 0.0]]), torch.ones(3), torch.tensor(0.5))
 DRAWS = 200

@@ -20,10 +20,12 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import ppl_vae
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, ex_post, fit, pair, prepare, reconstruct, with_prior
-from ppl_vae.bounds import held_out
-from ppl_vae.evaluation import COLUMNS, _pair, _pairs, interpolate, mean_over_data, slerp
-from ppl_vae.features import Features, classifier, features_for, from_file, inception, principal_components
-from ppl_vae.frechet import _first_order, frechet, frechet_with_error, nearest
+from ppl_vae.estimate import mean_over_data
+from ppl_vae.evaluation.distances import _first_order, frechet, frechet_with_error, nearest
+from ppl_vae.evaluation.evaluation import COLUMNS
+from ppl_vae.evaluation.features import Features, classifier, features_for, from_file, inception, principal_components
+from ppl_vae.evaluation.interpolation import _pair, interpolate, pairs, slerp
+from ppl_vae.evaluation.lower_bounds import held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     Bernoulli,
@@ -676,11 +678,11 @@ PARALLEL: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 @pytest.mark.parametrize("rows", [2, 3, 4, 10, 101])
 def test_midpoints_are_of_distinct_pairs_of_distinct_data(rows: int) -> None:
     """As many as there are rows, but for two rows, which are one pair."""
-    first, last = _pairs(torch.arange(rows).double(), seed=3)
-    pairs = {tuple(sorted(ends)) for ends in zip(first.tolist(), last.tolist(), strict=True)}
+    first, last = pairs(torch.arange(rows).double(), seed=3)
+    found = {tuple(sorted(ends)) for ends in zip(first.tolist(), last.tolist(), strict=True)}
 
     assert len(first) == rows
-    assert len(pairs) == min(rows, rows * (rows - 1) // 2)
+    assert len(found) == min(rows, rows * (rows - 1) // 2)
     assert bool((first != last).all())
     assert {_pair(index) for index in range(rows * (rows - 1) // 2)} == {(i, j) for i in range(rows) for j in range(i)}
 
@@ -692,7 +694,7 @@ def test_interpolations_are_judged_on_those_pairs(monkeypatch: pytest.MonkeyPatc
         made.append(interpolate(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("ppl_vae.evaluation.interpolate", spy)
+    monkeypatch.setattr("ppl_vae.evaluation.evaluation.interpolate", spy)
     evaluate(VARIANTS["gaussian_vae"]((X_DIM,), Z_DIM), torch.randn(60, X_DIM), 3)
 
     assert len(torch.unique(made[0], dim=0)) == 60  # an even number of rows
@@ -920,7 +922,7 @@ def test_repeats_of_data_with_few_values_are_said_to_be_usual() -> None:
 
 def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows stored class by class the first ones are of one class, and far from the training data."""
-    monkeypatch.setattr("ppl_vae.evaluation.MOST", 400)
+    monkeypatch.setattr("ppl_vae.evaluation.evaluation.MOST", 400)
     classes = 10 * torch.randn(10, X_DIM)
     x = classes.repeat_interleave(200, 0) + torch.randn(2000, X_DIM)
     train = classes[torch.randint(10, (2000,))] + torch.randn(2000, X_DIM)
@@ -940,8 +942,8 @@ def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pyt
 
 def test_streamed_training_data_are_taken_in_part_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """README's own calls, on data too large to hold."""
-    monkeypatch.setattr("ppl_vae.data.RESIDENT", 1)
-    monkeypatch.setattr("ppl_vae.data.PART_NUMBERS", 30 * X_DIM)
+    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
+    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 30 * X_DIM)
     data = prepare(torch.utils.data.TensorDataset(torch.randn(100, X_DIM)))
     vae = VARIANTS["sigma_vae"](data.x_shape, Z_DIM)
     mixture = ex_post.fit(vae, data.train, components=1)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import pair
-from ppl_vae.bounds import bounds
-from ppl_vae.gaps import Gaps, gaps
+from ppl_vae.evaluation.inference_gaps import Gaps, gaps
+from ppl_vae.evaluation.lower_bounds import bounds
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, Laplace, MeanField, PointMass
 from ppl_vae.models import Bernoulli, Gaussian, LinearGaussian, Scale
 from ppl_vae.variant import GuideFamily, Variant
 
-module = importlib.import_module("ppl_vae.gaps")
+module = importlib.import_module("ppl_vae.evaluation.inference_gaps")
 X_DIM, Z_DIM, ROWS = 5, 2, 20
 SCALE = 0.35  # of the guide whose scale is fixed
 WALK = 2e-3  # nats that Adam's last steps stay away from the optimum

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ppl_vae import VARIANTS, bounds, pair
-from ppl_vae.bounds import draws
 from ppl_vae.diagnosis.inference_data import arviz, to_inferencedata, write
+from ppl_vae.evaluation.lower_bounds import draws
 from ppl_vae.models import Bernoulli, Gaussian, Scale
 from ppl_vae.variant import Variant, evaluating
 

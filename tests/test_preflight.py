@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae import VARIANTS, Variant, check, pair
+from ppl_vae.contracts.training_pass import preflight
 from ppl_vae.elbo import IWAE, DReG
 from ppl_vae.guides import FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
@@ -39,7 +40,7 @@ from ppl_vae.models import (
     linear,
 )
 from ppl_vae.models.likelihoods import scale_of_law
-from ppl_vae.preflight import at_floor, preflight
+from ppl_vae.noise import at_floor
 
 X_DIM, Z_DIM, ROWS = 5, 3, 8
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from ppl_vae import psis as module
 from ppl_vae.diagnosis.inference_data import arviz
-from ppl_vae.psis import effective_sample_size, k_threshold, psis
+from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, psis, psis as module
 
 OF_ARVIZ_0 = hasattr(arviz(), "psislw")  # arviz 1 keeps its function in arviz_stats
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_vae.stacking import log_mixture, paired, stack
+from ppl_vae.evaluation.stacking import log_mixture, paired, stack
 
 
 def slope(log_densities: Tensor, weights: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.utils.data import DataLoader, Dataset
 
-from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare, training
-from ppl_vae.batches import Batches
-from ppl_vae.bounds import held_out
-from ppl_vae.divergence import Diverged
+from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare
+from ppl_vae.evaluation.lower_bounds import held_out
 from ppl_vae.guides import Guide
 from ppl_vae.models import Gaussian, Laplace, LearnedSigma, LinearGaussian, OptimalSigma, Scale, StudentT
-from ppl_vae.seeding import seeded
+from ppl_vae.streams import seeded
 from ppl_vae.svi.precision import networks_in_bf16
-from ppl_vae.training import Fit
+from ppl_vae.training import fitting as training, loop
+from ppl_vae.training.batches import Batches
+from ppl_vae.training.divergence import Diverged
+from ppl_vae.training.fitting import Fit
 from ppl_vae.variant import evaluating, frozen_parts
 
 
@@ -229,7 +230,7 @@ def test_a_streamed_dataset_is_trained_on_as_a_resident_one_is(monkeypatch: pyte
     """Same rows, same weights of rows: with a step too small to matter the losses agree."""
     x, losses = torch.randn(50, 5), []
     for budget in (2**31, 0):
-        monkeypatch.setattr("ppl_vae.data.RESIDENT", budget)
+        monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", budget)
         torch.manual_seed(0)
         variant = VARIANTS["rae"]((5,), 2)
         losses.append(quick(variant, Rows(x), epochs=1, batch_size=16, lr=1e-15, validation=None).rows[0]["loss"])
@@ -385,10 +386,10 @@ def test_data_outside_the_support_are_refused_before_training() -> None:
 
 def test_a_batch_below_a_grain_of_work_is_trained_by_one_thread_and_the_rest_is_left_alone() -> None:
     before, seen = torch.get_num_threads(), set()
-    for batch_size in (32, 2 * training.GRAIN // 5):
-        with training.threads_for(batch_size * 5):
+    for batch_size in (32, 2 * loop.GRAIN // 5):
+        with loop.threads_for(batch_size * 5):
             seen.add((batch_size, torch.get_num_threads()))
-    assert seen == {(32, 1), (2 * training.GRAIN // 5, before)}
+    assert seen == {(32, 1), (2 * loop.GRAIN // 5, before)}
     assert torch.get_num_threads() == before
 
 

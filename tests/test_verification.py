@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ppl_vae import VARIANTS, Variant, pair
 from ppl_vae.elbo import IWAE, MIWAE, PIWAE, BetaELBO, DReG, FreeBits, PathwiseELBO, StickingTheLanding
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
-from ppl_vae.linear_pair import gaussian_guide, linear_gaussian, linear_pair
 from ppl_vae.models import (
     Bernoulli,
     Gaussian,
@@ -31,9 +30,10 @@ from ppl_vae.models import (
     StudentT,
     spectrally_normalised,
 )
-from ppl_vae.replicates import Replicate, frozen, parameters, replicates, spans
-from ppl_vae.seeding import seeded
-from ppl_vae.verification import LIMIT, TARGETS, _z, hold_against_truth, target_of, truth, verify
+from ppl_vae.streams import seeded
+from ppl_vae.verification.exact_pair import gaussian_guide, linear_gaussian, linear_pair
+from ppl_vae.verification.repeated_draws import Replicate, frozen, parameters, replicates, spans
+from ppl_vae.verification.verdict import LIMIT, TARGETS, _z, hold_against_truth, target_of, truth, verify
 
 X_DIM, Z_DIM, ROWS, SIZE = 5, 2, 6, 48
 
@@ -316,7 +316,9 @@ def test_verdicts_of_neighbouring_seeds_share_no_draws(monkeypatch: pytest.Monke
     drawn: dict[int, set[int]] = {}
     for seed in (0, 1):
         seen = drawn[seed] = set()
-        monkeypatch.setattr("ppl_vae.replicates.seeded", lambda one, seen=seen: (seen.add(one), seeded(one))[1])
+        monkeypatch.setattr(
+            "ppl_vae.verification.repeated_draws.seeded", lambda one, seen=seen: (seen.add(one), seeded(one))[1]
+        )
         verify(Trace_ELBO(), draws=100, seed=seed)
 
     assert len(drawn[0]) == len(drawn[1]) == 120

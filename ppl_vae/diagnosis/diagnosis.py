@@ -9,22 +9,23 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..annealing import CHAINS
-from ..bounds import Bounds, bounds, draws
-from ..comparison import writable, write_text
-from ..data import check_support, tensor_of
-from ..evaluation import Number, mean_over_data
+from ..contracts.support import check_support
+from ..data.data_set import tensor_of
+from ..estimate import Number, mean_over_data
+from ..evaluation.annealing import CHAINS
+from ..evaluation.lower_bounds import Bounds, bounds, draws
+from ..evaluation.pareto import k_threshold
+from ..files import writable, write_text
 from ..guides import Laplace
 from ..progress import Progress
-from ..psis import k_threshold
-from ..report import figure_of, page as filled
-from ..seeding import chosen
+from ..report.document import figure_of, page as filled
+from ..streams import chosen
 from ..variant import Variant
-from . import figures
-from .collapse import Collapse, collapse
+from . import plots
+from .calibration import FALSE_ALARMS, Ranks, sbc
+from .code_usage import Collapse, collapse
 from .inference_data import labelled, write as write_draws
 from .predictive import CENTRAL, Check, NoiseCalibration, noise_calibration, prior_predictive
-from .sbc import FALSE_ALARMS, Ranks, sbc
 from .verdicts import SCALES, Verdict, verdicts
 
 __all__ = ["Diagnosis", "diagnose", "page", "write"]
@@ -277,10 +278,10 @@ def page(found: Diagnosis) -> str:
         level=FALSE_ALARMS,
         scales=SCALES,
         coverage=list(zip(CENTRAL, found.noise.coverage, strict=False)),
-        k_plot=figures.tail_indices(finite, k_threshold(found.num_particles)) if len(finite) else "",
-        ecdf=figures.ecdf(found.ranks),
-        cumulative=figures.cumulative(found.data),
-        bars=figures.bars(found.collapse.kl_per_dim, found.collapse.variance, found.noise.pit),
+        k_plot=plots.tail_indices(finite, k_threshold(found.num_particles)) if len(finite) else "",
+        ecdf=plots.ecdf(found.ranks),
+        cumulative=plots.cumulative(found.data),
+        bars=plots.bars(found.collapse.kl_per_dim, found.collapse.variance, found.noise.pit),
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bounds import Draws, draws as draw
-from ..data import tensor_of
-from ..seeding import seeded, stream_seed
+from ..data.data_set import tensor_of
+from ..evaluation.lower_bounds import Draws, draws as draw
+from ..streams import seeded, stream_seed
 from ..variant import Variant, evaluating
 
 __all__ = ["arviz", "labelled", "to_inferencedata", "write"]

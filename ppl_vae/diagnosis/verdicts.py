@@ -8,11 +8,12 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..evaluation import ACTIVE, Number, mean_over_data
-from ..psis import k_threshold
-from .collapse import Collapse
+from ..estimate import Number, mean_over_data
+from ..evaluation.codes import ACTIVE
+from ..evaluation.pareto import k_threshold
+from .calibration import FALSE_ALARMS, Departure, Ranks
+from .code_usage import Collapse
 from .predictive import CENTRAL, Check, NoiseCalibration
-from .sbc import FALSE_ALARMS, Departure, Ranks
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis

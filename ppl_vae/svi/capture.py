@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..seeding import set_streams, streams
+from ..streams import set_streams, streams
 
 __all__ = ["NotStatic", "Recording", "agree", "copy", "prove", "record", "same_streams"]
 

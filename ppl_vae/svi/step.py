@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..seeding import set_streams, streams
+from ..streams import set_streams, streams
 from .adam import Adam, is_hooked
 from .backends import CudaGraph, backend_for, fx, inductor
 from .capture import Function, NotStatic, Recording, agree, copy, prove, record, same_streams

@@ -1,0 +1,60 @@
+"""Whether a likelihood gives the data a density."""
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..blocks import rows_at_once
+from ..variant import Variant
+
+__all__ = ["check_density", "check_support"]
+
+
+def check_support(variant: "Variant", y: Tensor, x: Tensor | None = None) -> None:
+    """Refuse data that the likelihood gives no density; name a likelihood, or a scale, that would.
+
+    Args:
+        variant: Whose likelihood is asked.
+        y: The data in the model's units.
+        x: The same in their own units, where they are known.
+    """
+    support, some = variant.support, rows_at_once(y.shape[1:])
+    inside = torch.cat([support.check(rows) for rows in y.split(some)])
+    if bool(inside.all()):
+        return
+    value = float(y[~inside][0])
+    scaled = x is not None and not variant.model.scale.is_identity
+    if scaled and all(bool(support.check(rows).all()) for rows in x.split(some)):  # type: ignore[union-attr]
+        fits = "x itself, in its own units, lies in the support: use scale='none'"
+    elif bool(((y == 0) | (y == 1)).all()):
+        fits = "x is binary: bernoulli_vae fits"
+    elif bool(((y >= 0) & (y <= 1)).all()):
+        fits = "x lies in [0, 1]: continuous_bernoulli_vae fits, or binarize='threshold'"
+    else:
+        fits = "x is real: sigma_vae or gaussian_vae fits, or scale='unit'"
+    name = type(variant.model.likelihood).__name__
+    raise ValueError(f"x holds {value:.6g} (in the model's units), outside the support of {name}, {support}; {fits}")
+
+
+def check_density(variant: "Variant", y: Tensor) -> None:
+    """Refuse data on the edge of the support where the density is 0 or infinite, as of a Beta at 0 and at 1.
+
+    Args:
+        variant: Whose likelihood is asked, at the code 0.
+        y: The data in the model's units, inside the support.
+    """
+    law = variant.noise
+    if law.support is constraints.real or law.support.is_discrete:
+        return
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for rows in y.split(rows_at_once(y.shape[1:])):
+            found = law.log_prob(rows.unsqueeze(1)).movedim(1, -1)
+            wrong = ~found.isfinite().all(-1)
+            if not bool(wrong.any()):
+                continue
+            raise ValueError(
+                f"x holds {float(rows[wrong][0]):.6g} (in the model's units), on the edge of the support of "
+                f"{type(variant.model.likelihood).__name__}, where log p(x | z) is {float(found[wrong][0, 0])}: "
+                "move such data inside, by x.clamp(1e-3, 1 - 1e-3) for the unit interval"
+            )

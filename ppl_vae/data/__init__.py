@@ -1,0 +1,3 @@
+"""What is x, and in which units?"""
+
+__all__: list[str] = []

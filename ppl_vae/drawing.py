@@ -1,0 +1,58 @@
+"""What all figures have in common, drawn without matplotlib's global state."""
+
+import base64
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "GREY", "LIGHT", "blank", "embedded", "panels", "tidy", "uri"]
+
+COLOURS = (
+    "#1f77b4", "#e6550d", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17a2b8",
+    "#a6a61f", "#4b4b9f", "#c58a1c", "#00695c", "#ad1457", "#6d8a2f", "#546e7a", "#000000",
+)  # fmt: skip
+GREY, LIGHT = "#777777", "#bdbdbd"
+DPI = 150
+
+
+def uri(png: bytes) -> str:
+    """A picture as text that stands in a page."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def blank(width: float, height: float, layout: Any = "constrained") -> "Figure":
+    """An empty figure of this size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi=DPI, layout=layout)
+
+
+def embedded(figure: "Figure") -> str:
+    """A figure as text that stands in a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return uri(buffer.getvalue())
+
+
+def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
+    """Small grey ticks, two spines, the title on the left."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=7, color=GREY, labelcolor="#444444")
+    axes.set_title(title, fontsize=9, color=ink, loc="left")
+
+
+def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:
+    """So many panels of one size, ``columns`` side by side."""
+    rows = math.ceil(count / columns)
+    figure = blank(width * columns, height * rows)
+    every = figure.subplots(rows, columns, squeeze=False, **shared).flatten().tolist()
+    for axes in every[count:]:
+        axes.set_visible(False)
+    for axes in every[max(0, count - columns) : count]:
+        axes.tick_params(labelbottom=True)
+    return figure, every[:count]

@@ -1,0 +1,183 @@
+"""What a bound lacks of log p(x): how much the family of guides cannot do, and how much the encoder did not."""
+
+import math
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from ..data.data_set import tensor_of
+from ..guides import Guide
+from ..streams import seeded
+from ..variant import Variant, evaluating, log_jacobian
+from .annealing import annealed, log_joint
+
+__all__ = ["Gaps", "gaps"]
+
+PARTICLES = 10  # draws per datum at each step of the refinement
+
+
+class Gaps(NamedTuple):
+    """Log p(x) and the bounds below it, nats per datum, in the data's units; every tensor is [rows].
+
+    Attributes:
+        log_evidence: Log p(x), or the best lower bound of it.
+        evidence: What that is: given, importance-weighted, or annealed.
+        refined: L[q*], the bound of the best member of the family that was found for each datum.
+        bound: L[q], the bound of the guide.
+        total_error: Monte Carlo standard error of ``total``; of the two parts below likewise.
+        approximation_error: Of ``approximation``.
+        amortisation_error: Of ``amortisation``; draws are common to q and q*.
+    """
+
+    log_evidence: Tensor
+    evidence: str
+    refined: Tensor
+    bound: Tensor
+    total_error: Tensor
+    approximation_error: Tensor
+    amortisation_error: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """``log p(x) - L[q]``."""
+        return self.log_evidence - self.bound
+
+    @property
+    def approximation(self) -> Tensor:
+        """``log p(x) - L[q*]``: what no member of the family can do."""
+        return self.log_evidence - self.refined
+
+    @property
+    def amortisation(self) -> Tensor:
+        """``L[q*] - L[q]``: what one encoder for all data did not do."""
+        return self.refined - self.bound
+
+
+def gaps(
+    variant: Variant,
+    x: Any,
+    num_particles: int = 1000,
+    *,
+    log_evidence: Any = None,
+    steps: int = 1000,
+    lr: float = 0.01,
+    chains: int = 16,
+    temperatures: int = 100,
+    seed: int = 0,
+) -> Gaps:
+    """Split ``log p(x) - L[q]`` at q*, the best member of the guide's family for each datum.
+
+    q* starts from the guide's own parameters, which are then free, one set per datum, and follow Adam at a rate that
+    falls linearly to 0. Both bounds are evaluated on fresh draws. Unless it is given, log p(x) is a lower bound: the
+    importance-weighted one of q*, or annealed importance sampling from q, whichever is larger on average over the data.
+    ``total`` and ``approximation`` are then lower bounds too. A q* that has not converged moves a part of the
+    amortisation gap to the approximation gap: more ``steps`` show it. Where the truth is known, on a linear-Gaussian
+    model with two codes, the default steps came within 3e-4 nats of it on average.
+
+    Args:
+        variant: A pair whose guide has a reparametrised density.
+        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
+        num_particles: Draws a datum of each bound.
+        log_evidence: Log p(x), [rows], in the data's units, where it is known.
+        steps: Of Adam; 0 leaves q* at q.
+        lr: Learning rate at the start.
+        chains, temperatures: As in ``annealed``.
+        seed: Of every draw; the caller's random streams are left as they were.
+
+    References:
+        Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
+        https://arxiv.org/abs/1801.03558
+    """
+    x = tensor_of(x)
+    log_evidence = None if log_evidence is None else torch.as_tensor(log_evidence)
+    _check(variant, x, num_particles, log_evidence, steps)
+    own, best = [], []
+    with evaluating(variant), seeded(seed), pyro.validation_enabled(False):
+        for y in variant.in_model_units(x).split(max(1, variant.at_once // PARTICLES)):
+            h = variant.guide.encoder(y).flatten(1)
+            start = [head(h) for head in variant.guide.heads]
+            if not variant.guide.distribution(*start).has_rsample:
+                raise ValueError(f"{type(variant.guide).__name__} has no reparametrised draws, which refining it takes")
+            free = _refined(variant, y, start, steps, lr)
+            noise = int(torch.randint(2**31, ()))
+            own.append(_log_weights(variant, y, start, num_particles, noise))
+            best.append(_log_weights(variant, y, free, num_particles, noise))
+        shift = log_jacobian(variant)
+    log_weight, refined = torch.cat(own, 1) + shift, torch.cat(best, 1) + shift
+    if log_evidence is None:
+        chain = annealed(variant, x, chains=chains, temperatures=temperatures, seed=seed)
+        weighted = refined.logsumexp(0) - math.log(num_particles)
+        if chain.bound.mean() > weighted.mean():
+            return _split(log_weight, refined, chain.bound, "annealed", chain.error)
+        return _split(
+            log_weight, refined, weighted, "importance-weighted", influence=refined.softmax(0) * num_particles
+        )
+    return _split(log_weight, refined, log_evidence.to(refined), "given")
+
+
+def _split(
+    log_weight: Tensor,
+    refined: Tensor,
+    log_evidence: Tensor,
+    evidence: str,
+    error: Tensor | float = 0.0,
+    influence: Tensor | float = 0.0,
+) -> Gaps:
+    """The gaps of log weights [num_particles, rows] of q and of q*.
+
+    ``error`` is that of the evidence where it comes from draws of its own, ``influence`` what each of these draws adds
+    to it where it comes from them.
+    """
+
+    def spread(values: Tensor) -> Tensor:
+        return values.std(0) / math.sqrt(len(values))
+
+    extra = torch.as_tensor(error).to(refined)
+    return Gaps(
+        log_evidence,
+        evidence,
+        refined.mean(0),
+        log_weight.mean(0),
+        torch.hypot(spread(influence - log_weight), extra),
+        torch.hypot(spread(influence - refined), extra),
+        spread(refined - log_weight),
+    )
+
+
+def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: float) -> list[Tensor]:
+    """Parameters of q*, from the encoder's: the gradient sticks the landing (Roeder et al., 2017, eq. 8)."""
+    free = [parameter.clone().requires_grad_() for parameter in start]
+    optimizer = torch.optim.Adam(free, lr)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        with torch.enable_grad():
+            z = variant.guide.distribution(*free).rsample((PARTICLES,))
+            q = variant.guide.distribution(*(parameter.detach() for parameter in free))
+            loss = (q.log_prob(z) - log_joint(variant, y, z)).mean(0).sum()
+        for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return [parameter.detach() for parameter in free]
+
+
+def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_particles: int, noise: int) -> Tensor:
+    """Log p(y, z) - log q(z) of draws of one member of the family for each datum, [num_particles, rows]."""
+    q, at_once, found = variant.guide.distribution(*parameters), max(1, variant.at_once // len(y)), []
+    with seeded(noise):
+        for first in range(0, num_particles, at_once):
+            z = q.rsample((min(at_once, num_particles - first),))
+            found.append(log_joint(variant, y, z) - q.log_prob(z))
+    return torch.cat(found)
+
+
+def _check(variant: Variant, x: Tensor, num_particles: int, log_evidence: Tensor | None, steps: int) -> None:
+    if not variant.has_bound or type(variant.guide).posterior is not Guide.posterior:
+        wanted = "wanted heads from which distribution(*parameters) makes a density, as of MeanField"
+        raise ValueError(f"gaps refines parameters of q(z | x), and {type(variant.guide).__name__} has none: {wanted}")
+    if num_particles < 2 or steps < 0:
+        wanted = "num_particles must be at least 2, steps at least 0"
+        raise ValueError(f"{wanted}, got {num_particles!r} and {steps!r}")
+    if log_evidence is not None and log_evidence.shape != x.shape[:1]:
+        raise ValueError(f"log_evidence has shape {list(log_evidence.shape)}, wanted one number per datum, [{len(x)}]")

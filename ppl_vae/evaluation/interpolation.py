@@ -1,0 +1,58 @@
+"""Between two data: spherical interpolation of their codes."""
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from ..variant import Variant, decode, encode
+
+__all__ = ["interpolate", "pairs", "slerp"]
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of codes [..., d]: of directions (Shoemake, 1985), and of lengths linearly.
+
+    Linear where codes are parallel or opposite, or one is at the origin.
+    """
+    lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    tiny = torch.finfo(a.dtype).tiny  # a code at the origin has no direction
+    here, there = (code / length.clamp_min(tiny) for code, length in zip((a, b), lengths, strict=True))
+    angle = torch.arccos((here * there).sum(-1, keepdim=True).clamp(-1, 1))
+    sine = torch.where(lengths[0] * lengths[1] > tiny, angle.sin(), 0.0)
+    straight = sine < 1e-3  # near it the direction in between is one of rounding
+    sine = torch.where(straight, 1.0, sine)
+    direction = ((1 - t) * angle).sin() / sine * here + (t * angle).sin() / sine * there
+    length = (1 - t) * lengths[0] + t * lengths[1]
+    return torch.where(straight, (1 - t) * a + t * b, length * direction)
+
+
+def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Decode the spherical interpolation between the codes of data a and b [rows, *x_shape].
+
+    Codes of a point mass lie on no shell: they are standardised first.
+    """
+    first, last = encode(variant, a), encode(variant, b)
+    both = torch.cat([first, last])
+    shift, width = (0.0, 1.0) if variant.has_bound else (both.mean(0), both.std(0).clamp_min(1e-6))
+    return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
+
+
+def pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """As many distinct pairs of distinct rows as there are rows, at random by ``seed``: the first ends, and the others.
+
+    There are ``rows (rows - 1) / 2`` pairs, enough but for two rows, where the one pair is taken twice.
+    """
+    rows = len(x)
+    every = rows * (rows - 1) // 2
+    chosen = random.Random(seed).sample(range(every), min(rows, every))
+    ends = [_pair(index) for index in (chosen * 2)[:rows]]
+    first, last = torch.tensor(ends, device=x.device).T
+    return x[first], x[last]
+
+
+def _pair(index: int) -> tuple[int, int]:
+    """Number ``index`` of the pairs (1, 0), (2, 0), (2, 1), (3, 0), and so on."""
+    first = (1 + math.isqrt(1 + 8 * index)) // 2
+    return first, index - first * (first - 1) // 2

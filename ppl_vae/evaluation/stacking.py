@@ -1,0 +1,140 @@
+"""Fits held against each other on the same held-out data: a paired difference, and the best mixture of all."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..estimate import rows_named
+
+__all__ = ["Paired", "Stacked", "log_mixture", "paired", "stack"]
+CENTRING = 0.1  # of the way to the boundary that a Newton step aims short of
+ITERATIONS = 100  # some 15 are needed
+TOLERANCE = 1e-10  # nats below the best log score
+
+
+class Paired(NamedTuple):
+    """Mean of ``a - b``, nats per datum, above 0 where a is better.
+
+    Attributes:
+        difference: Over data, and over seeds where there are several.
+        error_over_data: Standard error of these fits on other data of the same kind: differences per datum, averaged
+            over seeds, as replicates.
+        error_over_seeds: Standard error of other fits on these data: differences per seed, averaged over data, as
+            replicates. None for one seed: what would change with another is not known.
+    """
+
+    difference: float
+    error_over_data: float
+    error_over_seeds: float | None
+
+    def __str__(self) -> str:
+        seeds = "one seed" if self.error_over_seeds is None else f"{self.error_over_seeds:.2g} over seeds"
+        return f"a - b = {self.difference:.5g} ± {self.error_over_data:.2g} nats per datum over data, {seeds}"
+
+
+class Stacked(NamedTuple):
+    """A mixture of fits, ``sum_m weight_m p_m(x)``.
+
+    Attributes:
+        weights: [models], of sum 1.
+        log_density: Of the mixture, nats per datum, [rows]. The weights were chosen on the same data.
+        slack: Nats a datum by which the mean of ``log_density`` can fall short of the best there is.
+    """
+
+    weights: Tensor
+    log_density: Tensor
+    slack: float
+
+    def __str__(self) -> str:
+        score, error = self.log_score
+        shares = ", ".join(f"{weight:.3f}" for weight in self.weights.tolist())
+        return f"weights {shares}; log score of the mixture {score:.5g} ± {error:.2g} nats per datum"
+
+    @property
+    def log_score(self) -> tuple[float, float]:
+        """Mean over data of ``log_density``, and its standard error."""
+        return _mean(self.log_density)
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def paired(a: Any, b: Any) -> Paired:
+    """Compare two fits by their bounds of the same held-out data, [rows], or [seeds, rows] of as many fits of each.
+
+    Bounds of one datum go up and down together, so that the error of a difference is far below that of either mean.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a bound is infinite or NaN: such a datum has no difference.
+    """
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    if a.shape != b.shape or a.ndim not in (1, 2) or a.shape[-1] < 2:
+        wanted = "[rows] or [seeds, rows], the same for both, with 2 rows or more"
+        raise ValueError(f"paired wants {wanted}, got {list(a.shape)} and {list(b.shape)}")
+    for name, values in (("a", a), ("b", b)):
+        broken = (~torch.atleast_2d(values).isfinite()).any(0).nonzero().flatten().tolist()
+        if broken:
+            named = rows_named(broken)
+            raise ValueError(
+                f"paired wants finite bounds, and {name} has none for {named}: leave these rows out of both"
+            )
+    differences = torch.atleast_2d(a.double() - b.double())
+    mean, error = _mean(differences.mean(0))
+    return Paired(mean, error, _mean(differences.mean(1))[1] if len(differences) > 1 else None)
+
+
+def log_mixture(log_densities: Tensor, weights: Tensor) -> Tensor:
+    """``log sum_m weight_m p_m(x)`` of log_densities [models, rows], nats: [rows]."""
+    return (log_densities + weights.log().unsqueeze(1)).logsumexp(0)
+
+
+def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
+    """The weights of the mixture with the largest mean log density: stacking of predictive distributions.
+
+    By a primal-dual interior point method on ``mean_n log(sum_m w_m p_m(x_n)) - sum_m w_m``, w >= 0, whose optimum sums
+    to one: concave, in as many unknowns as models. At the optimum ``g_m = mean_n p_m(x_n) / mixture(x_n)`` is 1 where
+    w_m > 0 and at most 1 elsewhere, and ``max g - 1`` bounds the slack of any other w.
+
+    Args:
+        log_densities: Log p(x), or lower bounds of it, of held-out data under each model, nats, [models, rows]. With
+            lower bounds the mixture is a lower bound too.
+
+    References:
+        Yao et al., Using Stacking to Average Bayesian Predictive Distributions, 2018, eq. 4.
+        https://arxiv.org/abs/1704.02030
+    """
+    if not isinstance(log_densities, Tensor):
+        log_densities = torch.stack([torch.as_tensor(row) for row in log_densities])
+    log_p = log_densities.detach().double()
+    wanted = "[models, rows], 2 rows or more, each with a finite density under some model and no NaN"
+    if log_p.ndim != 2 or len(log_p) < 1 or log_p.shape[1] < 2:
+        raise ValueError(f"stack wants {wanted}, got shape {list(log_p.shape)}")
+    broken = (~log_p.amax(0).isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"stack wants {wanted}, got shape {list(log_p.shape)} with none for {rows_named(broken)}")
+    weights = _optimum((log_p - log_p.amax(0)).exp())
+    log_density = log_mixture(log_p, weights)
+    slack = float((log_p - log_density).exp().mean(1).max() - 1)
+    return Stacked(weights.to(log_densities), log_density.to(log_densities), max(slack, 0.0))
+
+
+def _optimum(p: Tensor) -> Tensor:
+    """Weights [models] of densities [models, rows], each row up to a factor of its own."""
+    weights, multipliers = torch.full_like(p[:, 0], 1 / len(p)), torch.ones_like(p[:, 0])
+    for _ in range(ITERATIONS):
+        share = p / (weights @ p)
+        slope = share.mean(1)
+        if float(slope.max()) - 1 < TOLERANCE and abs(float(weights.sum()) - 1) < TOLERANCE:
+            break
+        target = CENTRING * (weights @ multipliers) / len(p)  # of each weight times its multiplier
+        curvature = share @ share.mT / p.shape[1] + torch.diag(multipliers / weights)
+        move = torch.linalg.solve(curvature, slope - 1 + target / weights)
+        change = (target - multipliers * move) / weights - multipliers
+        falls = torch.cat([-move / weights, -change / multipliers]).max()
+        length = min(1.0, 0.95 / max(float(falls), 0.95))  # both stay positive
+        weights, multipliers = weights + length * move, multipliers + length * change
+    return weights / weights.sum()

@@ -1,0 +1,3 @@
+"""How is a pair trained, and what was optimised?"""
+
+__all__: list[str] = []

@@ -1,0 +1,37 @@
+"""When a loss turns non-finite: go back to the last good weights, and say which step and which term it was."""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..variant import Variant
+
+__all__ = ["Diverged", "broken_term", "is_sound"]
+
+
+class Diverged(ArithmeticError):
+    """The loss turned NaN or infinite; the variant holds the last good weights."""
+
+
+def is_sound(variant: Variant, losses: Tensor) -> bool:
+    """Whether every loss of the epoch and every weight after it is finite: one read from the device."""
+    weights = [parameter.isfinite().all() for half in variant[:2] for parameter in half.parameters()]
+    return bool(torch.stack([losses.isfinite().all(), *weights]).all())
+
+
+@torch.no_grad()
+def broken_term(variant: Variant, y: Tensor, size: int) -> str:
+    """Name the first site of the traces whose log density is not finite, with its value."""
+    with pyro.validation_enabled(False):
+        guide = poutine.trace(variant.guide).get_trace(y, size)
+        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
+        for letter, trace in (("q", guide), ("p", model)):
+            trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                total: Any = site.get("log_prob_sum")
+                if isinstance(total, Tensor) and not bool(total.isfinite()):
+                    return f"log {letter} of site {name!r} is {float(total)}"
+    return "the gradient is not finite, while every term is"
