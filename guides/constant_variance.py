@@ -26,6 +26,7 @@ class ConstantVariance(Guide):
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 3 (CV-VAE).
     """
 
+    has_density = True
     scale: Tensor
 
     def __init__(

@@ -19,6 +19,8 @@ class FullRank(Guide):
     could not be read back from z (see ``_readable``), L is its diagonal alone. Any q gives a lower bound.
     """
 
+    has_density = True
+
     def head_sizes(self) -> list[int]:
         below = self.z_dim * (self.z_dim - 1) // 2
         return [self.z_dim, self.z_dim, *[below] * (below > 0)]

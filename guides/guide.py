@@ -16,7 +16,8 @@ __all__ = ["Guide"]
 class Guide(Half):
     """``z ~ q(z | x)``, q from an encoder and a linear head for each parameter of the family.
 
-    A family says how many parameters a code coordinate has (``outputs``) and makes a distribution of them:
+    A family says how many parameters a code coordinate has (``outputs``) and makes a distribution of them. It may
+    declare whether that distribution has a density (``has_density``); the distribution is asked unless it does.
 
         class LaplaceGuide(Guide):
             outputs = 2
@@ -35,6 +36,7 @@ class Guide(Half):
     """
 
     outputs = 1
+    has_density: bool | None = None
     distribution: Callable[..., TorchDistributionMixin]  # from the heads' outputs, [batch, size] each, to q
 
     def __init__(

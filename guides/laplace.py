@@ -47,6 +47,8 @@ class Laplace(Guide):
         29.2 (why a proposal has to be wider than its target).
     """
 
+    has_density = True
+
     def __init__(self, guide: Guide, model: LatentVariableModel, inflation: float = 2.0) -> None:
         super().__init__(_Code(guide), guide.x_shape, guide.z_dim, heads=[nn.Identity()])
         if not 0.0 < inflation < float("inf"):

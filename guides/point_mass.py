@@ -11,5 +11,7 @@ __all__ = ["PointMass"]
 class PointMass(Guide):
     """``z = loc(x)``: an autoencoder. The loss is ``-log p(x, z)``, a MAP objective; there is no bound."""
 
+    has_density = False
+
     def distribution(self, loc: Tensor) -> dist.Delta:
         return dist.Delta(loc, event_dim=1)

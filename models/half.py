@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .schedules import Schedule
 
-__all__ = ["Half", "in_range", "of_pyro"]
+__all__ = ["Half", "in_range", "is_point_mass", "of_pyro"]
 
 LOWEST, HIGHEST = -20.0, 10.0  # log scales that are left as they are, to the last bit
 ROOM = 5.0  # how far beyond these a log scale can get
@@ -32,6 +32,13 @@ def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
     kind = type(made)
     remedy = f"pyro.distributions.{kind.__name__} is its class of that name" if hasattr(dist, kind.__name__) else REMEDY
     raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a distribution of Pyro's ({remedy})")
+
+
+def is_point_mass(law: Any) -> bool:
+    """Whether a distribution is ``Delta``, also inside ``to_event``, ``expand`` or ``mask``: it has no density."""
+    while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, dist.Delta)
 
 
 REMEDY = "return one of pyro.distributions, or a class derived from pyro.distributions.TorchDistribution"

@@ -3,8 +3,8 @@
 import copy
 
 import torch
-from pyro.util import get_rng_state, set_rng_state
 
+from .streams import set_streams, streams
 from .variant import Variant
 
 __all__ = ["Snapshot"]
@@ -16,8 +16,7 @@ class Snapshot:
     def __init__(self, variant: Variant, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.halves = [{name: t.clone() for name, t in half.state_dict().items()} for half in variant[:2]]
         self.optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
-        self.host = get_rng_state()
-        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self.streams = streams()
 
     def restore(self, variant: Variant, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put weights and buffers back; with an optimizer, its state and the random streams too."""
@@ -25,6 +24,4 @@ class Snapshot:
             half.load_state_dict(state)
         if optimizer is not None and self.optimizer is not None:
             optimizer.load_state_dict(self.optimizer)
-            set_rng_state(self.host)
-            if self.devices:
-                torch.cuda.set_rng_state_all(self.devices)
+            set_streams(self.streams)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .blocks import rows_at_once
 from .data.data_set import chunks_of, tensor_of
 from .elbo import PathwiseELBO, estimator
-from .elbo.reading import is_point_mass
+from .elbo.reading import Draws, read
 from .guides import Guide, MeanField, encoder as encoder_for
 from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
-from .models.half import of_pyro
+from .models.half import is_point_mass, of_pyro
 from .models.likelihoods import moment, of_coordinate
 from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
@@ -25,6 +25,7 @@ from .streams import seeded
 
 __all__ = [
     "Variant",
+    "densities",
     "encode",
     "evaluating",
     "frozen_parts",
@@ -78,9 +79,13 @@ class Variant(NamedTuple):
     def has_bound(self) -> bool:
         """Whether q(z | x) has a density, so that there is a bound of log p(x).
 
-        The distribution of the guide answers, whatever class the guide is of. A point mass (``Delta``) has no density,
-        and what trains it is a MAP objective.
+        The guide declares it, ``has_density``, and ``check`` holds the declaration against its posterior. The posterior
+        is asked where a guide declares nothing. A point mass (``Delta``) has no density. What trains it is a MAP
+        objective.
         """
+        declared: bool | None = getattr(self.guide, "has_density", None)
+        if declared is not None:
+            return declared
         with evaluating(self), pyro.validation_enabled(False):
             parameter = next(self.model.parameters())
             return not is_point_mass(self.guide.posterior(torch.zeros(2, *self.model.x_shape).to(parameter)))
@@ -135,6 +140,24 @@ def needs_density(variant: Variant) -> None:
             "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
             "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
         )
+
+
+def densities(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None = None) -> Draws:
+    """Read draws of z for each datum, and the log densities that the two halves give them.
+
+    Call it under ``evaluating``, where the pair is p(x, z) and nothing else.
+
+    Args:
+        variant: The pair.
+        y: Data [rows, *x_shape], in the model's units.
+        num_particles: The number of draws per datum.
+        z: Codes [num_particles, rows, z_dim] to be scored; the guide draws them unless they are given.
+
+    Raises:
+        ValueError: If a latent stands outside the plate of the data, so that there is no density per datum.
+    """
+    with pyro.validation_enabled(False):
+        return read(variant.model, variant.guide, y, num_particles=num_particles, z=z)
 
 
 def log_jacobian(variant: Variant) -> Tensor:

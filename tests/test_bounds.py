@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, pair, reconstruct, with_prior
-from ppl_vae.evaluation.lower_bounds import BLOCK, Bounds, Draws, draws, held_out
+from ppl_vae.elbo.reading import Draws
+from ppl_vae.evaluation.lower_bounds import BLOCK, Bounds, bounds_of, draws, held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
@@ -151,7 +152,7 @@ def test_weights_are_averaged_in_log_space(num_particles: int) -> None:
     log_weight = 100 * torch.randn(num_particles, 4) - 1e4
     zero = torch.zeros_like(log_weight)
 
-    found = Draws(zero, log_weight, zero, zero).bounds()
+    found = bounds_of(Draws(zero, log_weight, zero, zero))
 
     assert torch.allclose(found.elbo, log_weight.mean(0), rtol=1e-12)
     exact = log_weight.logsumexp(0) - math.log(num_particles)
@@ -171,7 +172,7 @@ def test_the_bounds_of_a_datum_are_the_same_however_the_work_is_cut(num_particle
     assert torch.equal(whole.z, cut.z)
     assert torch.allclose(whole.log_weight, cut.log_weight, rtol=0, atol=1e-11)
     for name in ("elbo", "importance_weighted", "ess", "importance_weighted_error"):
-        assert torch.allclose(getattr(found, name), getattr(whole.bounds(), name), rtol=0, atol=1e-9, equal_nan=True)
+        assert torch.allclose(getattr(found, name), getattr(bounds_of(whole), name), rtol=0, atol=1e-9, equal_nan=True)
     assert not torch.equal(draws(variant, x, num_particles, seed=4).z, whole.z)
     assert len(whole.z.flatten().unique()) == whole.z.numel()  # no stream twice
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae import VARIANTS, Variant, check, fit, pair
+from ppl_vae import VARIANTS, Variant, check, evaluate, fit, pair
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
@@ -512,6 +512,38 @@ def test_a_broken_part_is_named_with_the_remedy(build: Callable[[], Variant], li
 
     assert len(failures) == 1, failures  # what else holds is not blamed
     assert re.search(line, failures[0]), failures
+
+
+class Code(Guide):
+    """A guide of one's own that is a point mass: its class says nothing of a density."""
+
+    def distribution(self, loc: Tensor) -> Any:
+        return dist.Delta(loc, event_dim=1)
+
+
+def test_a_point_mass_of_ones_own_is_called_a_map_objective() -> None:
+    """By the receipt, by the table and by the bound's columns."""
+    x = torch.randn(40, 5)
+    trained = fit(pair((5,), 2, likelihood=LearnedSigma(), guide=Code), x, epochs=1, progress=False)
+    found = evaluate(trained.variant, x)
+
+    assert not trained.variant.has_bound
+    assert "a MAP objective, log p(x, z) at a point mass: not a lower bound" in trained.receipt()
+    assert found["bound"].value is None
+    assert found["log_joint"].value is not None
+    assert check(trained.variant, x) == []
+
+
+@pytest.mark.parametrize(("family", "declared"), [(Code, True), (MeanField, False)])
+def test_a_guide_is_held_to_what_it_declares(family: type[Guide], declared: bool) -> None:
+    """A wrong declaration would make a receipt call a MAP objective a bound."""
+    own = type("Own", (family,), {"has_density": declared})
+    line = f"Own declares has_density = {declared}, and q(z | x) is"
+    variant = pair((5,), 2, likelihood=LearnedSigma(), guide=own)
+
+    assert any(failure.startswith(f"density: {line}") for failure in check(variant, torch.randn(8, 5)))
+    with pytest.raises(ValueError, match=re.escape(line)):
+        fit(variant, torch.randn(40, 5), epochs=1, progress=False)
 
 
 def test_two_broken_parts_have_two_lines() -> None:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from ..checkpoint import load, save
 from ..data.data_set import tensor_of
-from ..elbo.reading import is_point_mass
-from ..evaluation.lower_bounds import terms
 from ..models import Half
+from ..models.half import is_point_mass
 from ..models.likelihoods import moment, of_coordinate
 from ..streams import seeded
-from ..variant import Variant, evaluating, missing_mean, set_mode
+from ..variant import Variant, densities, evaluating, missing_mean, set_mode
 from .support import check_support
 from .training_pass import READINGS, one_pass
 
@@ -226,7 +225,7 @@ def _particles(variant: Variant, x: Tensor) -> str | None:
     y = variant.in_model_units(x)
     with evaluating(variant):
         try:
-            several = terms(variant, y, 3)
+            several = densities(variant, y, 3)
         except ValueError as error:
             return str(error)
         z = variant.guide.posterior(y).sample((3,))
@@ -274,7 +273,7 @@ def _save_and_load(variant: Variant, x: Tensor) -> str | None:
 
 def _log_weights(variant: Variant, y: Tensor) -> Tensor:
     with evaluating(variant), seeded(0):
-        return terms(variant, y, 1).log_weight
+        return densities(variant, y, 1).log_weight
 
 
 def _matters(variant: Variant, module: Any, name: str, y: Tensor) -> bool:

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.func import functional_call
 
-from ..elbo.reading import is_point_mass, plate_scale
+from ..elbo.reading import plate_scale, traces
+from ..models.half import is_point_mass
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
 from ..models.schedules import Schedule
 from ..noise import STANDARD, spread
@@ -70,7 +69,7 @@ class Pass(NamedTuple):
         """Whatever either half samples, observes or adds: the half, the name, the site."""
         for half, trace in self.traces.items():
             for name, site in trace.nodes.items():
-                if site["type"] == "sample" and not site_is_subsample(site):
+                if site["type"] == "sample":
                     yield half, name, site
 
 
@@ -82,10 +81,7 @@ def one_pass(variant: Variant, y: Tensor) -> Pass:
     if isinstance(variant.model.kl_weight, Schedule):
         variant.model.kl_weight.value.fill_(PROBE)
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        guide = poutine.trace(variant.guide).get_trace(y, size)
-        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
-        guide.compute_log_prob()
-        model.compute_log_prob()
+        guide, model = traces(variant.model, variant.guide, y, size)
         stored: dict[str, Tensor] = dict(pyro.get_param_store().get_state()["params"])
     return Pass(variant, y, size, {"guide": guide, "model": model}, stored)
 
@@ -179,6 +175,17 @@ def _axes(run: Pass) -> str | None:
             where = f"site {name!r} of the {half} has log densities of shape {got}, wanted {sizes}{excess}"
             return f"{where} ({AXES.get(kind, AXES['z'])})"
     return None
+
+
+def _density(run: Pass) -> str | None:
+    """The guide declares a density if, and only if, q(z | x) has one."""
+    declared: bool | None = getattr(run.variant.guide, "has_density", None)
+    q = run.site("guide", "z")["fn"]
+    if declared is None or declared != is_point_mass(q):
+        return None
+    name = type(run.variant.guide).__name__
+    found = "a point mass, which has no density" if declared else f"{type(q).__name__}, which has a density"
+    return f"{name} declares has_density = {declared}, and q(z | x) is {found} (declare has_density = {not declared})"
 
 
 def _support(run: Pass) -> str | None:
@@ -437,6 +444,7 @@ READINGS: dict[str, tuple[Callable[[Pass], str | None], str]] = {
     "plate": (_plate, PLATE),
     "kl weight": (_weights, BOTH),
     "axes": (_axes, RUNS),
+    "density": (_density, "guide.posterior returns a distribution"),
     "support": (_support, "laws of z have a support"),
     "store": (_store, RUNS),
     "parameters": (_parameters, "hold what is learned as nn.Parameter"),

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.lower_bounds import Draws, terms
+from ..elbo.reading import Draws
 from ..streams import seeded
-from ..variant import Variant, evaluating, needs_density
+from ..variant import Variant, densities, evaluating, needs_density
 
 __all__ = ["FALSE_ALARMS", "Ranks", "sbc"]
 
@@ -125,7 +125,7 @@ def _ranked(variant: Variant, rows: int, num_particles: int) -> Tensor:
     """Ranks for so many simulated data, [rows, quantities]."""
     z = variant.model.prior().sample((rows,))
     y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
-    true, drawn = _quantities(terms(variant, y, 1, z[None])), _quantities(terms(variant, y, num_particles))
+    true, drawn = _quantities(densities(variant, y, 1, z[None])), _quantities(densities(variant, y, num_particles))
     below, ties = (drawn < true).sum(0), (drawn == true).sum(0)
     return below + (torch.rand(ties.shape, device=z.device) * (ties + 1)).long()
 

@@ -13,7 +13,7 @@ from ..contracts.support import check_support
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data
 from ..evaluation.annealing import CHAINS
-from ..evaluation.lower_bounds import Bounds, bounds, draws
+from ..evaluation.lower_bounds import Bounds, bounds, bounds_of, draws
 from ..evaluation.pareto import k_threshold
 from ..files import writable, write_text
 from ..guides import Laplace
@@ -209,8 +209,8 @@ def diagnose(
         name=variant.name,
         proposal="" if variant.has_bound else LAPLACE + UNSCORED * (not variant.codes_are_scored),
         num_particles=num_particles,
-        bounds=drawn.bounds(),
-        ex_post=None if ex_post is None else drawn.under(ex_post).bounds(),
+        bounds=bounds_of(drawn),
+        ex_post=None if ex_post is None else bounds_of(drawn.under(ex_post)),
         data=labelled(variant, x, drawn, seed=seed),
         **found,
     )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.data_set import tensor_of
-from ..evaluation.lower_bounds import Draws, draws as draw
+from ..elbo.reading import Draws
+from ..evaluation.lower_bounds import bounds_of, draws as draw
 from ..streams import seeded, stream_seed
 from ..variant import Variant, evaluating
 
@@ -106,7 +107,7 @@ def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any
         {
             "posterior": _dataset({"z": ((*per_draw, "code"), drawn.z[None], CODES)}, draws_are=GUIDE),
             "sample_stats": _dataset(
-                {**nats, "k_hat": (("datum",), drawn.bounds().k_hat, TAIL)}, no_log_likelihood=WHY
+                {**nats, "k_hat": (("datum",), bounds_of(drawn).k_hat, TAIL)}, no_log_likelihood=WHY
             ),
             "prior": _dataset({"z": ((*per_draw, "code"), prior[None], CODES)}, draws_are="draws of p(z)"),
             "posterior_predictive": _dataset({"x": ((*per_draw, *cells), predicted[None], X)}, draws_are=GUIDE),

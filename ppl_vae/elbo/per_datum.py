@@ -4,13 +4,12 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, SupportsFloat
 
-import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
-from .reading import PARTICLES, Program, Reading, is_point_mass, is_weighted, sort_traces
+from ..models.half import is_point_mass
+from .reading import Program, Reading, is_weighted, read, traces
 
 __all__ = ["PerDatumELBO", "whole", "with_gradients"]
 
@@ -69,15 +68,12 @@ class PerDatumELBO(ELBO):
 
     def read(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Reading:
         """The log densities of ``num_particles`` draws."""
-        if self.num_particles > 1:
-            plate = pyro.plate(PARTICLES, self.num_particles, dim=-1 - self.max_plate_nesting)
-            model, guide = plate(model), plate(guide)
-        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
-        return sort_traces(model_trace, guide_trace, self.num_particles, self.max_plate_nesting)
+        return read(model, guide, *args, num_particles=self.num_particles, nesting=self.max_plate_nesting, **kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         nesting = self.max_plate_nesting + (self.num_particles > 1)
-        return get_importance_trace("flat", nesting, model, guide, args, kwargs)
+        guide_trace, model_trace = traces(model, guide, *args, nesting=nesting, **kwargs)
+        return model_trace, guide_trace
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The value of ``differentiable_loss``."""

@@ -1,17 +1,32 @@
-"""What one pass of a pair says: log densities for each draw and datum, apart from plate scales and penalties."""
+"""One pass over a pair: trace the guide, replay the model, and read the log density of each draw and datum."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["PARTICLES", "Latent", "Program", "Reading", "is_point_mass", "is_weighted", "plate_scale", "sort_traces"]
+__all__ = [
+    "Draws",
+    "Latent",
+    "Program",
+    "Reading",
+    "is_weighted",
+    "plate_scale",
+    "read",
+    "sort_traces",
+    "traces",
+]
 
 Program = Callable[..., Any]
 Site = Any
@@ -43,32 +58,104 @@ class Latent(NamedTuple):
         return _total(log_density, self.weight, self.mask, self.dims)
 
 
-class Reading(NamedTuple):
-    """Natural logarithms, [num_particles, *data], of what stands in the data plate.
+@dataclass(frozen=True)
+class Draws:
+    """Draws of z from the guide for each datum, and the natural logarithms of their densities.
 
     Attributes:
-        likelihood: Log p(x | z): observed sites, without the scale of the data plates.
-        prior: Log p(z), times the KL weight where a pair has one.
-        guide: Log q(z | x), as the prior.
-        latents: The sites that the guide draws.
-        weights: What multiplies a site beside the data plates, by its name: a KL weight, the scale of a subsampled
-            plate of its own. Sites that nothing multiplies are left out.
-        scale: Data of the whole set for each datum of the batch, N / B.
-        penalty: What ``pyro.factor`` adds, at its own scale, less what it adds in the guide, averaged over draws: [].
+        z: The codes, [num_particles, *data, z_dim].
+        likelihood: Log p(x | z), [num_particles, *data]: the observed sites, without the scale of the data plates.
+        prior: Log p(z), [num_particles, *data], times the KL weight where a pair has one.
+        guide: Log q(z | x), [num_particles, *data], with the same weight as the prior.
     """
 
+    z: Tensor
     likelihood: Tensor
     prior: Tensor
     guide: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log p(x, z) - log q(z | x), [num_particles, *data]. Its mean over draws is the bound."""
+        return self.likelihood + self.prior - self.guide
+
+    def under(self, prior: nn.Module) -> "Draws":
+        """The same draws under another p(z), an ex-post mixture for example. No network runs again."""
+        with torch.no_grad():
+            return dataclasses.replace(self, prior=prior().log_prob(self.z))
+
+    @staticmethod
+    def joined(parts: "Sequence[Draws]", dim: int) -> "Draws":
+        """Several draws as one: along the axis 0 they are draws of the same data, along 1 they are of other data."""
+        names = [field.name for field in dataclasses.fields(Draws)]
+        return Draws(*(torch.cat([getattr(part, name) for part in parts], dim) for name in names))
+
+
+@dataclass(frozen=True)
+class Reading(Draws):
+    """The draws of one pass, and what the sites of its traces say.
+
+    Attributes:
+        latents: The sites that the guide draws.
+        weights: What multiplies a site beside the data plates, by the name of the site: a KL weight, or the scale of a
+            subsampled plate of its own. Sites that nothing multiplies are left out.
+        scale: The number of data in the whole set for each datum of the batch, N / B.
+        penalty: What ``pyro.factor`` adds in the model, less what it adds in the guide, averaged over draws: [].
+    """
+
     latents: list[Latent]
     weights: dict[str, Any]
     scale: float
     penalty: Tensor | float
 
-    @property
-    def log_weight(self) -> Tensor:
-        """Log p(x, z) - log q(z | x): [num_particles, *data]."""
-        return self.likelihood + self.prior - self.guide
+
+def traces(model: Program, guide: Program, *args: Any, nesting: int = 1, **kwargs: Any) -> tuple[Any, Any]:
+    """Trace the guide, replay the model at its draws, and compute the log density of every site.
+
+    Args:
+        model, guide: The pair.
+        args, kwargs: The arguments of both: a batch in the model's units, and the size of the whole set.
+        nesting: How many plates stand inside each other, Pyro's ``max_plate_nesting``.
+
+    Returns:
+        The traces of the guide and of the model. The sites that choose the rows of a plate are left out.
+    """
+    model_trace, guide_trace = get_importance_trace("flat", nesting, model, guide, args, kwargs)
+    return guide_trace, model_trace
+
+
+def read(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_particles: int = 1,
+    nesting: int = 1,
+    z: Tensor | None = None,
+    **kwargs: Any,
+) -> Reading:
+    """Read ``num_particles`` draws per datum in one pass over a pair.
+
+    Args:
+        model, guide: The pair.
+        args, kwargs: The arguments of both: a batch in the model's units, and the size of the whole set.
+        num_particles: The number K of draws per datum. For K > 1 they stand in a plate of their own, and the networks
+            see [K, batch, ...].
+        nesting: How many plates stand inside each other without that of the draws, Pyro's ``max_plate_nesting``.
+        z: Codes [K, batch, z_dim] to be scored; the guide draws them unless they are given.
+
+    Raises:
+        ValueError: If the sites of the two halves do not match, or share no plate of the data.
+    """
+    if z is not None:
+        given = poutine.Trace()
+        given.add_node("z", name="z", type="sample", value=z, is_observed=False, infer={})
+        guide = poutine.replay(guide, trace=given)
+    has_plate = num_particles > 1 or z is not None
+    if has_plate:
+        plate = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
+        model, guide = plate(model), plate(guide)
+    guide_trace, model_trace = traces(model, guide, *args, nesting=nesting + has_plate, **kwargs)
+    return sort_traces(model_trace, guide_trace, num_particles, nesting)
 
 
 def sort_traces(model_trace: Any, guide_trace: Any, num_particles: int, nesting: int) -> Reading:
@@ -94,15 +181,25 @@ def sort_traces(model_trace: Any, guide_trace: Any, num_particles: int, nesting:
     weights = {site["name"]: _weight(site, data) for site in every}
     factors = [site["log_prob_sum"] for site in scored.values() if _is_factor(site)]
     factors += [-site["log_prob_sum"] for site in drawn.values() if _is_factor(site)]
+    found = [_latent(site, scored[site["name"]], data) for site in posteriors]
     return Reading(
+        _code(found, shape),
         _sum(observed, data, shape),
         _sum(priors, data, shape),
         _sum(posteriors, data, shape),
-        [_latent(site, scored[site["name"]], data) for site in posteriors],
+        found,
         {name: weight for name, weight in weights.items() if weight is not None},
         math.prod(plate_scale(frame) for frame in data.values()),
         sum(factors, 0.0) / num_particles,
     )
+
+
+def _code(latents: list[Latent], shape: list[int]) -> Tensor:
+    """The value of the site z, one for each draw and datum; the first latent where no site has that name."""
+    latent = next((latent for latent in latents if latent.name == "z"), latents[0])
+    if latent.dims:
+        return latent.z
+    return latent.z.expand(*shape, *latent.z.shape[latent.z.ndim - latent.q.event_dim :])
 
 
 def is_weighted(weight: Tensor | float | None) -> bool:
@@ -110,13 +207,6 @@ def is_weighted(weight: Tensor | float | None) -> bool:
     if isinstance(weight, Tensor):
         return is_validation_enabled() and bool(((weight - 1).abs() > ROUNDING).any())
     return weight is not None and abs(weight - 1) > ROUNDING
-
-
-def is_point_mass(law: Any) -> bool:
-    """Whether a distribution is ``Delta``, also inside ``to_event``, ``expand`` or ``mask``: it has no density."""
-    while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
-        law = law.base_dist
-    return isinstance(law, dist.Delta)
 
 
 def _sites(trace: Any) -> dict[str, Site]:

@@ -1,22 +1,21 @@
-"""Bounds of log p(x) a datum, from the traces of a pair in eval mode."""
+"""Lower bounds of log p(x), one per datum, from the traces of a pair in eval mode."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ..data.data_set import tensor_of
+from ..elbo.reading import Draws
 from ..streams import seeded, stream_seed
-from ..variant import Variant, evaluating, log_jacobian, needs_density
+from ..variant import Variant, densities, evaluating, log_jacobian, needs_density
 from .annealing import annealed
 from .pareto import effective_sample_size, psis
 
-__all__ = ["Bounds", "Draws", "bounds", "bounds_under", "draws", "held_out", "terms"]
+__all__ = ["Bounds", "bounds", "bounds_of", "bounds_under", "draws", "held_out"]
 
 
 BLOCK = 64  # data whose draws come from one random stream
@@ -48,86 +47,20 @@ class Bounds(NamedTuple):
     annealed_error: Tensor | None = None
 
 
-class Draws(NamedTuple):
-    """Draws of z from the guide for each datum, and natural logarithms of their densities.
-
-    Attributes:
-        z: [num_particles, rows, z_dim].
-        likelihood: Log p(x | z), [num_particles, rows], as the next two.
-        prior: Log p(z).
-        guide: Log q(z | x).
-    """
-
-    z: Tensor
-    likelihood: Tensor
-    prior: Tensor
-    guide: Tensor
-
-    @property
-    def log_weight(self) -> Tensor:
-        """Log p(x, z) - log q(z | x): its mean over draws is the bound."""
-        return self.likelihood + self.prior - self.guide
-
-    def under(self, prior: nn.Module) -> "Draws":
-        """The same draws under another p(z), an ex-post mixture, say: no network is run again."""
-        with torch.no_grad():
-            return self._replace(prior=prior().log_prob(self.z))
-
-    def bounds(self) -> Bounds:
-        """What these draws say of log p(x)."""
-        log_weight, count = self.log_weight.mT, len(self.log_weight)
-        ess = effective_sample_size(log_weight)
-        unknown = math.nan if count == 1 else 0.0  # one draw tells no error
-        error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
-        return Bounds(
-            log_weight.mean(-1),
-            error / math.sqrt(count),
-            log_weight.logsumexp(-1) - math.log(count),
-            (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
-            ess,
-            psis(log_weight)[1],
-        )
-
-
-def _site(trace: Any, name: str) -> Tensor:
-    """The log density of a site of the plate, without plate scale or KL weight: [num_particles, rows]."""
-    site = trace.nodes[name]
-    value: Tensor = site["unscaled_log_prob"]
-    return value
-
-
-def terms(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None = None) -> Draws:
-    """Trace the guide, replay the model: y [rows, *x_shape] in the model's units. Call it under ``evaluating``.
-
-    Draws are independent for each datum, or ``z`` [num_particles, rows, z_dim] where it is given; every site must
-    stand in the plate ``data``.
-    """
-
-    def particles(half: Any) -> Any:
-        return pyro.plate("particles", num_particles, dim=-2)(half)
-
-    given = poutine.Trace()
-    if z is not None:
-        given.add_node("z", name="z", type="sample", value=z, is_observed=False, infer={})
-    with pyro.validation_enabled(False):
-        guide = poutine.trace(particles(poutine.replay(variant.guide, trace=given))).get_trace(y)
-        model = poutine.trace(poutine.replay(particles(variant.model), trace=guide)).get_trace(y)
-        guide.compute_log_prob()
-        model.compute_log_prob()
-    shape = (num_particles, len(y))
-    latent = [name for name, site in guide.nodes.items() if _is_latent(site)]
-    log_prior = sum((_site(model, name).expand(shape) for name in latent), torch.zeros(shape).to(y))
-    log_guide = sum((_site(guide, name).expand(shape) for name in latent), torch.zeros(shape).to(y))
-    drawn: Any = guide.nodes["z"]["value"]
-    return Draws(drawn.expand(*shape, -1), _site(model, "x").expand(shape), log_prior, log_guide)
-
-
-def _is_latent(site: Any) -> bool:
-    if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
-        return False
-    if not any(frame.name == "data" for frame in site["cond_indep_stack"]):
-        raise ValueError(f"the latent {site['name']!r} stands outside the plate 'data': it has no bound per datum")
-    return True
+def bounds_of(draws: Draws) -> Bounds:
+    """What draws [num_particles, rows] say of log p(x)."""
+    log_weight, count = draws.log_weight.mT, len(draws.log_weight)
+    ess = effective_sample_size(log_weight)
+    unknown = math.nan if count == 1 else 0.0  # one draw tells no error
+    error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
+    return Bounds(
+        log_weight.mean(-1),
+        error / math.sqrt(count),
+        log_weight.logsumexp(-1) - math.log(count),
+        (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
+        ess,
+        psis(log_weight)[1],
+    )
 
 
 def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
@@ -137,7 +70,7 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
     """
     chunks, has_bound = [], variant.has_bound
     for rows in y.split(max(1, variant.at_once // num_particles)):
-        part = terms(variant, rows, num_particles)
+        part = densities(variant, rows, num_particles)
         score = part.log_weight if has_bound else part.likelihood
         if not has_bound and variant.codes_are_scored:
             score = score + part.prior
@@ -151,7 +84,7 @@ def draws(variant: Variant, x: Any, num_particles: int = 100, *, seed: int = 0, 
     Arguments and errors are those of ``bounds``. The result holds ``num_particles * rows * (z_dim + 3)`` numbers.
     """
     parts = list(_blocks(variant, tensor_of(x), num_particles, seed, at_once))
-    return Draws(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+    return Draws.joined(parts, 1)
 
 
 def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once: int | None) -> Iterator[Draws]:
@@ -170,14 +103,13 @@ def _blocks(variant: Variant, x: Tensor, num_particles: int, seed: int, at_once:
             z = variant.guide.posterior(y).sample((num_particles,))
             size = max(1, at_once // num_particles)
             parts = [_scored(variant, *some, at_once) for some in zip(y.split(size), z.split(size, dim=1), strict=True)]
-            some = Draws(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
-            yield some._replace(likelihood=some.likelihood + shift)
+            some = Draws.joined(parts, 1)
+            yield replace(some, likelihood=some.likelihood + shift)
 
 
 def _scored(variant: Variant, y: Tensor, z: Tensor, at_once: int) -> Draws:
     """Given draws z [num_particles, rows, z_dim], at most ``at_once`` a pass where there is one row."""
-    parts = [terms(variant, y, len(some), some) for some in z.split(at_once)]
-    return Draws(*map(torch.cat, zip(*parts, strict=True)))
+    return Draws.joined([densities(variant, y, len(some), some) for some in z.split(at_once)], 0)
 
 
 def bounds(
@@ -232,7 +164,7 @@ def bounds_under(
 ) -> list[Bounds]:
     """``bounds`` of the same model under each of several p(z), from the same draws: networks run once for all."""
     blocks = _blocks(variant, tensor_of(x), num_particles, seed, at_once)
-    parts = [[some.under(prior).bounds() for prior in priors] for some in blocks]
+    parts = [[bounds_of(some.under(prior)) for prior in priors] for some in blocks]
     return [Bounds(*map(_joined, zip(*under_one, strict=True))) for under_one in zip(*parts, strict=True)]
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from ..elbo.reading import traces
 from ..variant import Variant
 
 __all__ = ["Diverged", "broken_term", "is_sound"]
@@ -26,10 +26,8 @@ def is_sound(variant: Variant, losses: Tensor) -> bool:
 def broken_term(variant: Variant, y: Tensor, size: int) -> str:
     """Name the first site of the traces whose log density is not finite, with its value."""
     with pyro.validation_enabled(False):
-        guide = poutine.trace(variant.guide).get_trace(y, size)
-        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
+        guide, model = traces(variant.model, variant.guide, y, size)
         for letter, trace in (("q", guide), ("p", model)):
-            trace.compute_log_prob()
             for name, site in trace.nodes.items():
                 total: Any = site.get("log_prob_sum")
                 if isinstance(total, Tensor) and not bool(total.isfinite()):

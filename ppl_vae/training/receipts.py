@@ -5,12 +5,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..elbo import PerDatumELBO
+from ..elbo.reading import traces
 from ..models.likelihoods import of_coordinate
 from ..noise import at_floor
 from ..snapshot import Snapshot
@@ -57,15 +56,12 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
         total = float(variant.loss(variant.model, variant.guide)(y, size)) / size
     before.restore(variant)  # statistics move in training mode
     with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
-        guide = poutine.trace(variant.guide).get_trace(y, size)
-        model = poutine.trace(poutine.replay(variant.model, trace=guide)).get_trace(y, size)
-        guide.compute_log_prob()
-        model.compute_log_prob()
+        guide, model = traces(variant.model, variant.guide, y, size)
     before.restore(variant)
     parts = {}
     for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not site_is_subsample(site):
+            if site["type"] == "sample":
                 kind = "factor of" if name.startswith("penalty") else f"{'-' if sign < 0 else ''}log {letter}"
                 parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
     if getattr(variant.loss, "target", "elbo") != "elbo":
