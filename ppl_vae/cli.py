@@ -483,7 +483,7 @@ def print_table(results: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .evaluation.evaluation import COLUMNS
+    from .evaluation.metrics import COLUMNS
 
     noise = next((result.evaluation.noise for result in results if result.evaluation is not None), lambda name: "")
     table = Table("variant", "bound of", *(COLUMNS[name].title + noise(name) for name in SHOWN))

@@ -25,12 +25,17 @@ from .streams import seeded
 
 __all__ = [
     "Variant",
+    "decode",
     "densities",
+    "draw_data",
     "encode",
     "evaluating",
     "frozen_parts",
+    "in_data_units",
     "in_mode",
     "log_jacobian",
+    "mean_codes",
+    "mean_data",
     "missing_mean",
     "needs_density",
     "pair",
@@ -114,13 +119,27 @@ class Variant(NamedTuple):
         """How many data, or codes, the networks are given at once outside training: fewer where a datum is large."""
         return rows_at_once(self.model.x_shape)
 
-    def in_model_units(self, x: Any) -> Tensor:
-        """``x`` [rows, *x_shape] in the data's units, scaled in float64, then in the model's dtype and on its device.
+    def admit(self, x: Any, name: str = "x") -> Tensor:
+        """Check data and convert them to the model's units: the one door of every function that judges data.
 
         Args:
-            x: A tensor, or anything else that ``prepare`` takes in memory, which is then checked.
+            x: Data [rows, *x_shape] in their own units: an array, a tensor, a data frame, a list of rows, a Dataset, or
+                ``Data``, which stands for its test part.
+            name: What to call the data in a message.
+
+        Returns:
+            ``y`` [rows, *x_shape], in the model's units and dtype and on its device. Inner functions take ``y``.
+
+        Raises:
+            ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
         """
-        x = x if isinstance(x, Tensor) else tensor_of(x)
+        return self.in_model_units(tensor_of(x, name))
+
+    def in_model_units(self, x: Tensor) -> Tensor:
+        """Convert a checked tensor [rows, *x_shape] from the data's units to the model's units, dtype and device.
+
+        The shift and the division are in float64. ``admit`` checks x first.
+        """
         if tuple(x.shape[1:]) != self.model.x_shape:
             raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
         parameter, scale = next(self.model.parameters()), self.model.scale
@@ -308,29 +327,45 @@ def with_prior(variant: Variant, prior: nn.Module) -> Variant:
 def encode(variant: Variant, x: Any) -> Tensor:
     """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim].
 
-    Here and wherever data are judged, x is an array, a tensor, a data frame, a list of rows or a Dataset; ``Data``
-    stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
+    Here and in every function that judges data, x is an array, a tensor, a data frame, a list of rows or a Dataset.
+    ``Data`` stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
 
     Raises:
         ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
     """
+    return torch.cat([mean_codes(variant, variant.in_model_units(rows)) for rows in chunks_of(x)])
+
+
+def mean_codes(variant: Variant, y: Tensor) -> Tensor:
+    """The mean of q(z | x): y [rows, *x_shape] in the model's units to [rows, z_dim]."""
     with evaluating(variant):
-        chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
-        return torch.cat([variant.guide.posterior(y).mean for y in chunks])
+        return torch.cat([variant.guide.posterior(rows).mean for rows in y.split(variant.at_once)])
 
 
 def decode(variant: Variant, z: Tensor) -> Tensor:
     """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units.
 
-    Where p(x | z) has no mean, what is returned is NaN, with a UserWarning that says so.
+    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
+    """
+    return in_data_units(variant, mean_data(variant, z))
+
+
+def mean_data(variant: Variant, z: Tensor) -> Tensor:
+    """The mean of p(x | z): z [rows, z_dim] to y [rows, *x_shape] in the model's units.
+
+    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
     """
     with evaluating(variant):
         means = torch.cat([moment(variant.model.x_given_z(rows), "mean", rows) for rows in z.split(variant.at_once)])
-        if bool(means.isnan().any()):
-            missing = missing_mean(variant, z)
-            if missing is not None:
-                warnings.warn(missing, stacklevel=2)
-        return torch.cat([variant.model.scale.inverse(rows) for rows in means.split(variant.at_once)])
+    missing = missing_mean(variant, z) if bool(means.isnan().any()) else None
+    if missing is not None:
+        warnings.warn(missing, stacklevel=3)
+    return means
+
+
+def in_data_units(variant: Variant, y: Tensor) -> Tensor:
+    """Convert y [rows, *x_shape] from the model's units back to the data's units."""
+    return torch.cat([variant.model.scale.inverse(rows) for rows in y.split(variant.at_once)])
 
 
 def missing_mean(variant: Variant, z: Tensor) -> str | None:
@@ -351,9 +386,10 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
 def reconstruct(variant: Variant, x: Any) -> Tensor:
     """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units.
 
-    x is as for ``encode``, but for a Dataset that is too large to hold, as its reconstruction would be: it is refused.
+    x is as for ``encode``, except that a Dataset which is too large to hold is refused, as its reconstruction would be
+    too large as well.
     """
-    return decode(variant, encode(variant, tensor_of(x)))
+    return decode(variant, mean_codes(variant, variant.admit(x)))
 
 
 def sample(
@@ -362,22 +398,28 @@ def sample(
     """Draw data: ``z ~ prior``, then ``x ~ p(x | z)``.
 
     Args:
-        variant: What to sample from.
+        variant: The pair to sample from.
         count: Number of data.
         prior: Another p(z), as ``ex_post.fit`` returns it; the model's own unless given.
         mean: Return the mean of p(x | z), a picture without observation noise, instead of a draw.
-        seed: Of the draws; the caller's random stream is left as it was.
+        seed: Seed of the draws; the caller's random stream is left as it was.
 
     Returns:
-        [count, *x_shape], in the data's units; in float64 where these are far from 0, as unix seconds are, and in the
-        dtype of the model otherwise.
+        [count, *x_shape], in the data's units. The dtype is float64 where these are far from 0, as unix seconds are,
+        and that of the model otherwise.
     """
+    return in_data_units(variant, draw_data(variant, count, prior=prior, mean=mean, seed=seed))
+
+
+def draw_data(
+    variant: Variant, count: int, *, prior: nn.Module | None = None, mean: bool = False, seed: int = 0
+) -> Tensor:
+    """``sample`` in the model's units, y [count, *x_shape]."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
     variant = variant if prior is None else with_prior(variant, prior)
     with evaluating(variant), seeded(seed):
         z = variant.model.prior().sample((count,))
         if mean:
-            return decode(variant, z)
-        draws = [variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)]
-        return torch.cat([variant.model.scale.inverse(rows) for rows in draws])
+            return mean_data(variant, z)
+        return torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)])

@@ -19,7 +19,7 @@ from ppl_vae import VARIANTS, bounds, ex_post, load, prepare, sample, save
 from ppl_vae.catalogue import CATALOGUE
 from ppl_vae.checkpoint import notes_of
 from ppl_vae.cli import app, main
-from ppl_vae.evaluation.evaluation import COLUMNS
+from ppl_vae.evaluation.metrics import COLUMNS
 from ppl_vae.streams import seeded
 
 COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]

@@ -22,10 +22,10 @@ import ppl_vae
 from ppl_vae import VARIANTS, Variant, bounds, encode, evaluate, ex_post, fit, pair, prepare, reconstruct, with_prior
 from ppl_vae.estimate import mean_over_data
 from ppl_vae.evaluation.distances import _first_order, frechet, frechet_with_error, nearest
-from ppl_vae.evaluation.evaluation import COLUMNS
 from ppl_vae.evaluation.features import Features, classifier, features_for, from_file, inception, principal_components
 from ppl_vae.evaluation.interpolation import _pair, interpolate, pairs, slerp
 from ppl_vae.evaluation.lower_bounds import held_out
+from ppl_vae.evaluation.metrics import COLUMNS
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     Bernoulli,
@@ -189,7 +189,7 @@ def test_a_point_mass_says_map_where_a_bound_would_stand(name: str) -> None:
     with evaluating(variant):
         joint = held_out(variant, x).mean().item()
     assert found["log_joint"].value == (pytest.approx(joint, rel=1e-10) if scored else None)
-    assert found["log_joint"].reason == ("" if scored else "codes not scored")
+    assert found["log_joint"].reason == ("" if scored else "p(z) not in the objective")
 
 
 def test_the_share_of_heavy_tails_counts_data_above_the_threshold() -> None:
@@ -694,7 +694,7 @@ def test_interpolations_are_judged_on_those_pairs(monkeypatch: pytest.MonkeyPatc
         made.append(interpolate(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("ppl_vae.evaluation.evaluation.interpolate", spy)
+    monkeypatch.setattr("ppl_vae.evaluation.metrics.interpolate", spy)
     evaluate(VARIANTS["gaussian_vae"]((X_DIM,), Z_DIM), torch.randn(60, X_DIM), 3)
 
     assert len(torch.unique(made[0], dim=0)) == 60  # an even number of rows
@@ -922,7 +922,7 @@ def test_repeats_of_data_with_few_values_are_said_to_be_usual() -> None:
 
 def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows stored class by class the first ones are of one class, and far from the training data."""
-    monkeypatch.setattr("ppl_vae.evaluation.evaluation.MOST", 400)
+    monkeypatch.setattr("ppl_vae.evaluation.metrics.MOST", 400)
     classes = 10 * torch.randn(10, X_DIM)
     x = classes.repeat_interleave(200, 0) + torch.randn(2000, X_DIM)
     train = classes[torch.randint(10, (2000,))] + torch.randn(2000, X_DIM)

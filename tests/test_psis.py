@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from ppl_vae.diagnosis.inference_data import arviz
-from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, psis, psis as module
+from ppl_vae.evaluation import pareto as module
+from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, psis
 
 OF_ARVIZ_0 = hasattr(arviz(), "psislw")  # arviz 1 keeps its function in arviz_stats
 

@@ -75,11 +75,11 @@ def collapse(variant: Variant, x: Tensor, *, seed: int = 0) -> Collapse:
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"collapse needs at least 2 data to tell apart, got {len(x)}")
-    drawn = draws(variant, x, 1, seed=seed)
+    drawn = draws(variant, variant.in_model_units(x), 1, seed=seed)
     own, prior = drawn.guide[0].double(), drawn.prior[0].double()
     with evaluating(variant), seeded(seed):
         aggregate = _aggregate(variant, x, drawn.z[0]).double()
-        _, per_dim = divergence(variant, x)
+        _, per_dim = divergence(variant, variant.in_model_units(x))
     means = encode(variant, x)
     unused = None if per_dim is None else int(((per_dim < EPSILON).double().mean(0) >= 1 - DELTA).sum())
     return Collapse(

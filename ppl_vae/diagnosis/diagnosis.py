@@ -229,7 +229,7 @@ def _steps(
     priors = {"p(z)": None} | ({} if ex_post is None else {"the ex-post mixture": ex_post})
     variant, proposal = (variant, variant) if variant.has_bound else (_around(variant, 1.0), _around(variant, 2.0))
     steps: dict[str, Step] = {
-        "draws": (num_particles * len(x), lambda: draws(proposal, x, num_particles, seed=seed)),
+        "draws": (num_particles * len(x), lambda: draws(proposal, variant.in_model_units(x), num_particles, seed=seed)),
         "annealed": (0, lambda: None),
         "collapse": (4 * len(x), lambda: collapse(variant, x, seed=seed)),
         "ranks": (100 * simulations, lambda: sbc(variant, simulations=simulations, seed=seed)),

@@ -86,7 +86,7 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
         ValueError: If the guide is a point mass.
     """
     x = tensor_of(x)
-    return labelled(variant, x, draw(variant, x, draws, seed=seed), seed=seed)
+    return labelled(variant, x, draw(variant, variant.in_model_units(x), draws, seed=seed), seed=seed)
 
 
 def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any:

@@ -171,7 +171,7 @@ def noise_calibration(variant: Variant, x: Tensor, *, num_particles: int = 10, s
     x = tensor_of(x)
     if len(x) < 2:
         raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(x)}")
-    z = draws(variant, x, num_particles, seed=seed).z
+    z = draws(variant, variant.in_model_units(x), num_particles, seed=seed).z
     with evaluating(variant):
         law: Any = variant.model.x_given_z(z[:1, : variant.at_once])
     facts = _scale_of(variant, law, variant.in_model_units(x))

@@ -10,13 +10,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..progress import Progress
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian, needs_density
 from .pareto import effective_sample_size
 
-__all__ = ["Annealed", "Bracket", "annealed", "bracket", "log_joint"]
+__all__ = ["Annealed", "Bracket", "annealed", "annealed_weights", "bracket", "log_joint"]
 
 ACCEPTANCE = 0.65  # of the proposals, that the pilot run aims at
 GAIN = 0.5  # of a log step size, on acceptance above what is aimed at
@@ -132,8 +131,25 @@ def annealed(
         Neal, Annealed Importance Sampling, 2001, eq. 11. https://arxiv.org/abs/physics/9803008
         Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, 2017. https://arxiv.org/abs/1611.04273
     """
+    y = variant.admit(x)
+    return annealed_weights(
+        variant, y, chains=chains, temperatures=temperatures, leapfrogs=leapfrogs, seed=seed, progress=progress
+    )
+
+
+def annealed_weights(
+    variant: Variant,
+    y: Tensor,
+    *,
+    chains: int = CHAINS,
+    temperatures: int = 100,
+    leapfrogs: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+) -> Annealed:
+    """``annealed`` for data y [rows, *x_shape] in the model's units; the weights are in the data's units."""
     _check(variant, chains, temperatures, leapfrogs)
-    parts = variant.in_model_units(tensor_of(x)).split(max(1, variant.at_once // chains))
+    parts = y.split(max(1, variant.at_once // chains))
     with evaluating(variant), seeded(seed), _watched(2 * len(parts) * temperatures, shown=progress) as tick:
         runs = []
         for y in parts:

@@ -11,13 +11,20 @@ __all__ = ["ACTIVE", "divergence"]
 ACTIVE = 0.01  # variance over data of a posterior mean above which a unit counts as active (Burda et al., 2016)
 
 
-def divergence(variant: Variant, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """KL(q(z | x) || p(z)) of each datum, [rows], and by code where both factorise, [rows, z_dim].
+def divergence(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute KL(q(z | x) || p(z)), nats, in closed form where torch knows one, and from 100 draws otherwise.
 
-    In closed form where torch knows one, else by 100 draws.
+    Call it under ``evaluating``.
+
+    Args:
+        variant: A pair whose guide has a density.
+        y: Data [rows, *x_shape], in the model's units.
+
+    Returns:
+        The KL of each datum, [rows], and the KL of each unit, [rows, z_dim], where both laws factorise.
     """
     prior, total, per_dim = variant.model.prior(), [], []
-    for rows in variant.in_model_units(x).split(variant.at_once):
+    for rows in y.split(variant.at_once):
         q = variant.guide.posterior(rows)
         try:
             total.append(kl_divergence(q, prior.expand(q.batch_shape)))

@@ -7,11 +7,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..guides import Guide
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian
-from .annealing import annealed, log_joint
+from .annealing import annealed_weights, log_joint
 
 __all__ = ["Gaps", "gaps"]
 
@@ -90,24 +89,24 @@ def gaps(
         Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
         https://arxiv.org/abs/1801.03558
     """
-    x = tensor_of(x)
+    y = variant.admit(x)
     log_evidence = None if log_evidence is None else torch.as_tensor(log_evidence)
-    _check(variant, x, num_particles, log_evidence, steps)
+    _check(variant, len(y), num_particles, log_evidence, steps)
     own, best = [], []
     with evaluating(variant), seeded(seed), pyro.validation_enabled(False):
-        for y in variant.in_model_units(x).split(max(1, variant.at_once // PARTICLES)):
-            h = variant.guide.encoder(y).flatten(1)
+        for rows in y.split(max(1, variant.at_once // PARTICLES)):
+            h = variant.guide.encoder(rows).flatten(1)
             start = [head(h) for head in variant.guide.heads]
             if not variant.guide.distribution(*start).has_rsample:
                 raise ValueError(f"{type(variant.guide).__name__} has no reparametrised draws, which refining it takes")
-            free = _refined(variant, y, start, steps, lr)
+            free = _refined(variant, rows, start, steps, lr)
             noise = int(torch.randint(2**31, ()))
-            own.append(_log_weights(variant, y, start, num_particles, noise))
-            best.append(_log_weights(variant, y, free, num_particles, noise))
+            own.append(_log_weights(variant, rows, start, num_particles, noise))
+            best.append(_log_weights(variant, rows, free, num_particles, noise))
         shift = log_jacobian(variant)
     log_weight, refined = torch.cat(own, 1) + shift, torch.cat(best, 1) + shift
     if log_evidence is None:
-        chain = annealed(variant, x, chains=chains, temperatures=temperatures, seed=seed)
+        chain = annealed_weights(variant, y, chains=chains, temperatures=temperatures, seed=seed)
         weighted = refined.logsumexp(0) - math.log(num_particles)
         if chain.bound.mean() > weighted.mean():
             return _split(log_weight, refined, chain.bound, "annealed", chain.error)
@@ -172,12 +171,12 @@ def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_part
     return torch.cat(found)
 
 
-def _check(variant: Variant, x: Tensor, num_particles: int, log_evidence: Tensor | None, steps: int) -> None:
+def _check(variant: Variant, rows: int, num_particles: int, log_evidence: Tensor | None, steps: int) -> None:
     if not variant.has_bound or type(variant.guide).posterior is not Guide.posterior:
         wanted = "wanted heads from which distribution(*parameters) makes a density, as of MeanField"
         raise ValueError(f"gaps refines parameters of q(z | x), and {type(variant.guide).__name__} has none: {wanted}")
     if num_particles < 2 or steps < 0:
         wanted = "num_particles must be at least 2, steps at least 0"
         raise ValueError(f"{wanted}, got {num_particles!r} and {steps!r}")
-    if log_evidence is not None and log_evidence.shape != x.shape[:1]:
-        raise ValueError(f"log_evidence has shape {list(log_evidence.shape)}, wanted one number per datum, [{len(x)}]")
+    if log_evidence is not None and log_evidence.shape != (rows,):
+        raise ValueError(f"log_evidence has shape {list(log_evidence.shape)}, wanted one number per datum, [{rows}]")

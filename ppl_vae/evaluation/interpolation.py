@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from ..variant import Variant, decode, encode
+from ..variant import Variant, mean_codes, mean_data
 
 __all__ = ["interpolate", "pairs", "slerp"]
 
@@ -29,14 +29,23 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Decode the spherical interpolation between the codes of data a and b [rows, *x_shape].
+    """Decode the spherical interpolation between the codes of two sets of data.
 
-    Codes of a point mass lie on no shell: they are standardised first.
+    The codes of a point mass lie on no shell, so that they are standardised first.
+
+    Args:
+        variant: The pair.
+        a, b: Data [rows, *x_shape], in the model's units.
+        t: Where between them, from 0 at a to 1 at b.
+
+    Returns:
+        [rows, *x_shape], in the model's units.
     """
-    first, last = encode(variant, a), encode(variant, b)
+    first, last = mean_codes(variant, a), mean_codes(variant, b)
     both = torch.cat([first, last])
     shift, width = (0.0, 1.0) if variant.has_bound else (both.mean(0), both.std(0).clamp_min(1e-6))
-    return decode(variant, slerp((first - shift) / width, (last - shift) / width, t) * width + shift)
+    between = slerp((first - shift) / width, (last - shift) / width, t)
+    return mean_data(variant, between * width + shift)
 
 
 def pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,9 @@ from ..checkpoint import refuse_other, save
 from ..contracts.support import check_support
 from ..data.data_set import Data
 from ..evaluation import ex_post
-from ..evaluation.evaluation import COLUMNS, Evaluation, evaluate
+from ..evaluation.evaluation import Evaluation, evaluate
 from ..evaluation.features import Features, features_for
+from ..evaluation.metrics import COLUMNS
 from ..files import writable, write_text
 from ..models import Mixture
 from ..streams import seeded

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..data.data_set import Data
 from ..estimate import Number
-from ..evaluation.evaluation import COLUMNS, MOST
 from ..evaluation.interpolation import interpolate
+from ..evaluation.metrics import COLUMNS, MOST
 from ..models.networks import is_image
 from ..streams import seeded
-from ..variant import reconstruct, sample
+from ..variant import in_data_units, reconstruct, sample
 from . import plots
 from .plots import Judged, colour
 
@@ -303,8 +303,9 @@ def _grids(row: Judged, side: int) -> list[str]:
     count, half = side * side, min(len(x) // 2, 100)
     pairs = x[: side * (side // 2)]
     both = torch.stack([part.unflatten(0, (-1, side)) for part in (pairs, reconstruct(variant, pairs).to(pairs))], 1)
+    ends = [variant.in_model_units(some) for some in (x[:half], x[half : 2 * half])]
     steps = [
-        interpolate(variant, x[:half], x[half : 2 * half], step / (side - 1))[:side] for step in range(side)
+        in_data_units(variant, interpolate(variant, ends[0], ends[1], step / (side - 1)))[:side] for step in range(side)
     ]  # of many pairs, since codes of a point mass are standardised by all that are given
     made = (
         sample(variant, count, mean=True),

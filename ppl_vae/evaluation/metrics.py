@@ -1,0 +1,328 @@
+"""The metrics: one function each, with its title, unit and direction beside it.
+
+A metric looks at a ``Subject`` and returns a ``Number``. Where the number would not be legitimate, it gives the reason
+instead. The docstring of the function is the text of its column, and the functions stand in the order of the table. To
+add a metric, add a function.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..estimate import Number, mean_over_data, share_over_data
+from ..models.networks import is_image
+from ..noise import at_floor, noise_scale
+from ..streams import chosen, seeded
+from ..variant import Variant, draw_data, evaluating, mean_codes, mean_data, missing_mean
+from .codes import ACTIVE, divergence
+from .distances import frechet_with_error, nearest
+from .features import Features
+from .interpolation import interpolate, pairs
+from .lower_bounds import Bounds, bounds_under, held_out
+from .pareto import k_threshold
+
+__all__ = ["COLUMNS", "Column", "Subject", "measure", "metric"]
+
+MOST = 5000  # data that a Frechet distance takes at most
+
+
+class Column(NamedTuple):
+    """What a number of the table is.
+
+    Attributes:
+        title: A short name.
+        unit: Its unit.
+        up: Whether larger is better; None where neither is.
+        text: One line of explanation.
+        means: Where the samples behind the number are means of p(x | z), without observation noise: ``"always"``,
+            ``"images"``, or never, which is empty.
+    """
+
+    title: str
+    unit: str
+    up: bool | None
+    text: str
+    means: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained variant and the held-out data that it is judged on. What several metrics need is computed once.
+
+    Attributes:
+        variant: The pair, under ``evaluating``.
+        y: Held-out data [rows, *x_shape]; these and all data here are in the model's units.
+        real: What samples are compared with: ``y``, or the pictures of which it is a binary draw.
+        train: Training data, where they were given.
+        mixture: The ex-post density, where there is one.
+        features: The space of the Frechet distances.
+        num_particles: The number K of draws per datum for the bounds.
+        seed: Seed of every draw.
+    """
+
+    variant: Variant
+    y: Tensor
+    real: Tensor
+    train: Tensor | None
+    mixture: nn.Module | None
+    features: Features
+    num_particles: int
+    seed: int
+
+    @cached_property
+    def bounds(self) -> list[Bounds]:
+        """Bounds under the model's own prior and, where there is one, under the mixture, from the same draws."""
+        own = self.variant.model.prior
+        priors = [own] if self.mixture is None else [own, self.mixture]
+        return bounds_under(self.variant, priors, self.y, self.num_particles, seed=self.seed)
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """The means of q(z | x), [rows, z_dim]."""
+        return mean_codes(self.variant, self.y)
+
+    @cached_property
+    def divergence(self) -> tuple[Tensor, Tensor | None]:
+        """KL(q(z | x) || p(z)) of each datum, and of each unit where both laws factorise."""
+        return divergence(self.variant, self.y)
+
+    @cached_property
+    def has_mean(self) -> bool:
+        """Whether p(x | z) has a mean."""
+        return missing_mean(self.variant, self.codes[: self.variant.at_once]) is None
+
+    @property
+    def shows_means(self) -> bool:
+        """Whether samples are shown as means of p(x | z): people look at pictures so, and a table needs its noise."""
+        return is_image(self.variant.model.x_shape)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the samples that are wanted can be drawn."""
+        return self.has_mean or not self.shows_means
+
+    @cached_property
+    def compared(self) -> Tensor:
+        """The rows that are compared, at random where there are more than 5000; every sample has as many."""
+        rows = len(self.y) if self.train is None else min(len(self.y), len(self.train))
+        return chosen(len(self.y), min(rows, MOST), self.seed)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The features of the real data that are compared."""
+        return self.features.apply(self.real[self.compared])
+
+    @cached_property
+    def of_mixture(self) -> Tensor:
+        """Samples from the ex-post mixture."""
+        return self.samples(self.mixture)
+
+    def samples(self, prior: nn.Module | None) -> Tensor:
+        """As many samples as data are compared, from the model's prior unless another one is given."""
+        count = len(self.compared)
+        return draw_data(self.variant, count, prior=prior, mean=self.shows_means, seed=self.seed)
+
+    def distance(self, made: Tensor) -> Number:
+        """The Frechet distance of made data from the real data that are compared."""
+        features = self.features.apply(made)
+        if not bool(features.isfinite().all() and self.reference.isfinite().all()):
+            return Number(None, reason="features not finite")
+        value, error = frechet_with_error(self.reference, features)
+        rows, dimensions = min(len(self.reference), len(features)), features.shape[1]
+        is_rough = rows < 2 * dimensions
+        return Number(value, error, f"its error is rough: {rows} rows, {dimensions} features" if is_rough else "")
+
+    def to_nearest_training_datum(self, made: Tensor) -> Number:
+        """The mean distance of made data to the closest training datum."""
+        if self.train is None:
+            return NO_TRAIN
+        at_once = max(1, self.variant.at_once // 2)  # each row stands beside its five closest
+        return mean_over_data(nearest(made, self.train, at_once))
+
+
+COLUMNS: dict[str, Column] = {}
+METRICS: dict[str, Callable[[Subject], Number]] = {}
+Metric = Callable[[Subject], Number]
+
+MAP, NO_MIXTURE, NO_TRAIN, NO_MEAN = (
+    Number(None, reason=reason) for reason in ("MAP", "no mixture", "no train", "no mean")
+)
+
+
+def metric(title: str, unit: str, *, up: bool | None, means: str = "") -> Callable[[Metric], Metric]:
+    """Enter a function into the table under its own name; see ``Column`` for the arguments."""
+
+    def enter(function: Metric) -> Metric:
+        name, text = function.__name__, " ".join(str(function.__doc__).split()).rstrip(".")
+        COLUMNS[name], METRICS[name] = Column(title, unit, up, text, means), function
+        return function
+
+    return enter
+
+
+def measure(subject: Subject) -> dict[str, Number]:
+    """Every metric of a subject, by name. Each has random streams of its own, so that none moves another."""
+    found = {}
+    for name, function in METRICS.items():
+        with evaluating(subject.variant), seeded(subject.seed):
+            found[name] = function(subject)
+    return found
+
+
+@metric("bound", "nats", up=True)
+def bound(subject: Subject) -> Number:
+    """ELBO of held-out data, per datum, in the data's units."""
+    if not subject.variant.has_bound:
+        return MAP
+    return mean_over_data(subject.bounds[0].elbo)
+
+
+@metric("IW bound", "nats", up=True)
+def importance_weighted(subject: Subject) -> Number:
+    """Importance-weighted bound with K draws per datum."""
+    if not subject.variant.has_bound:
+        return MAP
+    return mean_over_data(subject.bounds[0].importance_weighted)
+
+
+@metric("k-hat high", "share", up=False)
+def heavy_tails(subject: Subject) -> Number:
+    """Share of the data whose K weights tell too little to trust their IW bound."""
+    if not subject.variant.has_bound:
+        return MAP
+    k_hat = subject.bounds[0].k_hat
+    if bool(torch.isposinf(k_hat).all()):
+        return Number(None, reason="too few draws")
+    return share_over_data((k_hat > k_threshold(subject.num_particles)).double())
+
+
+@metric("bound, ex post", "nats", up=True)
+def bound_ex_post(subject: Subject) -> Number:
+    """ELBO with the fitted mixture as the prior."""
+    if not subject.variant.has_bound:
+        return MAP
+    if subject.mixture is None:
+        return NO_MIXTURE
+    return mean_over_data(subject.bounds[1].elbo)
+
+
+@metric("MAP", "nats", up=True)
+def log_joint(subject: Subject) -> Number:
+    """Log p(x, z) at the code of a point mass, which is no bound and compares with none."""
+    if subject.variant.has_bound:
+        return Number(None, reason="has a bound")
+    if not subject.variant.codes_are_scored:
+        return Number(None, reason="p(z) not in the objective")
+    return mean_over_data(held_out(subject.variant, subject.y, 1))
+
+
+@metric("bits/dim", "bits", up=False)
+def bits_per_dim(subject: Subject) -> Number:
+    """-bound / (D log 2), of a probability mass only."""
+    if not subject.variant.has_bound:
+        return MAP
+    if not subject.variant.support.is_discrete:
+        return Number(None, reason="a density")
+    per_dim = -1 / (subject.y[0].numel() * math.log(2))
+    return mean_over_data(subject.bounds[0].elbo * per_dim)
+
+
+@metric("RMSE", "scaled x", up=False)
+def rmse(subject: Subject) -> Number:
+    """Root mean squared error of the reconstruction at the posterior mean."""
+    if not subject.has_mean:
+        return NO_MEAN
+    difference = mean_data(subject.variant, subject.codes) - subject.y
+    square = mean_over_data(difference.square().flatten(1).mean(1))
+    if square.value is None or square.error is None:
+        return square
+    root = math.sqrt(square.value)
+    return Number(root, square.error / (2 * max(root, 1e-300)))  # by the delta method
+
+
+@metric("active", "units", up=None)
+def active_units(subject: Subject) -> Number:
+    """Number of codes whose posterior mean has a variance above 0.01 over data."""
+    return Number(float((subject.codes.var(0) > ACTIVE).sum()))
+
+
+@metric("KL", "nats", up=None)
+def kl(subject: Subject) -> Number:
+    """KL(q(z | x) || p(z)), mean over held-out data."""
+    return mean_over_data(subject.divergence[0]) if subject.variant.has_bound else MAP
+
+
+@metric("sigma", "scaled x", up=None)
+def sigma(subject: Subject) -> Number:
+    """Root mean square of the likelihood's scale."""
+    scale = noise_scale(subject.variant, subject.y)
+    if scale is None:
+        return Number(None, reason="none")
+    return Number(scale, reason=at_floor(subject.variant, subject.y[: subject.variant.at_once]) or "")
+
+
+@metric("F real", "F", up=None)
+def frechet_floor(subject: Subject) -> Number:
+    """Frechet distance of held-out from training data: the floor."""
+    if subject.train is None:
+        return NO_TRAIN
+    generator = torch.Generator().manual_seed(subject.seed)
+    rows = torch.randperm(len(subject.train), generator=generator)[: len(subject.compared)]
+    return subject.distance(subject.train[rows.to(subject.train.device)])
+
+
+@metric("F rec.", "F", up=False, means="always")
+def frechet_reconstructions(subject: Subject) -> Number:
+    """Frechet distance of reconstructions from the held-out data themselves; means of p(x | z), no noise."""
+    if not subject.has_mean:
+        return NO_MEAN
+    return subject.distance(mean_data(subject.variant, subject.codes[subject.compared]))
+
+
+@metric("F prior", "F", up=False, means="images")
+def frechet_prior(subject: Subject) -> Number:
+    """Frechet distance of samples from the prior; for images they are means of p(x | z), no noise."""
+    return subject.distance(subject.samples(None)) if subject.can_sample else NO_MEAN
+
+
+@metric("F ex post", "F", up=False, means="images")
+def frechet_ex_post(subject: Subject) -> Number:
+    """Frechet distance of samples from the fitted mixture; for images they are means of p(x | z), no noise."""
+    if subject.mixture is None:
+        return NO_MIXTURE
+    return subject.distance(subject.of_mixture) if subject.can_sample else NO_MEAN
+
+
+@metric("F interp.", "F", up=False, means="always")
+def frechet_interpolations(subject: Subject) -> Number:
+    """Frechet distance of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise.
+
+    The pairs are made of the data that they are compared with, so that the distance is smaller than between independent
+    samples.
+    """
+    if not subject.has_mean:
+        return NO_MEAN
+    ends = pairs(subject.y[subject.compared], subject.seed)
+    return subject.distance(interpolate(subject.variant, *ends, 0.5))
+
+
+@metric("near real", "scaled x", up=None)
+def nearest_held_out(subject: Subject) -> Number:
+    """Distance of held-out data to the nearest training datum."""
+    return subject.to_nearest_training_datum(subject.real[subject.compared])
+
+
+@metric("near ex post", "scaled x", up=None, means="images")
+def nearest_ex_post(subject: Subject) -> Number:
+    """Distance of ex-post samples to the nearest training datum; for images they are means, no noise.
+
+    Samples that are far nearer than held-out data are copies.
+    """
+    if subject.mixture is None:
+        return NO_MIXTURE
+    return subject.to_nearest_training_datum(subject.of_mixture) if subject.can_sample else NO_MEAN
