@@ -41,7 +41,7 @@ from .. import VARIANTS, Variant
 from ..svi import SVI, Adam, Step
 from ..svi.capture import record
 from ..svi.precision import networks_in_bf16, products_in_bf16
-from ..training.loop import threads_for
+from ..training.machine import threads_for
 
 LR, BATCHES = 1e-3, 20
 HAND = "hand-written, eager"

@@ -77,7 +77,7 @@ class Variant(NamedTuple):
 
     @property
     def kl_weight(self) -> float:
-        """The weight of the KL now: 1 unless it is scheduled, 0 where codes are not scored."""
+        """The current weight of the KL: 1 unless it is scheduled, 0 where p(z) is not in the objective."""
         return float(getattr(self.model.kl_weight, "value", self.codes_are_scored))
 
     @property

@@ -21,10 +21,11 @@ from ppl_vae.guides import Guide
 from ppl_vae.models import Gaussian, Laplace, LearnedSigma, LinearGaussian, OptimalSigma, Scale, StudentT
 from ppl_vae.streams import seeded
 from ppl_vae.svi.precision import networks_in_bf16
-from ppl_vae.training import fitting as training, loop
+from ppl_vae.training import machine
 from ppl_vae.training.batches import Batches
 from ppl_vae.training.divergence import Diverged
 from ppl_vae.training.fitting import Fit
+from ppl_vae.training.options import SCHEDULES
 from ppl_vae.variant import evaluating, frozen_parts
 
 
@@ -266,7 +267,7 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
             "rae_l2",
             ["a MAP objective, log p(x, z)", "not a lower bound", "WeightPrior(scale=0.1, layers=('decoder',))"],
         ),
-        ("ae", ["log p(x | z), codes not scored", "codes are not scored"]),
+        ("ae", ["log p(x | z), with p(z) not in the objective, at a point mass", "none: p(z) is not in"]),
         ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
     ],
@@ -373,7 +374,7 @@ def test_the_terms_of_the_receipt_add_up_to_its_loss() -> None:
 
 
 def test_the_learning_rate_follows_its_schedule() -> None:
-    rates = training.SCHEDULES["cosine"]
+    rates = SCHEDULES["cosine"]
     assert [rates(0.0), rates(0.5), rates(1.0)] == pytest.approx([1.0, 0.5, 0.0])
 
 
@@ -386,10 +387,10 @@ def test_data_outside_the_support_are_refused_before_training() -> None:
 
 def test_a_batch_below_a_grain_of_work_is_trained_by_one_thread_and_the_rest_is_left_alone() -> None:
     before, seen = torch.get_num_threads(), set()
-    for batch_size in (32, 2 * loop.GRAIN // 5):
-        with loop.threads_for(batch_size * 5):
+    for batch_size in (32, 2 * machine.GRAIN // 5):
+        with machine.threads_for(batch_size * 5):
             seen.add((batch_size, torch.get_num_threads()))
-    assert seen == {(32, 1), (2 * loop.GRAIN // 5, before)}
+    assert seen == {(32, 1), (2 * machine.GRAIN // 5, before)}
     assert torch.get_num_threads() == before
 
 

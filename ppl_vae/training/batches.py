@@ -32,7 +32,7 @@ class Batches:
     """
 
     def __init__(self, variant: Variant, data: Tensor | Dataset[Any], batch_size: int, *, draw: bool = False) -> None:
-        self.variant, self.batch_size, self.draw = variant, batch_size, draw
+        self.variant, self.data, self.batch_size, self.draw = variant, data, batch_size, draw
         self.rows = len(data)  # type: ignore[arg-type]
         self.device = next(variant.model.parameters()).device
         self.resident = variant.in_model_units(data) if isinstance(data, Tensor) and self._fits(data) else None
@@ -56,6 +56,13 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size) - self.joins
+
+    def first(self, rows: int = 8) -> Tensor:
+        """The first training data as they stand, [rows, *x_shape] in the model's units."""
+        count = min(rows, self.rows)
+        some = self.data[:count] if isinstance(self.data, Tensor) else stack_of([self.data[i] for i in range(count)])
+        y = self.variant.in_model_units(some)
+        return torch.bernoulli(y) if self.draw else y
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.resident is None:

@@ -29,7 +29,7 @@ def describe(part: nn.Module) -> str:
 def nature(variant: Variant) -> str:
     """What the training objective is: a bound of log p(x), or why it is not."""
     if not variant.has_bound:
-        scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), codes not scored"
+        scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), with p(z) not in the objective,"
         return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
@@ -105,7 +105,7 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
         ("likelihood", describe(model.likelihood)),
         ("prior", describe(model.prior)),
         ("guide", type(variant.guide).__name__),
-        ("KL weight", "codes are not scored" if not variant.codes_are_scored else f"{weight:.4g}"),
+        ("KL weight", "none: p(z) is not in the objective" if not variant.codes_are_scored else f"{weight:.4g}"),
     ]
     lines += [("", text) for text in _at_weight_one(variant, y, weight)]
     lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
@@ -124,4 +124,4 @@ def estimator(variant: Variant) -> str:
     """The estimator of the loss and its number of draws."""
     particles = variant.loss.num_particles
     name = repr(variant.loss) if isinstance(variant.loss, PerDatumELBO) else type(variant.loss).__name__
-    return f"{name}, {particles} draw{'s' * (particles > 1)} a datum and step"
+    return f"{name}, {particles} draw{'s' * (particles > 1)} per datum and step"
