@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli as BernoulliLaw, MultivariateNormal, N
 
 from ppl_vae import pair
 from ppl_vae.evaluation import annealing as module
-from ppl_vae.evaluation.annealing import Annealed, Path, annealed, bracket, log_joint
+from ppl_vae.evaluation.annealing import Annealed, AnnealedPath, annealed, bracket, log_joint
 from ppl_vae.guides import FullRank, Laplace, MeanField, PointMass
 from ppl_vae.models import Bernoulli, Gaussian, LinearGaussian, Scale
 from ppl_vae.streams import seeded
@@ -92,7 +92,7 @@ def test_what_is_reported_is_made_of_the_weights() -> None:
 def test_the_temperatures_are_the_sigmoid_from_0_to_1_and_symmetric() -> None:
     model, x = problem(2)
     with evaluating(variant := program(model)):
-        betas = torch.tensor(Path(variant, x, 50, 3).betas)
+        betas = torch.tensor(AnnealedPath(variant, x, 50, 3).betas)
 
     assert betas[0] == 0
     assert betas[-1] == 1
@@ -109,7 +109,7 @@ def moved(move: Callable[..., Any]) -> float:
     model, x = problem(1)
     variant = program(model, **OFF)
     with evaluating(variant), seeded(1):
-        path = Path(variant, x, 4, 3)
+        path = AnnealedPath(variant, x, 4, 3)
         guide, posterior = path.guide, model.posterior(x)
         precisions = [(1 - path.betas[2]) * guide.precision_matrix, path.betas[2] * posterior.precision_matrix]
         slope = sum((p @ q.loc.unsqueeze(-1)).squeeze(-1) for p, q in zip(precisions, (guide, posterior), strict=True))
@@ -125,7 +125,7 @@ def moved(move: Callable[..., Any]) -> float:
 
 
 def test_a_move_leaves_its_density_as_it_is() -> None:
-    assert moved(Path.move) < 4
+    assert moved(AnnealedPath.move) < 4
 
 
 WRONG_MOVES = {
@@ -139,7 +139,7 @@ WRONG_MOVES = {
 
 @pytest.mark.parametrize(("right", "wrong"), WRONG_MOVES.values(), ids=WRONG_MOVES)
 def test_a_wrong_move_does_not(right: str, wrong: str) -> None:
-    assert moved(mutated(Path.move, right, wrong)) > 6
+    assert moved(mutated(AnnealedPath.move, right, wrong)) > 6
 
 
 def test_a_trajectory_of_small_steps_conserves_energy() -> None:
@@ -147,10 +147,12 @@ def test_a_trajectory_of_small_steps_conserves_energy() -> None:
     model, x = problem(20)
     variant = program(model, **OFF)
     with evaluating(variant), seeded(0):
-        path = Path(variant, x, 4, 10)
+        path = AnnealedPath(variant, x, 4, 10)
         path.step_size.fill_(0.02)
         state = path.at(path.guide.sample((50,)))
-        right, wrong = (move(path, state, 2)[1].mean() for move in (Path.move, mutated(Path.move, "/ 2 * (", "* (")))
+        right, wrong = (
+            move(path, state, 2)[1].mean() for move in (AnnealedPath.move, mutated(AnnealedPath.move, "/ 2 * (", "* ("))
+        )
     assert right > 0.999
     assert wrong < 0.99
 
@@ -189,7 +191,7 @@ WRONG_RUNS = {
 def test_a_wrong_run_is_biased(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that follow the chain's own acceptance keep it where it is accepted: each is a valid move, all are not."""
     monkeypatch.setattr("ppl_vae.blocks.ROWS", 40_000)
-    monkeypatch.setattr(Path, "_run", mutated(Path._run, right, wrong))
+    monkeypatch.setattr(AnnealedPath, "_run", mutated(AnnealedPath._run, right, wrong))
     assert abs(score(weights(8)[0], 1.0)) > 5
 
 
@@ -232,7 +234,7 @@ def test_the_pilot_finds_steps_for_each_datum_which_the_run_then_keeps() -> None
     model, x = problem(40)
     variant = program(model, stretch=100.0)
     with evaluating(variant), seeded(0):
-        path = Path(variant, x, 60, 10)
+        path = AnnealedPath(variant, x, 60, 10)
         path.tune(16)
         frozen = path.step_size.clone()
         acceptance = path.forward(16).acceptance
@@ -269,7 +271,7 @@ def test_the_mean_reciprocal_of_a_reverse_weight_is_that_of_the_evidence(monkeyp
     found = bracket(variant, rows=10_000, chains=2, temperatures=4, leapfrogs=3)
     ratio = (model.log_evidence(found.x) - found.reverse.log_weight).exp().mean(0)
     with evaluating(variant), seeded(0):
-        path = Path(variant, found.x, 4, 3)
+        path = AnnealedPath(variant, found.x, 4, 3)
         wrong = path.reverse(model.posterior(found.x).loc.expand(2, -1, -1)).log_weight
 
     assert abs(score(ratio, 1.0)) < 4

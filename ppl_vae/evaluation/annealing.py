@@ -1,4 +1,4 @@
-"""Log p(x) by annealed importance sampling, and a bracket of it on data that the model drew itself."""
+"""Bounds of log p(x) by annealed importance sampling, and a bracket of it for data that the model drew itself."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..estimate import standard_error
 from ..progress import Progress
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian, needs_density
@@ -17,19 +18,19 @@ from .pareto import effective_sample_size
 
 __all__ = ["Annealed", "Bracket", "annealed", "annealed_weights", "bracket", "log_joint"]
 
-ACCEPTANCE = 0.65  # of the proposals, that the pilot run aims at
-GAIN = 0.5  # of a log step size, on acceptance above what is aimed at
-DRAWS = 100  # that the widths of the guide are taken from
-CHAINS = 16  # independent runs per datum, unless told otherwise
-DELTA = 4.0  # ends of the sigmoid that sets the temperatures
+ACCEPTANCE = 0.65  # the share of accepted proposals that the pilot run aims at
+GAIN = 0.5  # how far a log step size moves for each unit of acceptance above that share
+DRAWS = 100  # draws from the guide, of which its widths are taken
+CHAINS = 16  # independent runs per datum, unless another number is given
+DELTA = 4.0  # the sigmoid that sets the temperatures ends at -DELTA and DELTA
 
 
 class Annealed(NamedTuple):
-    """Annealed importance weights, in the data's units: their mean has expectation p(x), for any number of steps.
+    """Annealed importance weights in the data's units. Their mean has expectation p(x), for any number of steps.
 
     Attributes:
-        log_weight: Natural logarithms, [chains, rows].
-        acceptance: Mean probability that a proposal was accepted, [rows]; aimed at .65.
+        log_weight: The natural logarithms of the weights, [chains, rows].
+        acceptance: The mean probability that a proposal was accepted, [rows]. The pilot run aims at 0.65.
     """
 
     log_weight: Tensor
@@ -37,40 +38,44 @@ class Annealed(NamedTuple):
 
     @property
     def bound(self) -> Tensor:
-        """Log of the mean weight over chains, [rows]: in expectation below log p(x), and not below ``mean``."""
+        """The log of the mean weight over chains, [rows]. Its mean is below log p(x); it is at least ``mean``."""
         return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
 
     @property
     def error(self) -> Tensor:
-        """Monte Carlo standard error of ``bound``, [rows], by the delta method: void where few chains count."""
+        """The Monte Carlo standard error of ``bound``, [rows], by the delta method; meaningless if few chains count."""
         return (1 / self.effective_sample_size - 1 / len(self.log_weight)).clamp_min(0).sqrt()
 
     @property
     def mean(self) -> Tensor:
-        """Mean log weight over chains, [rows]: in expectation below log p(x), by half the variance at first order."""
+        """The mean log weight over chains, [rows].
+
+        In expectation it is below log p(x), to first order by half the variance of the log weights.
+        """
         return self.log_weight.mean(0)
 
     @property
     def mean_error(self) -> Tensor:
-        """Monte Carlo standard error of ``mean``, [rows]."""
-        return self.log_weight.std(0) / math.sqrt(len(self.log_weight))
+        """The Monte Carlo standard error of ``mean``, [rows]."""
+        return standard_error(self.log_weight)
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """How many equal weights say as much, [rows], from 1 to ``chains``."""
+        """The number of equal weights that would say as much, [rows], from 1 to ``chains``."""
         return effective_sample_size(self.log_weight.mT)
 
 
 class Bracket(NamedTuple):
-    """Log p(x) between two bounds, for data drawn from the model, nats per datum, in the data's units.
+    """Two bounds with log p(x) between them, for data drawn from the model, nats per datum, in the data's units.
 
-    The reverse chains of a datum share their start, the one code that is known to be an exact draw from p(z | x). So
-    errors are over data.
+    The reverse chains of a datum all start from the one code that is known to be an exact draw from p(z | x). They are
+    not independent, so that the errors here are over data and not over chains.
 
     Attributes:
         x: The data, [rows, *x_shape].
-        forward: From the guide to the posterior.
-        reverse: From the posterior to the guide: of these weights the mean reciprocal has expectation 1 / p(x).
+        forward: The chains from the guide to the posterior.
+        reverse: The chains from the posterior to the guide. The mean reciprocal of their weights has expectation
+            1 / p(x).
     """
 
     x: Tensor
@@ -89,13 +94,13 @@ class Bracket(NamedTuple):
 
     @property
     def gap(self) -> tuple[float, float]:
-        """Mean of ``upper - lower`` over data, and its standard error: no less than what either bound is off by."""
+        """The mean of ``upper - lower`` over data, and its standard error. Neither bound is further off than this."""
         difference = self.upper - self.lower
-        return float(difference.mean()), float(difference.std() / math.sqrt(len(difference)))
+        return float(difference.mean()), float(standard_error(difference))
 
 
 def log_joint(variant: Variant, y: Tensor, z: Tensor) -> Tensor:
-    """Log p(y, z) for y [rows, *x_shape] in the model's units, z [..., rows, z_dim]: [..., rows]."""
+    """Log p(y, z), [..., rows], for y [rows, *x_shape] in the model's units and codes z [..., rows, z_dim]."""
     value: Tensor = variant.model.prior().log_prob(z) + variant.model.x_given_z(z).log_prob(y)
     return value
 
@@ -113,19 +118,20 @@ def annealed(
     """Bound log p(x) by chains that go from q(z | x) to p(z | x) along ``q**(1 - beta) p(x, .)**beta``.
 
     At each temperature z moves by one trajectory of Hamiltonian Monte Carlo, in units of the guide's standard
-    deviations. Its step size, one for each datum and temperature, comes from a pilot run and is then frozen: adapted
-    inside, the moves would not leave the path invariant. Gradients are with respect to z alone. The cost, pilot
-    included, is ``2 * chains * temperatures * leapfrogs`` decodings per datum, and gradients of as many.
+    deviations. There is one step size per datum and temperature. It comes from a pilot run and is then frozen, since
+    moves that adapt their own step size would not leave the path invariant. Gradients are with respect to z alone. The
+    cost is ``2 * chains * temperatures * leapfrogs`` decodings per datum, with their gradients, pilot run included.
 
     Args:
         variant: A pair in which z is unconstrained and the guide has a density.
         x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
-        chains: Independent runs a datum.
-        temperatures: Steps from the guide to the posterior; more are tighter, one is the importance-weighted bound of
-            as many draws as there are chains.
-        leapfrogs: Steps of a trajectory.
-        seed: Of every draw, which are of all rows together; the caller's random streams are left as they were.
-        progress: Whether to show how far it is.
+        chains: The number of independent runs per datum.
+        temperatures: The number of steps from the guide to the posterior. More steps give a tighter bound. One step
+            gives the importance-weighted bound of as many draws as there are chains.
+        leapfrogs: The number of steps of a trajectory.
+        seed: Seed of every draw. The draws of all rows come from one stream. The caller's random streams are left as
+            they were.
+        progress: Whether to show progress.
 
     References:
         Neal, Annealed Importance Sampling, 2001, eq. 11. https://arxiv.org/abs/physics/9803008
@@ -153,7 +159,7 @@ def annealed_weights(
     with evaluating(variant), seeded(seed), _watched(2 * len(parts) * temperatures, shown=progress) as tick:
         runs = []
         for y in parts:
-            path = Path(variant, y, temperatures, leapfrogs, tick)
+            path = AnnealedPath(variant, y, temperatures, leapfrogs, tick)
             path.tune(chains)
             runs.append(path.forward(chains))
         return _joined(variant, runs)
@@ -171,12 +177,12 @@ def bracket(
 ) -> Bracket:
     """Bound log p(x) from below and above, for data drawn from the model (bidirectional Monte Carlo).
 
-    A datum is drawn together with its code, which is then an exact draw from p(z | x). From there the same moves run
-    backwards; the gap says how far ``annealed`` can be off with these settings, on data like the model's own.
+    A datum is drawn together with its code, which is then an exact draw from p(z | x). The same moves run backwards
+    from there. The gap says how far ``annealed`` can be off with these settings, on data like the model's own.
 
     Args:
-        variant: As in ``annealed``, and so are the rest.
-        rows: Data to draw.
+        variant: As in ``annealed``.
+        rows: The number of data to draw.
         chains, temperatures, leapfrogs, seed, progress: As in ``annealed``.
 
     References:
@@ -192,7 +198,7 @@ def bracket(
         with _watched(3 * len(parts) * temperatures, shown=progress) as tick:
             for z in parts:
                 y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
-                path = Path(variant, y, temperatures, leapfrogs, tick)
+                path = AnnealedPath(variant, y, temperatures, leapfrogs, tick)
                 path.tune(chains)
                 data.append(variant.model.scale.inverse(y))
                 forward.append(path.forward(chains))
@@ -215,14 +221,14 @@ def _joined(variant: Variant, runs: list[Annealed]) -> Annealed:
 
 @contextmanager
 def _watched(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar of ``total`` temperatures, and the function to call after each."""
+    """Show a bar of ``total`` temperatures, and yield the function to call after each."""
     done, fifth = count(1), max(1, total // 5)
     with Progress("annealing", total, shown=shown, unit="temperature") as bar:
         yield lambda: bar.advance(now := next(done), line=now % fifth == 0)
 
 
 class State(NamedTuple):
-    """Codes z [chains, rows, z_dim], log p(y, z) and log q(z | y) [chains, rows], and their gradients in z."""
+    """Codes z [chains, rows, z_dim] with log p(y, z) and log q(z | y), [chains, rows], and their gradients in z."""
 
     z: Tensor
     log_p: Tensor
@@ -231,11 +237,12 @@ class State(NamedTuple):
     slope_q: Tensor
 
 
-class Path:
-    """``f_t = q**(1 - beta_t) p(y, .)**beta_t``, t = 0 to T, for y [rows, *x_shape] in the model's units.
+class AnnealedPath:
+    """The path ``f_t = q**(1 - beta_t) p(y, .)**beta_t``, t = 0 to T, for y [rows, *x_shape] in the model's units.
 
-    ``beta_t = (s(DELTA (2 t / T - 1)) - s(-DELTA)) / (s(DELTA) - s(-DELTA))``, s the sigmoid (Wu et al., 2017). A run
-    is T increments of the log weight, with moves that leave f_t invariant in between; or the same backwards.
+    ``beta_t = (s(DELTA (2 t / T - 1)) - s(-DELTA)) / (s(DELTA) - s(-DELTA))`` with the sigmoid s (Wu et al., 2017). A
+    run consists of T increments of the log weight, with moves between them that leave f_t invariant. A run can go
+    backwards too.
     """
 
     def __init__(
@@ -249,15 +256,15 @@ class Path:
         self.step_size = self.width.new_full((temperatures + 1, len(y)), self.width.shape[-1] ** -0.25)
 
     def tune(self, chains: int) -> None:
-        """Step sizes from a pilot run, whose chains are thrown away."""
+        """Set the step sizes in a pilot run, whose chains are thrown away."""
         self._run(self.guide.sample((chains,)), upwards=True, pilot=True)
 
     def forward(self, chains: int) -> Annealed:
-        """From draws of the guide to the posterior."""
+        """Run from draws of the guide to the posterior."""
         return self._run(self.guide.sample((chains,)), upwards=True)
 
     def reverse(self, z: Tensor) -> Annealed:
-        """From draws z of the posterior to the guide, by the same moves: each is its own reversal."""
+        """Run from draws z of the posterior to the guide by the same moves, each of which is its own reversal."""
         return self._run(z, upwards=False)
 
     def _run(self, z: Tensor, *, upwards: bool, pilot: bool = False) -> Annealed:
@@ -276,7 +283,7 @@ class Path:
         return Annealed(log_weight, acceptance)
 
     def at(self, z: Tensor) -> State:
-        """Densities and gradients at z, of as many chains at once as the networks take."""
+        """The densities and gradients at z, for as many chains at once as the networks take."""
         parts = [self._at(some) for some in z.split(max(1, self.variant.at_once // z.shape[1]))]
         return parts[0] if len(parts) == 1 else State(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -288,8 +295,12 @@ class Path:
         return State(z.detach(), *(value.detach() for value in values), *slopes)
 
     def move(self, state: State, t: int) -> tuple[State, Tensor]:
-        """A trajectory that leaves f_t invariant (Neal, 2011, section 5.3.2), and its rate of acceptance, [rows]."""
-        jitter = 0.8 + 0.4 * torch.rand_like(state.log_p)  # no trajectory returns to its start each time
+        """Follow a trajectory that leaves f_t invariant (Neal, 2011, section 5.3.2).
+
+        Returns:
+            The state at its end, or at its start where it was refused, and the rate of acceptance, [rows].
+        """
+        jitter = 0.8 + 0.4 * torch.rand_like(state.log_p)  # so that no trajectory returns to its start each time
         beta, step = self.betas[t], (jitter * self.step_size[t]).unsqueeze(-1) * self.width
 
         def log_density(state: State) -> Tensor:

@@ -1,4 +1,4 @@
-"""What codes cost and carry: the KL of q(z | x) from p(z), and units that vary."""
+"""The KL of q(z | x) from p(z), and when a unit of the code counts as active."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ..variant import Variant
 
 __all__ = ["ACTIVE", "divergence"]
 
-ACTIVE = 0.01  # variance over data of a posterior mean above which a unit counts as active (Burda et al., 2016)
+ACTIVE = 0.01  # a unit is active if its posterior mean has a larger variance over data (Burda et al., 2016)
 
 
 def divergence(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,20 +1,22 @@
-"""The Frechet distance of two samples in a feature space, with its error; called FID only with Inception's features."""
+"""Distances of two samples: the Frechet distance in a feature space, with its error, and nearest neighbours."""
 
 import torch
 from torch import Tensor
 
 __all__ = ["frechet", "frechet_with_error", "nearest"]
 
-FEWEST = 8  # rows below which there is no error
-TOLERANCE = 1e-10  # of the largest eigenvalue, below which a direction has no variance
+FEWEST = 8  # with fewer rows there is no error
+TOLERANCE = 1e-10  # a direction has no variance if its eigenvalue is below this share of the largest one
 
 
 def frechet(a: Tensor, b: Tensor) -> Tensor:
-    """``|m_a - m_b|**2 + tr(S_a + S_b - 2 (S_a S_b)**(1/2))`` of samples [n, d] and [m, d], shape [].
+    """The Frechet distance of two samples [n, d] and [m, d], shape [].
 
-    The root's trace is that of ``S_a**(1/2) S_b S_a**(1/2)``, a symmetric eigenproblem: no complex part to drop. The
-    estimate is biased upwards by about ``(2 d + (d**2 + d) / 2) / n`` in whitened units, so that only values at equal
-    n compare, and the distance of real data from real data belongs beside them.
+    It is ``|m_a - m_b|**2 + tr(S_a + S_b - 2 (S_a S_b)**(1/2))``, with the means m and covariances S. The trace of the
+    root is that of ``S_a**(1/2) S_b S_a**(1/2)``, which is a symmetric eigenproblem, so that no complex part has to be
+    dropped. The estimate is biased upwards by about ``(2 d + (d**2 + d) / 2) / n`` in whitened units. Only values at
+    equal n can be compared, and the distance of real data from real data belongs beside them. It is called FID with the
+    features of Inception only.
 
     References:
         Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, eq. 6. https://arxiv.org/abs/1706.08500
@@ -23,11 +25,11 @@ def frechet(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _influence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distance [], and what a little more weight on each row changes it by: of a [n] and of b [m].
+    """The distance, [], and the influence on it of each row of a, [n], and of b, [m].
 
-    With R R^T = S_a and the eigenvalues v, eigenvectors V of R^T S_b R, the distance is
-    ``|m_a - m_b|**2 + tr S_a + tr S_b - 2 sum sqrt(v)``. Its slope in S_a is ``I - T`` and that in S_b is ``I - T^-1``,
-    ``T = R^-T V sqrt(v) V^T R^-1`` being the map that transports the one Gaussian to the other (Bhatia, Jain and Lim,
+    Let R R^T = S_a, and let v and V be the eigenvalues and eigenvectors of R^T S_b R. The distance is
+    ``|m_a - m_b|**2 + tr S_a + tr S_b - 2 sum sqrt(v)``. Its slope in S_a is ``I - T`` and its slope in S_b is
+    ``I - T^-1``, where ``T = R^-T V sqrt(v) V^T R^-1`` transports the one Gaussian to the other (Bhatia, Jain and Lim,
     On the Bures-Wasserstein Distance between Positive Definite Matrices, 2019).
     """
     a, b = a.double(), b.double()
@@ -47,31 +49,31 @@ def _influence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """Reciprocals of eigenvalues, 0 where there is no variance."""
+    """The reciprocals of eigenvalues, and 0 where there is no variance."""
     some = values > TOLERANCE * values.amax()
     return torch.where(some, 1 / torch.where(some, values, 1.0), 0.0)
 
 
 def _first_order(a: Tensor, b: Tensor) -> Tensor:
-    """Variance of the distance by the delta method, []; rows of samples of one size belong together."""
+    """The variance of the distance by the delta method, []. Rows of samples of one size belong together."""
     _, of_a, of_b = _influence(a, b)
-    if len(a) == len(b):  # the common part of data and their reconstructions is no error
+    if len(a) == len(b):  # what data and their reconstructions have in common is no error
         return (of_a + of_b).var() / len(a)
     return of_a.var() / len(a) + of_b.var() / len(b)
 
 
 def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float | None]:
-    """The distance, and its standard error; None below 8 rows.
+    """The Frechet distance and its standard error, which is None below 8 rows.
 
     Where both laws are close, the distance is a quadratic form in the noise of the moments. The delta method, like the
-    jackknife, then states twice the variance: with ``V(n) = s / n + q / n**2`` the distance varies by
-    ``s / n + q / (2 n**2)``. The half of ``q`` too much is found from ``V`` of both halves of the rows, and taken away.
-    Rows of samples of one size are taken to belong together, which is right for independent samples too.
+    jackknife, then states twice the variance: it gives ``V(n) = s / n + q / n**2``, and the distance varies by
+    ``s / n + q / (2 n**2)``. The excess is found from ``V`` of both halves of the rows, and is subtracted. Rows of
+    samples of one size are taken to belong together, which is right for independent samples too.
 
-    Over 300 to 1500 pairs of Gaussian samples, with and without a shift, the spread of the distance divided by the mean
-    stated error was .96 to 1.05, for d from 5 to 50 and n from 2 d to 200 d (.97 at d = 50, n = 30). One stated error
-    scatters: by 12 % at d = 32, n = 359, by 38 % at d = 5, n = 100. It is rough where n is below 2 d, and not right for
-    rows that depend on each other, as midpoints of pairs that share a datum do.
+    In 300 to 1500 pairs of Gaussian samples, with and without a shift, the spread of the distance divided by the mean
+    stated error was 0.96 to 1.05, for d from 5 to 50 and n from 2 d to 200 d (0.97 at d = 50, n = 30). A single stated
+    error scatters by 12 % at d = 32, n = 359, and by 38 % at d = 5, n = 100. It is rough where n is below 2 d. It is
+    not right for rows that depend on each other, as midpoints of pairs that share a datum do.
 
     References:
         Efron and Stein, The Jackknife Estimate of Variance, 1981, section 3 (why the jackknife is biased upwards).
@@ -81,14 +83,15 @@ def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float | None]:
         return distance, None
     whole = _first_order(a, b)
     halves = (_first_order(a[::2], b[::2]) + _first_order(a[1::2], b[1::2])) / 2
-    variance = (1.5 * whole - 0.25 * halves).clamp_min(whole / 4)  # noise may ask for less than the half of an error
+    variance = (1.5 * whole - 0.25 * halves).clamp_min(whole / 4)  # noise can suggest less than half of the error
     return distance, float(variance.sqrt())
 
 
 def nearest(a: Tensor, b: Tensor, rows: int = 500) -> Tensor:
-    """The Euclidean distance of each row of a [n, ...] to the closest row of b [m, ...]: [n].
+    """The Euclidean distance of each row of a [n, ...] to the closest row of b [m, ...], [n].
 
-    A product finds the closest few fast, differences measure them: a copy is at distance 0, not at rounding.
+    Matrix products find the few closest rows fast, and differences measure their distances. A copy is then at distance
+    0 exactly.
     """
     a, b, found = a.flatten(1), b.flatten(1), []
     for chunk in a.split(rows):

@@ -13,14 +13,15 @@ from ..variant import Variant, evaluating
 
 __all__ = ["codes", "fit"]
 
-CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # numbers of components tried when they are to be chosen
-STARTS = 3  # of k-means, for a mixture's likelihood has poor local optima; the best one counts
+CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # the numbers of components that are tried to choose one
+STARTS = 3  # starts of k-means, of which the best counts: the likelihood of a mixture has poor local optima
 
 
 def codes(variant: Variant, x: Any, seed: int = 0) -> Tensor:
-    """One draw from q(z | x) a datum, [rows, z_dim]; the code itself for a point mass.
+    """One draw from q(z | x) per datum, [rows, z_dim]; for a point mass it is the code itself.
 
-    Draws, not means: the covariance of the means lacks what q spreads, and samples from such a fit are too tame.
+    Draws are needed, not means. The covariance of the means lacks the spread of q, and samples from a mixture that is
+    fitted on means vary too little.
     """
     with evaluating(variant), seeded(seed):
         chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
@@ -28,20 +29,20 @@ def codes(variant: Variant, x: Any, seed: int = 0) -> Tensor:
 
 
 def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> Mixture:
-    """Fit scikit-learn's GaussianMixture, full covariances, on the codes of training data.
+    """Fit scikit-learn's GaussianMixture, with full covariances, on the codes of training data.
 
-    Codes are standardised first, since scikit-learn's regularisation is absolute, and the mixture is carried back.
+    Codes are standardised first, since scikit-learn's regularisation is absolute. The mixture is then converted back.
 
     Args:
         variant: A trained pair, with any guide.
         x: Training data [rows, *x_shape], in the data's units: an array, a tensor, a data frame, a Dataset, or ``Data``
             for its training part. Of a Dataset too large to hold, 10,000 rows are drawn at random.
-        components: How many; or ``"held_out"`` or ``"bic"``, chosen among ``CANDIDATES`` by the log density of a
-            fifth of the codes, or by the Bayesian information criterion.
-        seed: Of the draws and of k-means.
+        components: The number of components, or a rule that chooses it among ``CANDIDATES``: ``"held_out"`` by the log
+            density of a fifth of the codes, ``"bic"`` by the Bayesian information criterion.
+        seed: Seed of the draws and of k-means.
 
     Returns:
-        A prior: ``sample(variant, n, prior=...)`` draws from it, ``with_prior(variant, ...)`` has bounds under it.
+        A prior. ``sample(variant, n, prior=...)`` draws from it, and ``with_prior(variant, ...)`` has bounds under it.
 
     Raises:
         ValueError: If there are fewer data than ``components`` full covariances need, or ``components`` is unknown.

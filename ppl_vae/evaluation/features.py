@@ -22,7 +22,7 @@ class Features(NamedTuple):
 
     @property
     def distance(self) -> str:
-        """What a Frechet distance in this space is called."""
+        """The name of a Frechet distance in this space."""
         return "FID" if self.name.startswith("Inception") else "Frechet distance"
 
 
@@ -46,8 +46,8 @@ def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 
         train: [rows, *x_shape], in the model's units.
         labels: [rows], whole numbers.
         width: Features d.
-        epochs: Passes over the data.
-        seed: Of the weights and the order: the same seed gives the same features.
+        epochs: The number of passes over the data.
+        seed: Seed of the initial weights and the order of the data. The same seed gives the same features.
     """
     classes, targets = labels.unique(return_inverse=True)
     shift, spread, some = train.mean(), train.std().clamp_min(1e-12), rows_at_once(train.shape[1:])
@@ -73,9 +73,9 @@ def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 
 
 
 def from_file(path: str | Path) -> Features:
-    """A user's own network in ONNX: one input [rows, *x_shape] in the model's units, one output [rows, ...].
+    """A network of the user in ONNX, with one input [rows, *x_shape] in the model's units and one output [rows, ...].
 
-    ONNX is a graph of named operations: nothing of the file is executed as code.
+    ONNX is a graph of named operations. Nothing in the file is executed as code.
 
     Raises:
         ValueError: If the file is missing or no ONNX network, or ``onnxruntime`` is not installed.
@@ -101,10 +101,10 @@ def from_file(path: str | Path) -> Features:
 
 
 def inception(weights: str | None = None) -> Features:
-    """Inception's 2048 pool features by torch-fidelity, for images in 0 to 1: the distance is then FID.
+    """Inception's 2048 pool features by torch-fidelity, for images in [0, 1]. The distance is then called FID.
 
     Args:
-        weights: Path of torch-fidelity's weights file; it downloads its own unless given.
+        weights: The path of torch-fidelity's weights file; torch-fidelity downloads it unless it is given.
 
     Raises:
         ValueError: If ``torch-fidelity`` is not installed.
@@ -128,7 +128,7 @@ def inception(weights: str | None = None) -> Features:
 def features_for(train: Tensor, labels: Tensor | None, choice: str | None = None, seed: int = 0) -> Features:
     """The feature space of an evaluation: ``"pca"``, ``"classifier"``, ``"inception"`` or an ONNX file.
 
-    Unless chosen: the classifier where there are at least two classes of labels, principal components otherwise.
+    By default it is the classifier where there are at least two classes of labels, and principal components otherwise.
     """
     if choice == "inception":
         return inception()

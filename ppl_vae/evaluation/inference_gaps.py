@@ -1,4 +1,4 @@
-"""What a bound lacks of log p(x): how much the family of guides cannot do, and how much the encoder did not."""
+"""The gap between a bound and log p(x): what the family of guides cannot reach, and what the encoder did not."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..estimate import standard_error
 from ..guides import Guide
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian
@@ -14,20 +15,20 @@ from .annealing import annealed_weights, log_joint
 
 __all__ = ["Gaps", "gaps"]
 
-PARTICLES = 10  # draws per datum at each step of the refinement
+PARTICLES = 10  # draws per datum in each step of the refinement
 
 
 class Gaps(NamedTuple):
     """Log p(x) and the bounds below it, nats per datum, in the data's units; every tensor is [rows].
 
     Attributes:
-        log_evidence: Log p(x), or the best lower bound of it.
-        evidence: What that is: given, importance-weighted, or annealed.
+        log_evidence: Log p(x), or its best lower bound.
+        evidence: Where ``log_evidence`` comes from: ``"given"``, ``"importance-weighted"`` or ``"annealed"``.
         refined: L[q*], the bound of the best member of the family that was found for each datum.
         bound: L[q], the bound of the guide.
-        total_error: Monte Carlo standard error of ``total``; of the two parts below likewise.
-        approximation_error: Of ``approximation``.
-        amortisation_error: Of ``amortisation``; draws are common to q and q*.
+        total_error: The Monte Carlo standard error of ``total``.
+        approximation_error: The Monte Carlo standard error of ``approximation``.
+        amortisation_error: The Monte Carlo standard error of ``amortisation``, for which q and q* share their noise.
     """
 
     log_evidence: Tensor
@@ -45,12 +46,12 @@ class Gaps(NamedTuple):
 
     @property
     def approximation(self) -> Tensor:
-        """``log p(x) - L[q*]``: what no member of the family can do."""
+        """``log p(x) - L[q*]``: what no member of the family can reach."""
         return self.log_evidence - self.refined
 
     @property
     def amortisation(self) -> Tensor:
-        """``L[q*] - L[q]``: what one encoder for all data did not do."""
+        """``L[q*] - L[q]``: what one encoder for all data did not reach."""
         return self.refined - self.bound
 
 
@@ -68,22 +69,26 @@ def gaps(
 ) -> Gaps:
     """Split ``log p(x) - L[q]`` at q*, the best member of the guide's family for each datum.
 
-    q* starts from the guide's own parameters, which are then free, one set per datum, and follow Adam at a rate that
-    falls linearly to 0. Both bounds are evaluated on fresh draws. Unless it is given, log p(x) is a lower bound: the
-    importance-weighted one of q*, or annealed importance sampling from q, whichever is larger on average over the data.
-    ``total`` and ``approximation`` are then lower bounds too. A q* that has not converged moves a part of the
-    amortisation gap to the approximation gap: more ``steps`` show it. Where the truth is known, on a linear-Gaussian
-    model with two codes, the default steps came within 3e-4 nats of it on average.
+    q* starts from the guide's own parameters. These are then free, one set per datum, and Adam moves them at a rate
+    that falls linearly to 0. Both bounds are evaluated on fresh draws. Unless log p(x) is given, a lower bound takes
+    its place: the importance-weighted bound of q*, or annealed importance sampling from q, whichever is larger on
+    average over the data. ``total`` and ``approximation`` are then lower bounds too. If q* has not converged, a part of
+    the amortisation gap is counted as approximation gap; more ``steps`` show it. On a linear-Gaussian model with two
+    codes, where the truth is known, the default steps came within 3e-4 nats of it on average.
 
     Args:
         variant: A pair whose guide has a reparametrised density.
         x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
-        num_particles: Draws a datum of each bound.
+        num_particles: The number of draws per datum for each bound.
         log_evidence: Log p(x), [rows], in the data's units, where it is known.
-        steps: Of Adam; 0 leaves q* at q.
-        lr: Learning rate at the start.
+        steps: The number of steps of Adam; 0 leaves q* at q.
+        lr: The learning rate at the start.
         chains, temperatures: As in ``annealed``.
-        seed: Of every draw; the caller's random streams are left as they were.
+        seed: Seed of every draw; the caller's random streams are left as they were.
+
+    Raises:
+        ValueError: If the guide has no parameters that could be refined, or no reparametrised draws, or if an argument
+            cannot be used.
 
     References:
         Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
@@ -98,7 +103,9 @@ def gaps(
             h = variant.guide.encoder(rows).flatten(1)
             start = [head(h) for head in variant.guide.heads]
             if not variant.guide.distribution(*start).has_rsample:
-                raise ValueError(f"{type(variant.guide).__name__} has no reparametrised draws, which refining it takes")
+                raise ValueError(
+                    f"{type(variant.guide).__name__} has no reparametrised draws, and refining it takes them"
+                )
             free = _refined(variant, rows, start, steps, lr)
             noise = int(torch.randint(2**31, ()))
             own.append(_log_weights(variant, rows, start, num_particles, noise))
@@ -124,29 +131,25 @@ def _split(
     error: Tensor | float = 0.0,
     influence: Tensor | float = 0.0,
 ) -> Gaps:
-    """The gaps of log weights [num_particles, rows] of q and of q*.
+    """The gaps, from the log weights [num_particles, rows] of q and of q*.
 
-    ``error`` is that of the evidence where it comes from draws of its own, ``influence`` what each of these draws adds
-    to it where it comes from them.
+    Where the evidence comes from draws of its own, ``error`` is its standard error. Where it comes from the draws of
+    q*, ``influence`` is what each of them adds to it.
     """
-
-    def spread(values: Tensor) -> Tensor:
-        return values.std(0) / math.sqrt(len(values))
-
     extra = torch.as_tensor(error).to(refined)
     return Gaps(
         log_evidence,
         evidence,
         refined.mean(0),
         log_weight.mean(0),
-        torch.hypot(spread(influence - log_weight), extra),
-        torch.hypot(spread(influence - refined), extra),
-        spread(refined - log_weight),
+        torch.hypot(standard_error(influence - log_weight), extra),
+        torch.hypot(standard_error(influence - refined), extra),
+        standard_error(refined - log_weight),
     )
 
 
 def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: float) -> list[Tensor]:
-    """Parameters of q*, from the encoder's: the gradient sticks the landing (Roeder et al., 2017, eq. 8)."""
+    """The parameters of q*, found from those of the encoder by the gradient of Roeder et al., 2017, eq. 8."""
     free = [parameter.clone().requires_grad_() for parameter in start]
     optimizer = torch.optim.Adam(free, lr)
     for step in range(steps):
@@ -162,7 +165,7 @@ def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: f
 
 
 def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_particles: int, noise: int) -> Tensor:
-    """Log p(y, z) - log q(z) of draws of one member of the family for each datum, [num_particles, rows]."""
+    """Log p(y, z) - log q(z), [num_particles, rows], for draws from one member of the family per datum."""
     q, at_once, found = variant.guide.distribution(*parameters), max(1, variant.at_once // len(y)), []
     with seeded(noise):
         for first in range(0, num_particles, at_once):

@@ -1,4 +1,4 @@
-"""Between two data: spherical interpolation of their codes."""
+"""Spherical interpolation between the codes of two data."""
 
 import math
 import random
@@ -12,16 +12,16 @@ __all__ = ["interpolate", "pairs", "slerp"]
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Spherical interpolation of codes [..., d]: of directions (Shoemake, 1985), and of lengths linearly.
+    """Interpolate codes [..., d] spherically: their directions on the sphere (Shoemake, 1985), their lengths linearly.
 
-    Linear where codes are parallel or opposite, or one is at the origin.
+    The interpolation is linear where codes are parallel or opposite, or where one is at the origin.
     """
     lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     tiny = torch.finfo(a.dtype).tiny  # a code at the origin has no direction
     here, there = (code / length.clamp_min(tiny) for code, length in zip((a, b), lengths, strict=True))
     angle = torch.arccos((here * there).sum(-1, keepdim=True).clamp(-1, 1))
     sine = torch.where(lengths[0] * lengths[1] > tiny, angle.sin(), 0.0)
-    straight = sine < 1e-3  # near it the direction in between is one of rounding
+    straight = sine < 1e-3  # the direction in between would be one of rounding
     sine = torch.where(straight, 1.0, sine)
     direction = ((1 - t) * angle).sin() / sine * here + (t * angle).sin() / sine * there
     length = (1 - t) * lengths[0] + t * lengths[1]
@@ -49,9 +49,9 @@ def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """As many distinct pairs of distinct rows as there are rows, at random by ``seed``: the first ends, and the others.
+    """Draw as many distinct pairs of distinct rows as there are rows; returns the first ends and the second ends.
 
-    There are ``rows (rows - 1) / 2`` pairs, enough but for two rows, where the one pair is taken twice.
+    There are ``rows (rows - 1) / 2`` pairs. This is enough except for two rows, whose one pair is taken twice.
     """
     rows = len(x)
     every = rows * (rows - 1) // 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..elbo.reading import Draws
+from ..estimate import standard_error
 from ..streams import seeded, stream_seed
 from ..variant import Variant, densities, evaluating, log_jacobian, needs_density
 from .annealing import annealed_weights
@@ -52,10 +53,10 @@ def bounds_of(draws: Draws) -> Bounds:
     log_weight, count = draws.log_weight.mT, len(draws.log_weight)
     ess = effective_sample_size(log_weight)
     unknown = math.nan if count == 1 else 0.0  # one draw tells no error
-    error = log_weight.std(-1) if count > 1 else torch.full_like(ess, math.nan)
+    error = standard_error(log_weight, -1) if count > 1 else torch.full_like(ess, math.nan)
     return Bounds(
         log_weight.mean(-1),
-        error / math.sqrt(count),
+        error,
         log_weight.logsumexp(-1) - math.log(count),
         (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
         ess,

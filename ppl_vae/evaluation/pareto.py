@@ -7,18 +7,22 @@ from torch import Tensor
 
 __all__ = ["effective_sample_size", "k_threshold", "psis"]
 
-FEWEST = 5  # draws that a tail is fitted to
-NUMBERS = 2**22  # of a fit at once: more rows are taken in turn
-ROUNDING = 64  # units in the last place within which log weights are equal
+FEWEST = 5  # the fewest draws that a tail is fitted to
+NUMBERS = 2**22  # the most numbers of a fit at once; more rows are taken in turn
+ROUNDING = 64  # log weights are equal if they differ by no more units in the last place
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """``(sum w)**2 / sum w**2``, from 1 to ``draws`` (Kong, 1992): log_weights [..., draws] to [...]."""
+    """The effective sample size ``(sum w)**2 / sum w**2``, [...], from 1 to ``draws``, of log weights [..., draws].
+
+    References:
+        Kong, A Note on Importance Sampling Using Standardized Weights, 1992.
+    """
     return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
 
 
 def k_threshold(draws: int) -> float:
-    """The tail index above which ``draws`` weights are too few: ``min(1 - 1 / log10(draws), 0.7)``.
+    """The tail index above which a number of weights is too small, ``min(1 - 1 / log10(draws), 0.7)``.
 
     References:
         Vehtari et al., Pareto Smoothed Importance Sampling, 2024, section 3.2. https://jmlr.org/papers/v25/19-556.html
@@ -33,22 +37,22 @@ def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor
     """Replace the largest weights by order statistics of a generalised Pareto distribution that is fitted to them.
 
     The tail has ``ceil(min(draws / 5, 3 sqrt(draws)))`` draws, less those that tie with the largest draw below it and
-    those whose weights underflow. This is the rule of arviz 0.23, whose numbers these are, and the length that the R
-    packages loo and posterior use. ``arviz_stats`` (arviz 1) differs in four ways: it takes log likelihoods, the
-    negative; it rounds the length down, so that its k-hat of 226 draws is ours of the largest 225; it keeps draws that
-    tie with the cutoff or underflow; and it returns NaN if the first quartile of the tail is its minimum, as in a tail
+    those whose weights underflow. This is the rule of arviz 0.23, with the same numbers. The R packages loo and
+    posterior use the same length. ``arviz_stats`` (arviz 1) differs in four ways. It takes log likelihoods, which have
+    the other sign. It rounds the length down, so that its k-hat of 226 draws is ours of the largest 225. It keeps draws
+    that tie with the cutoff or underflow. It returns NaN if the first quartile of the tail is its minimum, as in a tail
     of five draws.
 
     Args:
-        log_weights: Log p(x, z) - log q(z | x), [..., draws]. The sign matters: of a log likelihood, as for
-            leave-one-out, it is the negative.
-        normalize: Whether smoothed weights sum to one. Without it ``logsumexp - log(draws)`` estimates log p(x).
+        log_weights: Log p(x, z) - log q(z | x), [..., draws]. The sign matters: for leave-one-out it is minus the log
+            likelihood.
+        normalize: Whether the smoothed weights sum to one. Without it ``logsumexp - log(draws)`` estimates log p(x).
 
     Returns:
-        Smoothed log weights [..., draws], and the shape k-hat of their tail [...]: moments below ``1 / k-hat`` exist,
-        and above ``k_threshold(draws)`` neither an average nor its standard error is to be trusted. It is -inf where
-        weights are equal (an exact guide), and inf where there is no tail to fit: fewer than 5 draws in it, as with 20
-        draws or fewer in all, or weights that are not finite.
+        The smoothed log weights [..., draws], and the shape k-hat of their tail [...]. Moments below ``1 / k-hat``
+        exist. Above ``k_threshold(draws)`` neither an average nor its standard error can be trusted. k-hat is -inf
+        where the weights are equal (an exact guide). It is inf where there is no tail to fit: where the tail has fewer
+        than 5 draws, as with 20 draws or fewer in all, or where weights are not finite.
 
     References:
         Vehtari et al., Pareto Smoothed Importance Sampling, 2024, algorithm 1. https://jmlr.org/papers/v25/19-556.html
@@ -70,32 +74,36 @@ def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor
 
 
 def _grid(length: int) -> int:
-    """Values of the profile likelihood that a tail of so many draws is fitted with."""
+    """The number of values of the profile likelihood with which a tail of so many draws is fitted."""
     return 30 + math.isqrt(length)
 
 
 def _smooth(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Log weights [rows, draws], the largest 0, their at most ``length`` largest smoothed; and k-hat [rows]."""
+    """Smooth at most ``length`` of the largest log weights [rows, draws], the largest of which is 0.
+
+    Returns:
+        The smoothed log weights [rows, draws], and k-hat [rows].
+    """
     info = torch.finfo(rows.dtype)
     ordered, order = rows.topk(min(length + 1, rows.shape[-1]))
     cutoff = ordered[:, -1:].clamp_min(math.log(info.tiny)).exp()
     excess = ordered[:, :length].exp() - cutoff
     inside = excess > 0
-    count = inside.sum(-1, keepdim=True).clamp_min(FEWEST)  # of a shorter tail the fit is thrown away
+    count = inside.sum(-1, keepdim=True).clamp_min(FEWEST)  # the fit of a shorter tail is thrown away
     k_hat, scale = _fit(excess.where(inside, 0), count)
     fitted = inside & (inside.sum(-1, keepdim=True) >= FEWEST) & k_hat.isfinite()
-    survival = (torch.arange(length).to(rows) + 0.5) / count  # of each draw, the largest first
+    survival = (torch.arange(length).to(rows) + 0.5) / count  # the largest draw comes first
     quantile = torch.where(k_hat.abs() < info.eps, -survival.log(), torch.expm1(-k_hat * survival.log()) / k_hat)
-    tail = (scale * quantile + cutoff).log().clamp_max(0)  # none above the largest weight that was drawn
+    tail = (scale * quantile + cutoff).log().clamp_max(0)  # no weight may exceed the largest that was drawn
     smoothed = rows.scatter(-1, order[:, :length], tail.where(fitted, ordered[:, :length]))
     return smoothed, k_hat.squeeze(-1).masked_fill(~fitted.any(-1), math.inf)
 
 
 def _fit(excess: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and scale, [rows, 1] each, of the law of ``excess`` [rows, length]: its first ``count``, descending.
+    """Fit the shape and scale, [rows, 1] each, of the first ``count`` numbers of ``excess`` [rows, length], descending.
 
-    The posterior mean of ``b = -shape / scale`` on a grid, weighed by the profile likelihood (Zhang and Stephens), and
-    the shape pulled towards one half by ten draws' worth (Vehtari et al., appendix C).
+    ``b = -shape / scale`` is the posterior mean on a grid, weighed by the profile likelihood (Zhang and Stephens). The
+    shape is then moved towards one half by a prior that counts as ten draws (Vehtari et al., appendix C).
     """
     size = 30 + count.sqrt().floor()
     index = torch.arange(_grid(excess.shape[1])).to(excess) + 0.5

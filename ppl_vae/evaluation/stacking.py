@@ -1,29 +1,28 @@
-"""Fits held against each other on the same held-out data: a paired difference, and the best mixture of all."""
+"""Compare fits on the same held-out data: a paired difference, and the best mixture of all of them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..estimate import rows_named
+from ..estimate import rows_named, standard_error
 
 __all__ = ["Paired", "Stacked", "log_mixture", "paired", "stack"]
-CENTRING = 0.1  # of the way to the boundary that a Newton step aims short of
-ITERATIONS = 100  # some 15 are needed
-TOLERANCE = 1e-10  # nats below the best log score
+CENTRING = 0.1  # the share of each weight times its multiplier that a Newton step leaves
+ITERATIONS = 100  # the most Newton steps; about 15 are needed
+TOLERANCE = 1e-10  # nats that the log score may be below the best one
 
 
 class Paired(NamedTuple):
-    """Mean of ``a - b``, nats per datum, above 0 where a is better.
+    """The mean of ``a - b``, nats per datum, above 0 where a is better.
 
     Attributes:
-        difference: Over data, and over seeds where there are several.
-        error_over_data: Standard error of these fits on other data of the same kind: differences per datum, averaged
-            over seeds, as replicates.
-        error_over_seeds: Standard error of other fits on these data: differences per seed, averaged over data, as
-            replicates. None for one seed: what would change with another is not known.
+        difference: The mean over data, and over seeds where there are several.
+        error_over_data: The standard error for these fits on other data of the same kind. Its replicates are the
+            differences per datum, averaged over seeds.
+        error_over_seeds: The standard error for other fits on these data. Its replicates are the differences per seed,
+            averaged over data. It is None for one seed, which does not say what another seed would change.
     """
 
     difference: float
@@ -39,9 +38,9 @@ class Stacked(NamedTuple):
     """A mixture of fits, ``sum_m weight_m p_m(x)``.
 
     Attributes:
-        weights: [models], of sum 1.
-        log_density: Of the mixture, nats per datum, [rows]. The weights were chosen on the same data.
-        slack: Nats a datum by which the mean of ``log_density`` can fall short of the best there is.
+        weights: The weights of the models, [models]; their sum is 1.
+        log_density: The log density of the mixture, [rows], nats per datum. The weights were chosen on the same data.
+        slack: How far, at most, the mean of ``log_density`` is below the best one, nats per datum.
     """
 
     weights: Tensor
@@ -55,12 +54,8 @@ class Stacked(NamedTuple):
 
     @property
     def log_score(self) -> tuple[float, float]:
-        """Mean over data of ``log_density``, and its standard error."""
-        return _mean(self.log_density)
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+        """The mean over data of ``log_density``, and its standard error."""
+        return float(self.log_density.mean()), float(standard_error(self.log_density))
 
 
 def paired(a: Any, b: Any) -> Paired:
@@ -83,21 +78,23 @@ def paired(a: Any, b: Any) -> Paired:
                 f"paired wants finite bounds, and {name} has none for {named}: leave these rows out of both"
             )
     differences = torch.atleast_2d(a.double() - b.double())
-    mean, error = _mean(differences.mean(0))
-    return Paired(mean, error, _mean(differences.mean(1))[1] if len(differences) > 1 else None)
+    per_datum, per_seed = differences.mean(0), differences.mean(1)
+    over_seeds = float(standard_error(per_seed)) if len(per_seed) > 1 else None
+    return Paired(float(per_datum.mean()), float(standard_error(per_datum)), over_seeds)
 
 
 def log_mixture(log_densities: Tensor, weights: Tensor) -> Tensor:
-    """``log sum_m weight_m p_m(x)`` of log_densities [models, rows], nats: [rows]."""
+    """The log density of a mixture, ``log sum_m weight_m p_m(x)``, [rows], nats, from log densities [models, rows]."""
     return (log_densities + weights.log().unsqueeze(1)).logsumexp(0)
 
 
 def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
-    """The weights of the mixture with the largest mean log density: stacking of predictive distributions.
+    """Find the weights of the mixture with the largest mean log density (stacking of predictive distributions).
 
-    By a primal-dual interior point method on ``mean_n log(sum_m w_m p_m(x_n)) - sum_m w_m``, w >= 0, whose optimum sums
-    to one: concave, in as many unknowns as models. At the optimum ``g_m = mean_n p_m(x_n) / mixture(x_n)`` is 1 where
-    w_m > 0 and at most 1 elsewhere, and ``max g - 1`` bounds the slack of any other w.
+    A primal-dual interior point method maximises ``mean_n log(sum_m w_m p_m(x_n)) - sum_m w_m`` over w >= 0. This is
+    concave and has one unknown per model, and its optimum sums to one. At the optimum
+    ``g_m = mean_n p_m(x_n) / mixture(x_n)`` is 1 where w_m > 0 and at most 1 elsewhere. For any other w, ``max g - 1``
+    bounds the slack.
 
     Args:
         log_densities: Log p(x), or lower bounds of it, of held-out data under each model, nats, [models, rows]. With
@@ -123,7 +120,7 @@ def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
 
 
 def _optimum(p: Tensor) -> Tensor:
-    """Weights [models] of densities [models, rows], each row up to a factor of its own."""
+    """The best weights [models] for densities [models, rows], each row of which may have a factor of its own."""
     weights, multipliers = torch.full_like(p[:, 0], 1 / len(p)), torch.ones_like(p[:, 0])
     for _ in range(ITERATIONS):
         share = p / (weights @ p)
