@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -133,6 +134,70 @@ def test_no_experiment_imports_another() -> None:
     experiments = [name for name in MODULES if folder_of(name) == "experiments"]
 
     assert [name for module in experiments for name, _ in IMPORTS[module] if ours(name) and name in experiments] == []
+
+
+# The rooms, from the ground up. Each answers one question, and imports from those below it alone.
+GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
+PAIR = ("catalogue", "checkpoint", "conversion", "noise", "recipes", "snapshot", "variant")
+ROOMS = (
+    "ground",
+    "models",
+    "guides",
+    "data",
+    "elbo",
+    "svi",
+    "pair",
+    "contracts",
+    "evaluation",
+    "training",
+    "verification",
+    "report",
+    "diagnosis",
+    "front door",
+    "cli",
+    "experiments",
+)
+
+
+def room_of(name: str) -> str:
+    """The room that a module of ours stands in."""
+    parts = name.split(".")
+    if len(parts) == 1:
+        return "front door"
+    if parts[1] in GROUND:
+        return "ground"
+    return "pair" if parts[1] in PAIR else parts[1].replace("__main__", "cli")
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert {room_of(name) for name in MODULES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_those_below_it_alone(room: str) -> None:
+    """Wherever in a file the import stands, and for the types alone too."""
+    below = ROOMS[: ROOMS.index(room) + 1]
+    inside = [name for name in MODULES if room_of(name) == room]
+
+    upward = [
+        (name, found) for name in inside for found, _ in IMPORTS[name] if ours(found) and room_of(found) not in below
+    ]
+
+    assert upward == []
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    """Otherwise one of them hides the other: ``import ppl_vae.bounds`` would give a function."""
+    functions = {
+        name
+        for module in LIBRARY
+        for name in exported(ast.parse(MODULES[module].read_text())) or []
+        if inspect.isfunction(getattr(importlib.import_module(module), name))
+    }
+    modules = {name.rpartition(".")[2] for name in LIBRARY}
+
+    assert {"bounds", "check", "fit", "verify"} <= functions
+    assert modules & functions == set()
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
