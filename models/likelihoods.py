@@ -323,7 +323,7 @@ class Heteroscedastic(_LearnedScale):
 
     @property
     def formula(self) -> str:
-        return f"Normal(loc(z), sigma(z)), one sigma for the first {self.stage:.0%} of training"
+        return f"Normal(loc(z), sigma(z)), one sigma for the first {100 * self.stage:.4g} % of training"
 
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
         log_factor = self.open.value * head

@@ -152,12 +152,9 @@ def _say(text: str) -> None:
 @app.command()
 def variants(*, as_json: AsJson = False) -> None:
     """List the catalogue: name, generative process, guide, loss, source."""
-    from .catalogue import CATALOGUE
+    from .catalogue import entries
 
-    rows = [
-        {"variant": name, "model": row.model, "guide": row.guide, "loss": row.loss, "source": row.source}
-        for name, row in CATALOGUE.items()
-    ]
+    rows = list(entries())
     if as_json:
         _say(json.dumps(rows, indent=2))
         return
