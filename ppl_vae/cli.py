@@ -120,7 +120,7 @@ def _value(text: str) -> Any:
 
 
 def _options(variant: str, pairs: list[str] | None) -> dict[str, Any]:
-    """``beta=2`` and the like, values read as JSON where they are; parts are objects and cannot be set here."""
+    """Read options such as ``beta=2``. A value that is not JSON is a text. Parts are objects and cannot be set here."""
     import inspect
 
     from .catalogue import VARIANTS
@@ -151,7 +151,7 @@ def _say(text: str) -> None:
 
 @app.command()
 def variants(*, as_json: AsJson = False) -> None:
-    """List the catalogue: name, generative process, guide, loss, source."""
+    """List the catalogue: the name, generative process, guide, loss and source of each variant."""
     from .catalogue import entries
 
     rows = list(entries())
@@ -161,7 +161,9 @@ def variants(*, as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*(name for name in rows[0]), show_lines=False)
+    table = Table()
+    for title in rows[0]:
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     console = Console()
