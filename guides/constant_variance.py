@@ -42,5 +42,9 @@ class ConstantVariance(Guide):
             raise ValueError(f"scale must be positive and finite, got {scale!r}")
         self.register_buffer("scale", torch.tensor(float(scale)))
 
+    @property
+    def formula(self) -> str:
+        return f"Normal(loc(x), scale), scale = {float(self.scale):.4g}"
+
     def distribution(self, loc: Tensor) -> TorchDistributionMixin:
         return dist.Normal(loc, self.scale).to_event(1)

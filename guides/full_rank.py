@@ -20,6 +20,7 @@ class FullRank(Guide):
     """
 
     has_density = True
+    formula = "Normal(loc(x), covariance(x))"
 
     def head_sizes(self) -> list[int]:
         below = self.z_dim * (self.z_dim - 1) // 2

@@ -55,6 +55,10 @@ class Laplace(Guide):
             raise ValueError(f"inflation must be positive and finite, got {inflation!r}")
         self.model, self.inflation = model, inflation
 
+    @property
+    def formula(self) -> str:
+        return f"Normal(loc(x), {self.inflation:.4g} H**-1), H the precision of z at loc(x)"
+
     def distribution(self, loc: Tensor) -> dist.MultivariateNormal:
         law: Any = self.model.x_given_z(loc)
         noise = _noise(of_coordinate(law), loc).flatten(1)  # [batch, x_dim]

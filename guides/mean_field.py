@@ -19,6 +19,7 @@ class MeanField(Guide):
 
     outputs = 2
     has_density = True
+    formula = "Normal(loc(x), scale(x))"
 
     def distribution(self, loc: Tensor, log_scale: Tensor) -> TorchDistributionMixin:
         log_scale = log_scale if self.training else in_range(log_scale)

@@ -12,6 +12,7 @@ class PointMass(Guide):
     """``z = loc(x)``: an autoencoder. The loss is ``-log p(x, z)``, a MAP objective; there is no bound."""
 
     has_density = False
+    formula = "point mass at loc(x)"
 
     def distribution(self, loc: Tensor) -> dist.Delta:
         return dist.Delta(loc, event_dim=1)

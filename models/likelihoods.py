@@ -77,6 +77,7 @@ class Bernoulli(nn.Module):
     """Binary observations: ``log p(x | z) = sum(x t - softplus(t))``, t = logits(z), x in {0, 1}."""
 
     outputs = 1
+    formula = "Bernoulli(logits(z)), x in {0, 1}"
 
     def forward(self, logits: Tensor) -> dist.Bernoulli:
         return dist.Bernoulli(logits=logits)
@@ -86,6 +87,7 @@ class ContinuousBernoulli(nn.Module):
     """Observations in [0, 1]: a Bernoulli formula made a density by ``log C``; see ``models.distributions``."""
 
     outputs = 1
+    formula = "ContinuousBernoulli(logits(z)), x in [0, 1]"
 
     def forward(self, logits: Tensor) -> distributions.ContinuousBernoulli:
         return distributions.ContinuousBernoulli(logits)
@@ -118,6 +120,10 @@ class Gaussian(nn.Module):
 
     def forward(self, loc: Tensor) -> dist.Normal:
         return dist.Normal(loc, self.scale)
+
+    @property
+    def formula(self) -> str:
+        return f"Normal(loc(z), sigma), sigma = {float(self.scale):.4g}"
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale):.4g}"
@@ -184,12 +190,16 @@ class LearnedSigma(_LearnedScale):
         https://arxiv.org/abs/2006.13202
     """
 
+    formula = "Normal(loc(z), sigma), sigma learned"
+
     def forward(self, loc: Tensor) -> dist.Normal:
         return dist.Normal(loc, self.scale)
 
 
 class Laplace(_LearnedScale):
     """``x | z ~ Laplace(loc(z), scale)``, the scale learned: ``-log p = |x - loc|_1 / scale + D log(2 scale)``."""
+
+    formula = "Laplace(loc(z), scale), scale learned"
 
     def forward(self, loc: Tensor) -> dist.Laplace:
         return dist.Laplace(loc, self.scale)
@@ -209,6 +219,10 @@ class StudentT(_LearnedScale):
         if not 1.0 < df < math.inf:
             raise ValueError(f"df must be finite and above 1, for else there is no mean, got {df!r}")
         self.df = df
+
+    @property
+    def formula(self) -> str:
+        return f"StudentT({self.df:.4g}, loc(z), scale), scale learned"
 
     def forward(self, loc: Tensor) -> dist.StudentT:
         return dist.StudentT(self.df, loc, self.scale)
@@ -246,6 +260,7 @@ class OptimalSigma(Gaussian):
     draws: Tensor  # passes in this step so far
     variance: Tensor  # mean squared error over these draws
     lowest = 1e-6  # the floor of the scale, in the model's units
+    formula = "Normal(loc(z), sigma), sigma in closed form"
 
     def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
         super().__init__(scale)
@@ -306,6 +321,10 @@ class Heteroscedastic(_LearnedScale):
             raise ValueError(f"stage is a share of training in [0, 1), got {stage!r}")
         self.stage, self.open = stage, Schedule(switch(stage))
 
+    @property
+    def formula(self) -> str:
+        return f"Normal(loc(z), sigma(z)), one sigma for the first {100 * self.stage:.4g} % of training"
+
     def forward(self, loc: Tensor, head: Tensor) -> dist.Normal:
         log_factor = self.open.value * head
         return dist.Normal(loc, self.scale_with(log_factor if self.training else in_range(log_factor)))
@@ -327,6 +346,10 @@ class DiscretizedNormal(_LearnedScale):
         if levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels!r}")
         self.levels = levels
+
+    @property
+    def formula(self) -> str:
+        return f"{self.family.__name__}(loc(z), scale) on {self.levels} levels, scale learned"
 
     def forward(self, loc: Tensor) -> distributions._Discretized:
         return self.family(loc, self.scale, self.levels)

@@ -42,6 +42,10 @@ class WeightPrior(nn.Module):
             raise ValueError("no weights in (): wanted names of the model's parts, such as 'decoder'")
         self.scale, self.layers = scale, layers
 
+    @property
+    def formula(self) -> str:
+        return f"{1 / (2 * self.scale**2):.4g} |{' and '.join(self.layers)} weights|**2"
+
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The tensors that the prior is on."""
         chosen: list[Tensor] = []
@@ -87,6 +91,10 @@ class JacobianNorm(nn.Module):
         if probes is not None and probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes!r}")
         self.weight, self.probes = weight, probes
+
+    @property
+    def formula(self) -> str:
+        return f"{self.weight:.4g} |J(z)|_F**2"
 
     def squared_norm(self, model: "LatentVariableModel", z: Tensor) -> Tensor:
         """``|J(z)|_F**2`` for z [..., batch, z_dim]: shape [..., batch]."""
@@ -135,6 +143,10 @@ class MMD(nn.Module):
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and not negative, got {weight!r}")
         self.weight = weight
+
+    @property
+    def formula(self) -> str:
+        return f"{self.weight:.4g} MMD**2(q(z), p(z))"
 
     @staticmethod
     def estimate(codes: Tensor, draws: Tensor, scale: Tensor) -> Tensor:

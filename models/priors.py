@@ -32,6 +32,10 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(z_dim))
         self.register_buffer("scale", torch.full((z_dim,), float(scale)))
 
+    @property
+    def formula(self) -> str:
+        return f"Normal(0, {float(self.scale[0]):.4g})"
+
     def forward(self) -> TorchDistributionMixin:
         return dist.Normal(self.loc, self.scale).to_event(1)
 
@@ -71,6 +75,10 @@ class Mixture(nn.Module):
         mixture.loc.copy_(loc)
         mixture.factor.copy_(tril.tril(-1) + tril.diagonal(dim1=-2, dim2=-1).log().diag_embed())
         return mixture
+
+    @property
+    def formula(self) -> str:
+        return f"mixture of {self.components} normals"
 
     def forward(self) -> TorchDistributionMixin:
         tril = self.factor.tril(-1) + self.factor.diagonal(dim1=-2, dim2=-1).exp().diag_embed()

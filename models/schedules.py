@@ -113,6 +113,12 @@ class KLWeight(Schedule):
         ValueError: If the curve gives a negative or non-finite number.
     """
 
+    @property
+    def formula(self) -> str:
+        """The weight at the start and at the end of training, or the one number where they are equal."""
+        ends = [f"{self.curve(step, 1):.4g}" for step in (0, 1)]
+        return " to ".join(dict.fromkeys(ends))
+
     def advance(self, step: int, total: int) -> None:
         """Set the weight to where training stands."""
         weight = float(self.curve(step, total))
@@ -130,6 +136,8 @@ class KLWeight(Schedule):
 
 class Masked(nn.Module):
     """The density of ``z`` is no part of the training objective: an autoencoder without a code penalty, or WAE."""
+
+    formula = "0"
 
     def forward(self) -> Any:
         """The context around the site ``z``."""

@@ -1,15 +1,14 @@
-"""VARIANTS: every named variant, declared once.
+"""VARIANTS: every named variant. Each is a function of its own options that returns the parts it is made of."""
 
-A builder says which parts a variant is made of, and nothing else. Any keyword of ``pair`` swaps a part of any of them.
-"""
-
-import functools
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, wraps
+from inspect import Parameter
+from typing import Any
 
 from torch import nn
 
+from .description import describe
 from .elbo import IWAE, DReG
 from .guides import ConstantVariance, PointMass
 from .models import (
@@ -31,17 +30,18 @@ from .models import (
 )
 from .models.schedules import Curve
 from .recipes import recipe
+from .streams import seeded
 from .variant import Variant, pair
 
 __all__ = [
     "VARIANTS",
-    "Entry",
     "ae",
     "bernoulli_vae",
     "beta_vae",
     "continuous_bernoulli_vae",
     "cv_vae",
     "dreg_vae",
+    "entries",
     "gaussian_vae",
     "heteroscedastic_vae",
     "iwae",
@@ -55,218 +55,206 @@ __all__ = [
     "wae_mmd",
 ]
 
-
+Parts = dict[str, Any]  # keyword arguments of ``pair``
 Builder = Callable[..., Variant]
 
 
-class Entry(NamedTuple):
-    """A row of the catalogue."""
-
-    build: Builder
-    model: str
-    guide: str
-    loss: str
-    source: str
-
-
 class Variants(dict[str, Builder]):
-    """Builders by name; an unknown name is told the known ones."""
+    """Builders by name. The error for an unknown name lists the known ones."""
 
     def __missing__(self, name: str) -> Builder:
         raise KeyError(f"unknown variant {name!r}: wanted one of {', '.join(self)}")
 
 
 VARIANTS: dict[str, Builder] = Variants()
-CATALOGUE: dict[str, Entry] = {}
-BOUND, MAP = "-ELBO", "-log p(x, z), MAP"
-NORMAL, POINT = "Normal(loc(x), scale(x))", "point mass loc(x)"
+SOURCES: dict[str, str] = {}  # where each variant was published
 
 
-def _declare(model: str, guide: str, loss: str, source: str) -> Callable[[Builder], Builder]:
-    """Enter a builder under its own name; what it builds remembers how, so that a checkpoint can build it again."""
+def variant(
+    source: str, decoder: Callable[[nn.Module], object] | None = None
+) -> Callable[[Callable[..., Parts]], Builder]:
+    """Register a function that returns parts as a builder ``(x_shape, z_dim, **parts)`` of pairs.
 
-    def enter(build: Builder) -> Builder:
-        @functools.wraps(build)
-        def recorded(x_shape: Any, z_dim: int, **options: Any) -> Variant:
-            variant = build(x_shape, z_dim, **options)
-            variant.model.recipe = recipe(build.__name__, variant.model.x_shape, z_dim, options)
-            return variant
-
-        VARIANTS[build.__name__] = recorded
-        CATALOGUE[build.__name__] = Entry(recorded, model, guide, loss, source)
-        return recorded
-
-    return enter
-
-
-@_declare("x ~ Bernoulli(logits(z)), x in {0, 1}", NORMAL, BOUND, "Kingma and Welling, 2014")
-def bernoulli_vae(x_shape: tuple[int, ...], z_dim: int, **parts: Any) -> Variant:
-    """Binary data: ``x ~ Bernoulli(logits(z))``."""
-    return pair(x_shape, z_dim, **{"likelihood": Bernoulli(), **parts})
-
-
-@_declare("x ~ ContinuousBernoulli(logits(z)), x in [0, 1]", NORMAL, BOUND, "Loaiza-Ganem and Cunningham, 2019")
-def continuous_bernoulli_vae(x_shape: tuple[int, ...], z_dim: int, **parts: Any) -> Variant:
-    """Grey values in [0, 1], scored by a density that integrates to one: ``x ~ ContinuousBernoulli(logits(z))``."""
-    return pair(x_shape, z_dim, **{"likelihood": ContinuousBernoulli(), **parts})
-
-
-@_declare("x ~ Normal(loc(z), sigma), sigma stated", NORMAL, BOUND, "Kingma and Welling, 2014")
-def gaussian_vae(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
-    """Real data and a stated noise level: ``x ~ Normal(loc(z), sigma)``.
-
-    ``sigma**2`` is the weight of the KL against half the squared error; a loss ``mean(error**2) + w KL`` over D
-    coordinates is ``sigma**2 = w D / 2``.
-    """
-    return pair(x_shape, z_dim, **{"likelihood": Gaussian(sigma), **parts})
-
-
-@_declare("x ~ Normal(loc(z), sigma), sigma learned", NORMAL, BOUND, "Rybkin et al., 2021")
-def sigma_vae(x_shape: tuple[int, ...], z_dim: int, **parts: Any) -> Variant:
-    """Real data, one noise level learned by gradient: ``x ~ Normal(loc(z), sigma)``."""
-    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), **parts})
-
-
-@_declare("x ~ Normal(loc(z), sigma*), sigma* in closed form", NORMAL, BOUND, "Rybkin et al., 2021; Lin et al., 2019")
-def optimal_sigma_vae(x_shape: tuple[int, ...], z_dim: int, **parts: Any) -> Variant:
-    """Real data, the noise level set to its optimum, in alternation with the weights, from training data alone."""
-    return pair(x_shape, z_dim, **{"likelihood": OptimalSigma(), **parts})
-
-
-@_declare("x ~ Normal(loc(z), sigma(z)), in two stages", NORMAL, BOUND, "Lin et al., 2019")
-def heteroscedastic_vae(x_shape: tuple[int, ...], z_dim: int, *, stage: float = 0.5, **parts: Any) -> Variant:
-    """A noise level for each coordinate and code; global for the share ``stage`` of training, then ``sigma(z)``."""
-    return pair(x_shape, z_dim, **{"likelihood": Heteroscedastic(stage=stage), **parts})
-
-
-@_declare("x ~ Normal(loc(z), sigma)", NORMAL, "-(E log p(x | z) - beta KL)", "Higgins et al., 2017; Fu et al., 2019")
-def beta_vae(
-    x_shape: tuple[int, ...],
-    z_dim: int,
-    *,
-    beta: float = 4.0,
-    anneal: str | Curve = "constant",
-    sigma: float = 0.1,
-    **parts: Any,
-) -> Variant:
-    """A KL weight other than 1 in training; the bound is reported without it.
+    The builder takes the options of the function and the keywords of ``pair``, each of which replaces a part. The pair
+    keeps a recipe of what was given, so that a checkpoint can build it again.
 
     Args:
-        x_shape, z_dim, parts: As in ``pair``.
-        beta: The weight reached. With a Gaussian likelihood it is the same as sigma alone at ``sqrt(beta) * sigma``.
+        source: Where the variant was published.
+        decoder: A change made in place to the decoder of the pair, which may be the caller's own.
+    """
+
+    def register(parts_of: Callable[..., Parts]) -> Builder:
+        name = parts_of.__name__
+        options = inspect.signature(parts_of).parameters
+
+        @wraps(parts_of)
+        def build(x_shape: Iterable[int], z_dim: int, **given: Any) -> Variant:
+            _refuse_unknown(name, given, [*options])
+            own = {keyword: value for keyword, value in given.items() if keyword in options}
+            swapped = {keyword: value for keyword, value in given.items() if keyword not in options}
+            built = pair(x_shape, z_dim, **{**parts_of(**own), **swapped})
+            if decoder is not None:
+                decoder(built.model.decoder)
+            built.model.recipe = recipe(name, built.model.x_shape, z_dim, given)
+            return built
+
+        build.__signature__ = _signature(options.values())  # type: ignore[attr-defined]
+        VARIANTS[name] = build
+        SOURCES[name] = source
+        return build
+
+    return register
+
+
+def _refuse_unknown(name: str, given: dict[str, Any], options: list[str]) -> None:
+    shapes = ("x_shape", "z_dim")
+    parts = [keyword for keyword in inspect.signature(pair).parameters if keyword not in shapes]
+    for keyword in given:
+        if keyword not in (*options, *parts):
+            raise TypeError(f"{name} has no option {keyword!r}: wanted one of {', '.join([*options, *parts])}")
+
+
+def _signature(options: Iterable[Parameter]) -> inspect.Signature:
+    """The shapes as in ``pair``, then the options by keyword alone, then ``**parts``."""
+    of_pair = inspect.signature(pair).parameters
+    by_keyword = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
+    parts = Parameter("parts", Parameter.VAR_KEYWORD, annotation=Any)
+    return inspect.Signature([of_pair["x_shape"], of_pair["z_dim"], *by_keyword, parts], return_annotation=Variant)
+
+
+def entries() -> Iterator[dict[str, str]]:
+    """Yield the catalogue as text: the name, model, guide, loss and source of each variant with its default options."""
+    for name, build in VARIANTS.items():
+        with seeded(0):  # leaves the caller's random stream as it was
+            described = describe(build((1,), 1, width=1))
+        yield {"variant": name, **described._asdict(), "source": SOURCES[name]}
+
+
+@variant(source="Kingma and Welling, 2014")
+def bernoulli_vae() -> Parts:
+    """Binary data."""
+    return {"likelihood": Bernoulli()}
+
+
+@variant(source="Loaiza-Ganem and Cunningham, 2019")
+def continuous_bernoulli_vae() -> Parts:
+    """Grey values in [0, 1], under a density that integrates to one."""
+    return {"likelihood": ContinuousBernoulli()}
+
+
+@variant(source="Kingma and Welling, 2014")
+def gaussian_vae(sigma: float = 0.1) -> Parts:
+    """Real data with a fixed noise level ``sigma``.
+
+    ``sigma**2`` is the weight of the KL against half the squared error. A loss ``mean(error**2) + w KL`` over D
+    coordinates corresponds to ``sigma**2 = w D / 2``.
+    """
+    return {"likelihood": Gaussian(sigma)}
+
+
+@variant(source="Rybkin et al., 2021")
+def sigma_vae() -> Parts:
+    """Real data, one noise level learned by gradient."""
+    return {"likelihood": LearnedSigma()}
+
+
+@variant(source="Rybkin et al., 2021; Lin et al., 2019")
+def optimal_sigma_vae() -> Parts:
+    """Real data, the noise level set to its optimum on the training data, in alternation with the weights."""
+    return {"likelihood": OptimalSigma()}
+
+
+@variant(source="Lin et al., 2019")
+def heteroscedastic_vae(stage: float = 0.5) -> Parts:
+    """Real data, one noise level for the share ``stage`` of training, then one per coordinate and code."""
+    return {"likelihood": Heteroscedastic(stage=stage)}
+
+
+@variant(source="Higgins et al., 2017; Fu et al., 2019")
+def beta_vae(beta: float = 4.0, anneal: str | Curve = "constant", sigma: float = 0.1) -> Parts:
+    """Real data, a KL weight other than 1 in training. The bound is reported without it.
+
+    Args:
+        beta: The KL weight at the end of training. With a Gaussian likelihood it has the same effect as sigma alone at
+            ``sqrt(beta) * sigma``.
         anneal: ``"constant"``, ``"linear"``, ``"cyclical"``, or the weight as a function ``(step, total) -> float``.
-        sigma: Standard deviation of the likelihood, stated.
+        sigma: Standard deviation of the likelihood, fixed.
     """
+    return {"likelihood": Gaussian(sigma), "kl_weight": KLWeight(_curve(anneal, beta))}
+
+
+def _curve(anneal: str | Curve, beta: float) -> Curve:
     curves = {"constant": constant(beta), "linear": linear(end=beta), "cyclical": cyclical(end=beta)}
-    if isinstance(anneal, str) and anneal not in curves:
+    if not isinstance(anneal, str):
+        return anneal
+    if anneal not in curves:
         raise ValueError(f"anneal must be one of {', '.join(curves)} or a function of (step, total), got {anneal!r}")
-    curve = curves[anneal] if isinstance(anneal, str) else anneal
-    return pair(x_shape, z_dim, **{"likelihood": Gaussian(sigma), "kl_weight": KLWeight(curve), **parts})
+    return curves[anneal]
 
 
-@_declare("x ~ Normal(loc(z), sigma), sigma learned", "Normal(loc(x), s), s stated", BOUND, "Ghosh et al., 2020")
-def cv_vae(x_shape: tuple[int, ...], z_dim: int, *, spread: float = 0.5, **parts: Any) -> Variant:
-    """A guide of one constant ``spread`` for all data: the step between a VAE and RAE."""
-    guide = partial(ConstantVariance, scale=spread)
-    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "guide": guide, **parts})
+@variant(source="Ghosh et al., 2020")
+def cv_vae(spread: float = 0.5) -> Parts:
+    """A guide with one constant standard deviation ``spread`` for all data: the step between a VAE and RAE."""
+    return {"likelihood": LearnedSigma(), "guide": partial(ConstantVariance, scale=spread)}
 
 
-@_declare("as sigma_vae", NORMAL, "-log mean_k w_k", "Burda et al., 2016")
-def iwae(x_shape: tuple[int, ...], z_dim: int, *, num_particles: int = 8, **parts: Any) -> Variant:
+@variant(source="Burda et al., 2016")
+def iwae(num_particles: int = 8) -> Parts:
     """Trained on the importance-weighted bound of ``num_particles`` draws, ``w = p(x, z) / q(z | x)``."""
-    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "loss": IWAE(num_particles), **parts})
+    return {"likelihood": LearnedSigma(), "loss": IWAE(num_particles)}
 
 
-@_declare("as sigma_vae", NORMAL, "-log mean_k w_k, doubly reparameterised", "Tucker et al., 2019")
-def dreg_vae(x_shape: tuple[int, ...], z_dim: int, *, num_particles: int = 8, **parts: Any) -> Variant:
-    """As iwae, with the gradient whose signal for the guide does not drown as ``num_particles`` grows."""
-    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "loss": DReG(num_particles), **parts})
+@variant(source="Tucker et al., 2019")
+def dreg_vae(num_particles: int = 8) -> Parts:
+    """As ``iwae``, with a gradient for the guide whose signal-to-noise ratio does not fall as K grows."""
+    return {"likelihood": LearnedSigma(), "loss": DReG(num_particles)}
 
 
-@_declare("x ~ Normal(loc(z), sigma); p(z) not scored", POINT, "-log p(x | z), MAP", "Hinton and Salakhutdinov, 2006")
-def ae(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
-    """A plain autoencoder: point-mass guide, no penalty on codes or weights."""
-    return pair(x_shape, z_dim, **{"likelihood": Gaussian(sigma), "guide": PointMass, "kl_weight": Masked(), **parts})
+@variant(source="Hinton and Salakhutdinov, 2006")
+def ae(sigma: float = 0.1) -> Parts:
+    """A plain autoencoder: a point-mass guide, and no penalty on codes or weights."""
+    return {"likelihood": Gaussian(sigma), "guide": PointMass, "kl_weight": Masked()}
 
 
-def _rae(x_shape: tuple[int, ...], z_dim: int, sigma: float, *penalties: nn.Module, **parts: Any) -> Variant:
-    return pair(
-        x_shape,
-        z_dim,
-        **{"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, **parts},
-    )
+@variant(source="Ghosh et al., 2020")
+def rae(sigma: float = 0.1) -> Parts:
+    """A regularised autoencoder whose one penalty is on codes: the prior, ``beta = 2 sigma**2`` beside a squared error.
 
-
-@_declare("z ~ Normal(0, 1), x ~ Normal(loc(z), sigma)", POINT, MAP, "Ghosh et al., 2020")
-def rae(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
-    """A regularised autoencoder with its code penalty alone: the prior, ``beta = 2 sigma**2`` beside a squared error.
-
-    Codes can shrink while the decoder grows, so that this objective alone has no minimiser: training is stopped, or a
-    penalty on the decoder is added, as in ``rae_l2``, ``rae_gp`` and ``rae_sn``.
+    This objective alone has no minimiser, because codes can shrink while the decoder grows. Stop the training early, or
+    penalise the decoder too, as ``rae_l2``, ``rae_gp`` and ``rae_sn`` do.
     """
-    return _rae(x_shape, z_dim, sigma, **parts)
+    return {"likelihood": Gaussian(sigma), "guide": PointMass}
 
 
-@_declare("as rae; decoder weights ~ Normal(0, tau)", POINT, "-log p(x, z, weights), MAP", "Ghosh et al., 2020")
-def rae_l2(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, tau: float = 0.1, **parts: Any) -> Variant:
+@variant(source="Ghosh et al., 2020")
+def rae_l2(sigma: float = 0.1, tau: float = 0.1) -> Parts:
     """RAE with Tikhonov: a Gaussian prior on the decoder's weights, ``lambda = sigma**2 / (N tau**2)``."""
-    return _rae(x_shape, z_dim, sigma, WeightPrior(tau), **parts)
+    return {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": [WeightPrior(tau)]}
 
 
-@_declare("as rae; factor exp(-kappa |J(z)|_F**2)", POINT, "-log p(x, z) + kappa |J|_F**2, MAP", "Ghosh et al., 2020")
-def rae_gp(
-    x_shape: tuple[int, ...],
-    z_dim: int,
-    *,
-    sigma: float = 0.1,
-    kappa: float = 0.1,
-    probes: int | None = None,
-    **parts: Any,
-) -> Variant:
-    """RAE with the gradient penalty, ``gamma = 2 sigma**2 kappa``, exact unless random ``probes`` are asked for."""
-    return _rae(x_shape, z_dim, sigma, JacobianNorm(kappa, probes), **parts)
+@variant(source="Ghosh et al., 2020")
+def rae_gp(sigma: float = 0.1, kappa: float = 0.1, probes: int | None = None) -> Parts:
+    """RAE with the gradient penalty, ``gamma = 2 sigma**2 kappa``. It is exact unless random ``probes`` are given."""
+    return {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": [JacobianNorm(kappa, probes)]}
 
 
-@_declare("as rae; decoder spectrally normalised", POINT, MAP, "Ghosh et al., 2020; Miyato et al., 2018")
-def rae_sn(x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, **parts: Any) -> Variant:
+@variant(source="Ghosh et al., 2020; Miyato et al., 2018", decoder=spectrally_normalised)
+def rae_sn(sigma: float = 0.1) -> Parts:
     """RAE with spectral normalisation of the decoder. It cannot be pickled; see ``spectrally_normalised``."""
-    variant = _rae(x_shape, z_dim, sigma, **parts)
-    spectrally_normalised(variant.model.decoder)
-    return variant
+    return {"likelihood": Gaussian(sigma), "guide": PointMass}
 
 
-@_declare(
-    "x ~ Normal(loc(z), sigma); factor exp(-weight MMD**2)",
-    POINT,
-    "-log p(x | z) + weight MMD**2",
-    "Tolstikhin et al., 2018",
-)
-def wae_mmd(
-    x_shape: tuple[int, ...], z_dim: int, *, sigma: float = 0.1, weight: float = 500.0, **parts: Any
-) -> Variant:
-    """A Wasserstein autoencoder: the aggregate of the codes is held to the prior by an unbiased MMD.
+@variant(source="Tolstikhin et al., 2018")
+def wae_mmd(sigma: float = 0.1, weight: float = 500.0) -> Parts:
+    """A Wasserstein autoencoder: an unbiased MMD pulls the aggregate of the codes towards the prior.
 
-    ``weight`` is in nats per datum; beside a squared error, WAE's lambda is ``2 sigma**2 weight``: 10 as it stands.
+    ``weight`` is in nats per datum. Beside a squared error, WAE's lambda is ``2 sigma**2 weight``, 10 by default.
     """
-    penalties = (MMD(weight),)
-    own = {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, "kl_weight": Masked()}
-    return pair(x_shape, z_dim, **{**own, **parts})
+    penalties = [MMD(weight)]
+    return {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": penalties, "kl_weight": Masked()}
 
 
-@_declare(
-    "as sigma_vae; chosen weights ~ Normal(0, tau)",
-    NORMAL,
-    "-ELBO - log p(weights)",
-    "Kingma and Welling, 2014, app. F",
-)
-def l2_vae(
-    x_shape: tuple[int, ...],
-    z_dim: int,
-    *,
-    tau: float = 1.0,
-    layers: tuple[str, ...] = ("decoder",),
-    **parts: Any,
-) -> Variant:
+@variant(source="Kingma and Welling, 2014, app. F")
+def l2_vae(tau: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> Parts:
     """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once per data set."""
-    penalties = (WeightPrior(tau, tuple(layers)),)
-    return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "penalties": penalties, **parts})
+    return {"likelihood": LearnedSigma(), "penalties": [WeightPrior(tau, tuple(layers))]}

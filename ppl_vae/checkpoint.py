@@ -1,4 +1,4 @@
-"""A checkpoint is a folder: tensors in safetensors, the recipe in JSON. Nothing in it can be executed."""
+"""Checkpoints: a folder with tensors in safetensors and a recipe in JSON, neither of which can be executed."""
 
 import json
 import os
@@ -22,12 +22,16 @@ TENSORS, CONFIG = "variant.safetensors", "variant.json"
 
 
 def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None) -> Path:
-    """Write a variant: weights, buffers, data scale, and the recipe that builds it again.
+    """Write a variant: its weights, its buffers, the scale of the data, and the recipe that builds it again.
 
     Args:
-        path: A folder, made or replaced as a whole; an earlier one stays until the new one is complete.
-        variant: What to keep.
-        notes: More to write beside the recipe, as JSON.
+        path: The folder. It is created, or replaced as a whole; an earlier checkpoint stays until the new one is
+            complete.
+        variant: The variant to save.
+        notes: Further values to write beside the recipe, as JSON.
+
+    Returns:
+        The folder.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -48,7 +52,7 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
     try:
         save_file(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # readable by whom the folder is, not by its writer alone
+        shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # otherwise only the owner could read the tensors
         _replace(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -56,16 +60,20 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
 
 
 def refuse_other(path: Path) -> None:
-    """Refuse to write where something else stands than an earlier checkpoint."""
+    """Refuse a path that exists and is not an earlier checkpoint.
+
+    Raises:
+        ValueError: If writing there would replace something else.
+    """
     if path.exists() and not (path / CONFIG).is_file():
-        raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, name another folder")
+        raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, choose another folder")
 
 
 def _replace(fresh: Path, path: Path) -> None:
-    """Put a folder in the place of another, which comes back if that fails."""
+    """Put a folder in the place of another one, which is restored if that fails."""
     earlier = path.with_name(f".{path.name}.earlier")
     if path.exists():
-        shutil.rmtree(earlier, ignore_errors=True)  # of a save that was killed
+        shutil.rmtree(earlier, ignore_errors=True)  # left over from a save that was killed
         os.replace(path, earlier)
     try:
         os.replace(fresh, path)
@@ -81,9 +89,12 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
 
     Args:
         path: A folder that ``save`` wrote.
-        into: A pair of the same parts, to be filled in place. It is needed where parts of one's own were passed to the
-            builder, networks among them, for a file holds no code. Parts of this library go by name: likelihoods,
-            priors, guides, penalties, schedules, estimators, and the ``width`` of the networks.
+        into: A pair with the same parts, to be filled in place. It is needed if the builder was given parts of your
+            own, networks included, because a file holds no code. Parts of this library are found by name: likelihoods,
+            priors, guides, penalties, schedules and estimators. The ``width`` of the networks is kept as a number.
+
+    Returns:
+        The variant, which is ``into`` where that is given.
 
     Raises:
         ValueError: If the folder is no checkpoint, is damaged, or does not match.
@@ -102,20 +113,22 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
         _check_tensors(path, half, module.state_dict(), found[half])
     strange = sorted(name for name in tensors if name.partition(".")[0] not in halves)
     if strange:
-        raise ValueError(f"{path} fits neither half: not wanted {strange[:3]}")
+        raise ValueError(f"{path} holds tensors of neither the model nor the guide: {strange[:3]}")
     for half, module in halves.items():
-        module.to(next((found[half][name].dtype for name, _ in module.named_parameters()), None))
+        dtype = next((found[half][name].dtype for name, _ in module.named_parameters()), None)
+        module.to(dtype)
         module.load_state_dict(found[half])
         module.eval()
     return variant
 
 
 def _part(tensors: dict[str, Tensor], half: str) -> dict[str, Tensor]:
+    """The tensors of the model or of the guide, by their names in its state."""
     return {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.partition(".")[0] == half}
 
 
 def notes_of(path: str | Path) -> dict[str, Any]:
-    """What ``save`` was given to write beside the recipe."""
+    """The notes that ``save`` wrote beside the recipe."""
     return dict(_config(Path(path)).get("notes", {}))
 
 
@@ -125,19 +138,22 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         raise ValueError(f"{path} is no checkpoint: wanted a folder with a readable {CONFIG} and {TENSORS}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path / CONFIG} is not of format {FORMAT}: was it written by another version?")
+        raise ValueError(f"{path / CONFIG} is not of format {FORMAT}: another version may have written it")
     return config
 
 
 def _build(path: Path, config: dict[str, Any]) -> Variant:
     recipe = config.get("recipe") or {}
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path / CONFIG} is damaged: its recipe is no table")
-    name, parts = str(recipe.get("variant")), recipe.get("parts", ["all"])
+        raise ValueError(f"{path / CONFIG} is damaged: its recipe is not a table")
+    name = str(recipe.get("variant"))
+    parts = recipe.get("parts", ["all"])
     build = pair if name == PAIR else VARIANTS.get(name)
     if parts or build is None:
         listed = ", ".join(map(str, parts)) if parts else f"unknown variant {name!r}"
-        raise ValueError(f"{path} was built with parts of your own ({listed}): build the same pair, pass it as into=")
+        raise ValueError(
+            f"{path} was built with parts of your own ({listed}): build the same pair and pass it as into="
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             options = {name: built(option) for name, option in recipe["options"].items()}
@@ -149,8 +165,8 @@ def _build(path: Path, config: dict[str, Any]) -> Variant:
 def _check_tensors(path: Path, half: str, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
-        raise ValueError(f"{path} does not fit the {half}: missing {missing[:3]}, not wanted {extra[:3]}")
+        raise ValueError(f"{path} does not fit the {half}: missing {missing[:3]}, not expected {extra[:3]}")
     for name, tensor in wanted.items():
         got, shape = list(found[name].shape), list(tensor.shape)
         if got != shape:
-            raise ValueError(f"{path} does not fit the {half}: {name} is {got}, wanted {shape}")
+            raise ValueError(f"{path} does not fit the {half}: {name} has shape {got}, wanted {shape}")

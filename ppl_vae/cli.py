@@ -120,7 +120,7 @@ def _value(text: str) -> Any:
 
 
 def _options(variant: str, pairs: list[str] | None) -> dict[str, Any]:
-    """``beta=2`` and the like, values read as JSON where they are; parts are objects and cannot be set here."""
+    """Read options such as ``beta=2``. A value that is not JSON is a text. Parts are objects and cannot be set here."""
     import inspect
 
     from .catalogue import VARIANTS
@@ -151,20 +151,19 @@ def _say(text: str) -> None:
 
 @app.command()
 def variants(*, as_json: AsJson = False) -> None:
-    """List the catalogue: name, generative process, guide, loss, source."""
-    from .catalogue import CATALOGUE
+    """List the catalogue: the name, generative process, guide, loss and source of each variant."""
+    from .catalogue import entries
 
-    rows = [
-        {"variant": name, "model": row.model, "guide": row.guide, "loss": row.loss, "source": row.source}
-        for name, row in CATALOGUE.items()
-    ]
+    rows = list(entries())
     if as_json:
         _say(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*(name for name in rows[0]), show_lines=False)
+    table = Table()
+    for title in rows[0]:
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     console = Console()

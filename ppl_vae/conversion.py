@@ -1,4 +1,4 @@
-"""From a trained autoencoder to a VAE and back: same inputs, same outputs, ready to fine-tune."""
+"""Turn a trained autoencoder into a VAE, or back, with the same inputs and outputs, ready to fine-tune."""
 
 import copy
 import math
@@ -13,18 +13,21 @@ from .variant import Variant
 
 __all__ = ["convert"]
 
-SPREAD = 0.1  # standard deviation of q(z | x) that a converted autoencoder starts with
+SPREAD = 0.1  # initial standard deviation of q(z | x) in a converted autoencoder
 
 
 def convert(variant: Variant) -> Variant:
-    """Turn a point-mass guide into a mean-field one, or the other way round.
+    """Turn a point-mass guide into a mean-field guide, or a mean-field guide into a point mass.
 
-    An autoencoder gets a head for ``log scale``, a constant to start with, so that the reconstruction at the guide's
-    mean is unchanged; its penalties and KL weight are left behind and the loss is the bound. A VAE loses its noise: the
-    loss becomes ``-log p(x, z)``, RAE's. The converted pair shares nothing with the one that came.
+    An autoencoder gets a head for ``log scale`` that starts as a constant, so that the reconstruction at the guide's
+    mean is unchanged. The new loss is the bound, without the penalties and the KL weight of the autoencoder. A VAE
+    loses the noise of its guide, and its loss becomes that of RAE, ``-log p(x, z)``.
 
     Args:
         variant: A pair whose guide is ``PointMass`` or ``MeanField``.
+
+    Returns:
+        The converted pair. It is a copy that shares no tensor with ``variant``.
 
     Raises:
         ValueError: If the guide is of another family.
@@ -49,12 +52,12 @@ def convert(variant: Variant) -> Variant:
     elif isinstance(guide, MeanField) and len(rest) == 1:
         converted = PointMass(*arguments, heads=[loc])
     else:
-        raise ValueError(f"convert knows PointMass and MeanField guides, got {type(guide).__name__}")
+        raise ValueError(f"convert takes PointMass and MeanField guides, got {type(guide).__name__}")
     return Variant(model, converted, PathwiseELBO())
 
 
 def _constant_head(variant: Variant) -> nn.Module:
-    """A linear head that starts as the constant ``log(SPREAD)``, of the width that the encoder has."""
+    """A linear head on the encoder's output that starts as the constant ``log(SPREAD)``."""
     head = nn.Linear(width_of(variant.guide.encoder, variant.guide.x_shape), variant.z_dim)
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias, math.log(SPREAD))

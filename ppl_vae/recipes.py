@@ -1,7 +1,7 @@
-"""Recipes: what builds a pair again, in JSON. Parts of this library go by name, with the arguments of their class.
+"""Recipes: how to build a pair again, in JSON. A part of this library is written as its name and its arguments.
 
-Nothing in a recipe is code. A name is looked up in the tables below, and what it names is called with numbers, texts
-and other parts of the tables alone.
+A recipe holds no code. Names are looked up in the tables below, and what they name is called with numbers, texts and
+other parts from the tables, nothing else.
 """
 
 import functools
@@ -19,15 +19,14 @@ from .models.schedules import CURVES, name_of_curve
 
 __all__ = ["PAIR", "NotOurs", "built", "described", "recipe", "with_part"]
 
-PAIR = "pair"  # the variant that a recipe names where ``pair`` built it, and no entry of the catalogue
+PAIR = "pair"  # the name in the recipe of a pair that ``pair`` built, and not a variant of the catalogue
 
 
 def _exported(space: ModuleType, kind: type, but: tuple[type, ...]) -> dict[str, Callable[..., Any]]:
-    """The classes of a kind that a package exports, by name."""
-    found = {name: getattr(space, name) for name in space.__all__}
-    return {
-        n: made for n, made in found.items() if isinstance(made, type) and issubclass(made, kind) and made not in but
-    }
+    """The classes of a kind that a package exports, by name, without those in ``but``."""
+    exported = {name: getattr(space, name) for name in space.__all__}
+    classes = {name: found for name, found in exported.items() if isinstance(found, type)}
+    return {name: found for name, found in classes.items() if issubclass(found, kind) and found not in but}
 
 
 PARTS = _exported(models, nn.Module, (models.Half, models.LatentVariableModel, models.Scale, models.Schedule))
@@ -37,27 +36,29 @@ TABLES = {"part": PARTS, "family": FAMILIES, "curve": CURVES}
 
 
 class NotOurs(TypeError):
-    """A value is neither JSON nor a part of this library: a file cannot build it."""
+    """Raised for a value that is neither JSON nor a part of this library, so that no file can build it."""
 
 
 def recipe(name: str, x_shape: tuple[int, ...], z_dim: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What builds a pair again.
+    """Write down how to build a pair again.
 
     Args:
         name: A variant of the catalogue, or ``PAIR``.
         x_shape: Shape of one datum.
         z_dim: Size of a code.
-        options: The keyword arguments of the builder.
+        options: The keyword arguments that the builder was given.
 
     Returns:
-        A dictionary for JSON. Options that are parts of one's own are listed under ``"parts"``, by their keyword.
+        A dictionary for JSON. Its list ``"parts"`` holds the keywords of the options that are not of this library.
     """
-    start = {"variant": name, "x_shape": list(x_shape), "z_dim": z_dim, "options": {}, "parts": []}
-    return functools.reduce(lambda made, option: with_part(made, *option), options.items(), start)
+    made = {"variant": name, "x_shape": list(x_shape), "z_dim": z_dim, "options": {}, "parts": []}
+    for keyword, value in options.items():
+        made = with_part(made, keyword, value)
+    return made
 
 
 def with_part(made: dict[str, Any], keyword: str, value: Any) -> dict[str, Any]:
-    """A recipe with another value of one option."""
+    """A copy of a recipe in which one option has another value."""
     options = {name: option for name, option in made["options"].items() if name != keyword}
     parts = [part for part in made["parts"] if part != keyword]
     try:
@@ -68,13 +69,13 @@ def with_part(made: dict[str, Any], keyword: str, value: Any) -> dict[str, Any]:
 
 
 def described(value: Any) -> Any:
-    """A value in JSON, from which ``built`` makes it again.
+    """Describe a value in JSON, so that ``built`` can make it again.
 
-    As in scikit-learn, an instance keeps each argument of its class as an attribute of that name. A scale that is a
-    tensor is written as a number: the exact one comes back with the tensors of a checkpoint.
+    As in scikit-learn, a part keeps each argument of its class as an attribute of the same name. A scale that is a
+    tensor is written as a number; its exact value is among the tensors of a checkpoint.
 
     Raises:
-        NotOurs: If the value, or one inside it, is neither plain nor a part of this library.
+        NotOurs: If the value, or a value inside it, is neither JSON nor a part of this library.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -90,41 +91,45 @@ def described(value: Any) -> Any:
 
 
 def _arguments(part: Any) -> dict[str, Any]:
+    """The arguments that build a part again, read from its attributes."""
     found = {}
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue  # of a class without an __init__ of its own
+            continue  # the class has no __init__ of its own
         value = getattr(part, name)
         if isinstance(value, Tensor):
             value = float(value.detach().flatten()[0])
-        if value != parameter.default or value not in (math.inf, -math.inf):  # infinity is no JSON, and a default
-            found[name] = described(value)
+        is_default = value == parameter.default
+        if is_default and value in (math.inf, -math.inf):
+            continue  # JSON has no infinity
+        found[name] = described(value)
     return found
 
 
 def _of_partial(value: "functools.partial[Any]") -> dict[str, Any]:
-    """A curve of ours, or a family of guides with keyword arguments."""
+    """Describe a curve of this library, or a family of guides with keyword arguments."""
     curve = name_of_curve(value)
     if curve is not None:
         return {"curve": curve, "arguments": [described(option) for option in value.args]}
     if value.args:
-        raise NotOurs(f"{value!r} has arguments without a name")
+        raise NotOurs(f"{value!r} has positional arguments: pass them by keyword")
     arguments = {name: described(option) for name, option in value.keywords.items()}
     return {"family": _ours(value.func, FAMILIES), "arguments": arguments}
 
 
 def _ours(value: Any, table: dict[str, Callable[..., Any]]) -> str:
+    """The name of a value in a table."""
     for name, known in table.items():
         if known is value:
             return name
-    raise NotOurs(f"{value!r} is no part of this library")
+    raise NotOurs(f"{value!r} is not a part of this library")
 
 
 def built(value: Any) -> Any:
-    """What ``described`` put into JSON.
+    """Make the value that ``described`` wrote.
 
     Raises:
-        ValueError: If a name is unknown, or the file is no recipe.
+        ValueError: If a name is unknown, or the JSON is not a description.
     """
     if isinstance(value, list):
         return [built(item) for item in value]
@@ -133,11 +138,12 @@ def built(value: Any) -> Any:
     for kind, table in TABLES.items():
         if kind in value:
             return _made(kind, table, value)
-    raise ValueError(f"{sorted(value)} is the description of no part")
+    raise ValueError(f"a part is described by one of the keys {', '.join(TABLES)}, got {sorted(value)}")
 
 
 def _made(kind: str, table: dict[str, Callable[..., Any]], value: dict[str, Any]) -> Any:
-    make, arguments = table.get(str(value[kind])), _built_arguments(value.get("arguments"))
+    make = table.get(str(value[kind]))
+    arguments = _built_arguments(value.get("arguments"))
     if make is None:
         raise ValueError(f"unknown {kind} {value[kind]!r}: wanted one of {', '.join(table)}")
     if isinstance(arguments, list):
@@ -148,10 +154,10 @@ def _made(kind: str, table: dict[str, Callable[..., Any]], value: dict[str, Any]
 
 
 def _built_arguments(arguments: Any) -> Any:
-    """Arguments by name or in order, those that are lists as the tuples they were."""
+    """Make arguments, a list or a table. In a table, each list becomes a tuple again."""
     if isinstance(arguments, list):
         return [built(item) for item in arguments]
     if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of a part are {arguments!r}, wanted a table or a list")
+        raise ValueError(f"the arguments of a part must be a table or a list, got {arguments!r}")
     made = {name: built(option) for name, option in arguments.items()}
     return {name: tuple(option) if isinstance(option, list) else option for name, option in made.items()}

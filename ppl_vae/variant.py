@@ -199,7 +199,7 @@ def pair(
     loss: ELBO | str | None = None,
     width: int | None = None,
 ) -> Variant:
-    """Put a model and a guide together from parts: what every builder of the catalogue calls.
+    """Put a model and a guide together from parts; every builder of the catalogue calls it.
 
     Args:
         x_shape: Shape of one datum, without the batch: ``(3, 32, 32)``.
@@ -210,67 +210,96 @@ def pair(
         encoder: Module from [rows, *x_shape] to [rows, width]; chosen by ``x_shape`` unless given.
         decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row; chosen unless given.
         penalties: Explicit regularisers of the training objective.
-        kl_weight: What acts on the site z in training, on both sides: ``KLWeight`` or ``Masked``.
-        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``; pathwise, one draw,
-            unless given.
+        kl_weight: ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
+        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``. It is ``PathwiseELBO``
+            with one draw unless given.
         width: Units of a hidden layer in the networks that are chosen by ``x_shape``; 256 unless given.
 
     Raises:
-        ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is not what it has to be.
+        ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is of the wrong kind.
     """
-    _check_parts(x_shape, guide, loss, likelihood=likelihood, prior=prior, encoder=encoder, decoder=decoder)
-    units = _units(width, encoder, decoder)
-    penalties = tuple(penalties)
-    given = {"likelihood": likelihood, "guide": guide, "prior": prior, "encoder": encoder, "decoder": decoder}
-    given |= {"penalties": penalties, "kl_weight": kl_weight, "loss": loss, "width": width}
-    x_shape = tuple(int(side) for side in x_shape)
-    if not x_shape or min(x_shape) < 1 or z_dim < 1:
-        raise ValueError(f"x_shape and z_dim must be positive, got {x_shape} and {z_dim}")
-    prior = StandardNormal(z_dim) if prior is None else prior
-    if tuple(of_pyro("the prior", prior()).event_shape) != (z_dim,):
-        raise ValueError(f"the prior has event shape {list(prior().event_shape)}, wanted [{z_dim}]: try .to_event(1)")
+    parts: dict[str, Any] = {
+        "likelihood": likelihood,
+        "guide": guide,
+        "prior": prior,
+        "encoder": encoder,
+        "decoder": decoder,
+        "penalties": tuple(penalties),
+        "kl_weight": kl_weight,
+        "loss": loss,
+        "width": width,
+    }
+    x_shape = _checked_shape(x_shape, z_dim)
+    _check_parts(parts)
+
+    units = WIDTH if width is None else width
+    prior = _checked_prior(StandardNormal(z_dim) if prior is None else prior, z_dim)
     encoder = encoder_for(x_shape, units) if encoder is None else encoder
     outputs: int = likelihood.outputs  # type: ignore[assignment]
     decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
-    model = LatentVariableModel(prior, decoder, likelihood, x_shape, penalties)
+
+    model = LatentVariableModel(prior, decoder, likelihood, x_shape, parts["penalties"])
     inference = guide(encoder, x_shape, z_dim)
     model.kl_weight = inference.kl_weight = kl_weight
-    model.recipe = recipe(PAIR, x_shape, z_dim, {name: part for name, part in given.items() if part is not None})
-    loss = PathwiseELBO() if loss is None else loss
-    return Variant(model, inference, estimator(loss) if isinstance(loss, str) else loss)
+    given = {keyword: part for keyword, part in parts.items() if part is not None}
+    model.recipe = recipe(PAIR, x_shape, z_dim, given)
+    return Variant(model, inference, _estimator(loss))
 
 
-def _check_parts(x_shape: Any, guide: Any, loss: Any, **modules: Any) -> None:
-    """What came, what was wanted, before a part is asked for what it has not."""
+def _checked_shape(x_shape: Iterable[int], z_dim: int) -> tuple[int, ...]:
     if isinstance(x_shape, str | int):
-        raise ValueError(f"x_shape must be the shape of a datum, (1, 28, 28) say, got {x_shape!r}")
-    if not callable(guide):
-        raise ValueError(f"guide must be a family, MeanField say, got {guide!r}")
-    for name, module in modules.items():
-        if isinstance(module, torch.distributions.Distribution):
-            raise ValueError(
-                f"{name} is a distribution, {type(module).__name__}, wanted a module whose forward returns it: what it "
-                "learns, a flow's transforms say, is held by that module as nn.Parameter or in nn.ModuleList"
-            )
-        if module is not None and not isinstance(module, nn.Module):
-            raise ValueError(f"{name} must be a module, an instance, got {module!r}")
-    likelihood = modules["likelihood"]
-    if not isinstance(getattr(likelihood, "outputs", None), int):
-        name = type(likelihood).__name__
+        raise ValueError(f"x_shape must be the shape of a datum, such as (1, 28, 28), got {x_shape!r}")
+    shape = tuple(int(side) for side in x_shape)
+    if not shape or min(shape) < 1 or z_dim < 1:
+        raise ValueError(f"x_shape and z_dim must be positive, got {shape} and {z_dim}")
+    return shape
+
+
+def _check_parts(parts: dict[str, Any]) -> None:
+    """Check the types of the parts, so that a wrong one is reported by its name."""
+    for name in ("likelihood", "prior", "encoder", "decoder"):
+        _check_module(name, parts[name])
+    if not isinstance(getattr(parts["likelihood"], "outputs", None), int):
+        name = type(parts["likelihood"]).__name__
         raise ValueError(f"{name} has no outputs: set it to the number of decoder outputs that it wants per coordinate")
-    if not isinstance(loss, ELBO | str | None):
-        raise ValueError(f"loss must be a pyro.infer.ELBO, an instance, or a name as 'dreg', got {loss!r}")
+    if not callable(parts["guide"]):
+        raise ValueError(f"guide must be a family such as MeanField, got {parts['guide']!r}")
+    if not isinstance(parts["loss"], ELBO | str | None):
+        raise ValueError(f"loss must be an instance of pyro.infer.ELBO or a name such as 'dreg', got {parts['loss']!r}")
+    _check_width(parts)
 
 
-def _units(width: Any, encoder: nn.Module | None, decoder: nn.Module | None) -> int:
-    """The width of the networks that are chosen here."""
+def _check_module(name: str, part: Any) -> None:
+    if isinstance(part, torch.distributions.Distribution):
+        raise ValueError(
+            f"{name} is a distribution, {type(part).__name__}, wanted a module whose forward returns it: the module "
+            "holds what is learned as nn.Parameter, and the transforms of a flow in nn.ModuleList"
+        )
+    if part is not None and not isinstance(part, nn.Module):
+        raise ValueError(f"{name} must be an instance of nn.Module, got {part!r}")
+
+
+def _check_width(parts: dict[str, Any]) -> None:
+    width = parts["width"]
     if width is None:
-        return WIDTH
+        return
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
-    if encoder is not None and decoder is not None:
+    if parts["encoder"] is not None and parts["decoder"] is not None:
         raise ValueError("width is for networks chosen by x_shape, and both encoder and decoder were given: drop it")
-    return width
+
+
+def _checked_prior(prior: nn.Module, z_dim: int) -> nn.Module:
+    event_shape = tuple(of_pyro("the prior", prior()).event_shape)
+    if event_shape != (z_dim,):
+        raise ValueError(f"the prior has event shape {list(event_shape)}, wanted [{z_dim}]: try .to_event(1)")
+    return prior
+
+
+def _estimator(loss: ELBO | str | None) -> ELBO:
+    if loss is None:
+        return PathwiseELBO()
+    return estimator(loss) if isinstance(loss, str) else loss
 
 
 def frozen_parts(variant: Variant) -> dict[str, nn.Module]:

@@ -230,9 +230,9 @@ def test_the_tables_of_recipes_hold_every_part_of_the_library() -> None:
         ({"part": "os.system", "arguments": {}}, "unknown part 'os.system'"),
         ({"part": "StudentT", "arguments": {"df": 0.5}}, "df must be finite and above 1"),
         ({"part": "StudentT", "arguments": {"shell": "true"}}, "'shell'"),
-        ({"part": "StudentT", "arguments": "all"}, "the arguments of a part are 'all'"),
+        ({"part": "StudentT", "arguments": "all"}, "arguments of a part must be a table or a list, got 'all'"),
         ({"part": ["StudentT"], "arguments": {}}, "unknown part"),
-        ({"class": "StudentT"}, "the description of no part"),
+        ({"class": "StudentT"}, r"by one of the keys part, family, curve, got \[\'class\'\]"),
     ],
 )
 def test_a_part_that_no_table_holds_is_refused(kept: tuple[Path, Variant], option: Any, message: str) -> None:
@@ -318,7 +318,7 @@ def test_parts_of_ones_own_are_asked_for_by_name_and_filled(
 def test_other_parts_are_refused_by_the_names_of_their_tensors(tmp_path: Path) -> None:
     path = save(tmp_path / "own", VARIANTS["sigma_vae"]((5,), 2, decoder=nn.Linear(2, 5)))
 
-    with pytest.raises(ValueError, match=r"the model: missing \['decoder\.0.*not wanted \['decoder\.bias'"):
+    with pytest.raises(ValueError, match=r"the model: missing \['decoder\.0.*not expected \['decoder\.bias'"):
         load(path, into=VARIANTS["sigma_vae"]((5,), 2))
 
 
@@ -330,16 +330,19 @@ def _without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
-    "missing": (_without, r"the model: missing \['decoder\.0\.weight'\], not wanted \[\]"),
-    "extra": (lambda found: {**found, "guide.more": torch.ones(2)}, r"the guide: missing \[\], not wanted \['more'\]"),
-    "of-neither-half": (lambda found: {**found, "more": torch.ones(2)}, r"not wanted \['more'\]"),
+    "missing": (_without, r"the model: missing \['decoder\.0\.weight'\], not expected \[\]"),
+    "extra": (
+        lambda found: {**found, "guide.more": torch.ones(2)},
+        r"the guide: missing \[\], not expected \['more'\]",
+    ),
+    "of-neither-half": (lambda found: {**found, "more": torch.ones(2)}, r"neither the model nor the guide: \['more'\]"),
     "other-shape": (
         lambda found: {**found, "guide.heads.0.bias": torch.ones(3)},
-        r"the guide: heads\.0\.bias is \[3\], wanted \[2\]",
+        r"the guide: heads\.0\.bias has shape \[3\], wanted \[2\]",
     ),
     "transposed": (
         lambda found: {**found, "model.decoder.0.weight": found["model.decoder.0.weight"].T.contiguous()},
-        r"the model: decoder\.0\.weight is \[2, 256\], wanted \[256, 2\]",
+        r"the model: decoder\.0\.weight has shape \[2, 256\], wanted \[256, 2\]",
     ),
     "none": (lambda found: {}, r"the model: missing \["),
 }
@@ -415,7 +418,7 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "unknown-option": (_recipe(options={"gamma": 1}), "does not build a beta_vae: .*'gamma'"),
     "option-out-of-range": (_recipe(options={"beta": -1}), "does not build a beta_vae: a KL weight"),
     "option-of-another-kind": (_recipe(options={"likelihood": "Gaussian"}), "does not build a beta_vae"),
-    "other-size": (_recipe(z_dim=3), r"does not fit the model: .*is \[2\], wanted \[3\]"),
+    "other-size": (_recipe(z_dim=3), r"does not fit the model: .*has shape \[2\], wanted \[3\]"),
 }
 
 

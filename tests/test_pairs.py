@@ -1,6 +1,7 @@
 """Every likelihood with every prior, guide and shape of x: what must hold of a pair, whatever it is made of."""
 
 import copy
+import inspect
 import itertools
 import math
 import pickle
@@ -556,10 +557,10 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
     ("parts", "message"),
     [
         ({"guide": "laplace"}, "guide must be a family"),
-        ({"prior": "mixture"}, "prior must be a module, an instance, got 'mixture'"),
-        ({"likelihood": Gaussian}, "likelihood must be a module, an instance"),
+        ({"prior": "mixture"}, "prior must be an instance of nn.Module, got 'mixture'"),
+        ({"likelihood": Gaussian}, "likelihood must be an instance of nn.Module"),
         ({"likelihood": nn.Identity()}, "Identity has no outputs"),
-        ({"loss": PathwiseELBO}, "loss must be a pyro.infer.ELBO, an instance, or a name"),
+        ({"loss": PathwiseELBO}, "loss must be an instance of pyro.infer.ELBO or a name"),
         ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
         ({"x_shape": 5}, "x_shape must be the shape of a datum"),
     ],
@@ -572,6 +573,29 @@ def test_a_part_of_another_kind_is_refused_in_one_line(parts: dict[str, Any], me
 def test_an_unknown_variant_is_told_the_known_ones() -> None:
     with pytest.raises(KeyError, match="unknown variant 'vae': wanted one of bernoulli_vae"):
         VARIANTS["vae"]
+
+
+def test_an_unknown_option_is_told_the_known_ones() -> None:
+    with pytest.raises(
+        TypeError, match="beta_vae has no option 'gamma': wanted one of beta, anneal, sigma, likelihood"
+    ):
+        VARIANTS["beta_vae"]((5,), Z_DIM, gamma=2.0)
+
+
+def test_the_signature_of_a_builder_shows_shapes_options_and_parts() -> None:
+    signature = inspect.signature(VARIANTS["rae_gp"])
+
+    assert list(signature.parameters) == ["x_shape", "z_dim", "sigma", "kappa", "probes", "parts"]
+    assert signature.parameters["kappa"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert signature.parameters["kappa"].default == 0.1
+
+
+@every_variant
+def test_a_builder_can_be_pickled_and_copied(name: str) -> None:
+    build = VARIANTS[name]
+
+    assert pickle.loads(pickle.dumps(build)) is build
+    assert copy.deepcopy(build) is build
 
 
 # Copies, networks and parts.

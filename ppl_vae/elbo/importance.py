@@ -40,6 +40,10 @@ class IWAE(PerDatumELBO):
     def __init__(self, num_particles: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
 
+    @property
+    def formula(self) -> str:
+        return f"log mean_k w_k (K = {self.num_particles})"
+
     def objective(self, reading: Reading) -> Tensor:
         return self.bound(reading.log_weight)
 
@@ -62,6 +66,10 @@ class MIWAE(IWAE):
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
         self.groups = whole_groups(groups, self.num_particles)
+
+    @property
+    def formula(self) -> str:
+        return f"mean_m log mean_k w_mk (K = {self.num_particles}, M = {self.groups})"
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(grouped(log_weight, self.groups)).mean(0)
@@ -100,6 +108,10 @@ class Renyi(IWAE):
             raise ValueError(f"alpha must be finite and not 1, where the bound is the ELBO: got {alpha!r}")
         self.alpha = alpha
         self.caution = "Renyi's with alpha < 0 passes log p(x) as K grows" if alpha < 0 else ""
+
+    @property
+    def formula(self) -> str:
+        return f"log(mean_k w_k**(1 - alpha)) / (1 - alpha) (alpha = {self.alpha:.4g}, K = {self.num_particles})"
 
     def bound(self, log_weight: Tensor) -> Tensor:
         order = 1.0 - self.alpha

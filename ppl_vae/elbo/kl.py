@@ -32,6 +32,7 @@ class MeanFieldELBO(PerDatumELBO):
     """
 
     target = "elbo"
+    formula = "ELBO (KL in closed form where torch knows one)"
 
     def objective(self, reading: Reading) -> Tensor:
         return reading.likelihood.mean(0) - self._kl(reading)
@@ -69,6 +70,10 @@ class BetaELBO(PerDatumELBO):
         self.beta = beta
         self.caution = "" if beta == 1.0 else f"the estimator weighs its KL by {beta:.4g}"
 
+    @property
+    def formula(self) -> str:
+        return f"ELBO (KL times {self.beta:.4g})"
+
     def objective(self, reading: Reading) -> Tensor:
         return (reading.likelihood + self.beta * (reading.prior - reading.guide)).mean(0)
 
@@ -96,6 +101,10 @@ class FreeBits(PerDatumELBO):
             raise ValueError(f"floor is in nats per coordinate, finite and not negative, got {floor!r}")
         self.floor = floor
         self.caution = f"the KL of a coordinate counts at least {floor:.4g} nats"
+
+    @property
+    def formula(self) -> str:
+        return f"ELBO (KL of a coordinate at least {self.floor:.4g})"
 
     def objective(self, reading: Reading) -> Tensor:
         floored = [_per_coordinate(latent).clamp_min(self.floor).sum() for latent in reading.latents]

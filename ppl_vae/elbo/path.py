@@ -85,6 +85,7 @@ class StickingTheLanding(_PathELBO):
     """
 
     target = "elbo"
+    formula = "ELBO (gradient without the score of the guide)"
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_weight.mean(0)
@@ -111,6 +112,10 @@ class DReG(_PathOfWeights):
 
     target = "iwae"
 
+    @property
+    def formula(self) -> str:
+        return f"log mean_k w_k (K = {self.num_particles}, doubly reparameterised)"
+
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(log_weight)
 
@@ -136,6 +141,10 @@ class CIWAE(_PathOfWeights):
             raise ValueError(f"beta is a share in [0, 1], got {beta!r}")
         self.beta = beta
 
+    @property
+    def formula(self) -> str:
+        return f"({self.beta:.4g} ELBO + {1 - self.beta:.4g} log mean_k w_k) (K = {self.num_particles})"
+
     def bound(self, log_weight: Tensor) -> Tensor:
         return self.beta * log_weight.mean(0) + (1 - self.beta) * log_mean(log_weight)
 
@@ -160,6 +169,10 @@ class PIWAE(_PathOfWeights):
     def __init__(self, num_particles: int = 16, groups: int = 4, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
         self.groups = whole_groups(groups, self.num_particles)
+
+    @property
+    def formula(self) -> str:
+        return f"log mean_k w_k (K = {self.num_particles}, {self.groups} groups of draws for the guide)"
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_mean(log_weight)

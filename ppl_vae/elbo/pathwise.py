@@ -24,6 +24,7 @@ class PathwiseELBO(Trace_ELBO):
     """
 
     target = "elbo"
+    formula = "ELBO"
 
     def __init__(
         self, num_particles: int = 1, max_plate_nesting: float = math.inf, *, vectorize_particles: bool = False
