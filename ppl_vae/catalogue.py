@@ -4,7 +4,8 @@ A builder says which parts a variant is made of, and nothing else. Any keyword o
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ __all__ = [
     "ae",
     "bernoulli_vae",
     "beta_vae",
+    "check_options",
     "continuous_bernoulli_vae",
     "cv_vae",
     "dreg_vae",
@@ -47,6 +49,7 @@ __all__ = [
     "iwae",
     "l2_vae",
     "optimal_sigma_vae",
+    "options_of",
     "rae",
     "rae_gp",
     "rae_l2",
@@ -270,3 +273,22 @@ def l2_vae(
     """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once per data set."""
     penalties = (WeightPrior(tau, tuple(layers)),)
     return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "penalties": penalties, **parts})
+
+
+def options_of(name: str) -> list[str]:
+    """Names of the options that a variant declares itself; the parts, which every variant takes, are not among them."""
+    parameters = inspect.signature(VARIANTS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def check_options(names: Sequence[str], options: Iterable[str]) -> None:
+    """Refuse an option that none of the named variants declares.
+
+    Raises:
+        ValueError: If there is one; the message lists the options that the variants declare.
+    """
+    known = list(dict.fromkeys(option for name in names for option in options_of(name)))
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        wanted = ", ".join(known) or "none"
+        raise ValueError(f"{unknown[0]!r} is not an option of {', '.join(names)}: wanted {wanted}")

@@ -461,7 +461,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """An hour of training is not spent on a folder that holds something else."""
-    for name in ("ppl_vae.training.fitting.fit", "ppl_vae.report.comparison.fit"):
+    for name in ("ppl_vae.cli.training.fit", "ppl_vae.report.comparison.fit"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
     Path("folder", "rae").mkdir()
     Path("folder", "rae", "thesis").write_text("years of work")
