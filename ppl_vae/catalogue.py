@@ -5,7 +5,7 @@ A builder says which parts a variant is made of, and nothing else. Any keyword o
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ __all__ = [
     "iwae",
     "l2_vae",
     "optimal_sigma_vae",
-    "options_of",
+    "own_options",
     "rae",
     "rae_gp",
     "rae_l2",
@@ -275,10 +275,9 @@ def l2_vae(
     return pair(x_shape, z_dim, **{"likelihood": LearnedSigma(), "penalties": penalties, **parts})
 
 
-def options_of(name: str) -> list[str]:
-    """Names of the options that a variant declares itself; the parts, which every variant takes, are not among them."""
-    parameters = inspect.signature(VARIANTS[name]).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a variant declares itself; the parts, which every variant takes, are not among them."""
+    return {option: value for option, value in options.items() if option in _declared(name)}
 
 
 def check_options(names: Sequence[str], options: Iterable[str]) -> None:
@@ -287,8 +286,13 @@ def check_options(names: Sequence[str], options: Iterable[str]) -> None:
     Raises:
         ValueError: If there is one; the message lists the options that the variants declare.
     """
-    known = list(dict.fromkeys(option for name in names for option in options_of(name)))
+    known = list(dict.fromkeys(option for name in names for option in _declared(name)))
     unknown = [option for option in options if option not in known]
     if unknown:
         wanted = ", ".join(known) or "none"
         raise ValueError(f"{unknown[0]!r} is not an option of {', '.join(names)}: wanted {wanted}")
+
+
+def _declared(name: str) -> list[str]:
+    parameters = inspect.signature(VARIANTS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]

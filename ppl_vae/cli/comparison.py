@@ -45,8 +45,8 @@ def compare(
     names = names or list(VARIANTS)
     assigned = options.assigned(names)
     data = options.prepared()
-    for name in names:
-        options.built(name, data.x_shape)  # a value that cannot be used is refused before a variant is trained
+    for name in names:  # so that a value that cannot be used is refused before any training
+        options.built(name, data.x_shape, assigned)
     folder = out or Path("runs") / data.name
     results = comparison_of(
         names,

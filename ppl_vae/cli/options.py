@@ -1,14 +1,14 @@
 """Options that commands share: a record for training, a record for the data of a checkpoint, and single options."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ..catalogue import VARIANTS, check_options
+from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import load, notes_of
 from ..data.data_set import Data
 from ..data.prepared import prepare
@@ -173,33 +173,31 @@ class TrainingOptions:
         )
 
     def assigned(self, names: Sequence[str]) -> dict[str, Any]:
-        """The values that ``--set`` gives to options, of which each belongs to at least one of the named variants.
-
-        A value is read as JSON where it is JSON, and is text otherwise.
+        """What ``--set`` assigns to options of the named variants. A value is read as JSON, or else kept as text.
 
         Raises:
-            typer.BadParameter: If an assignment is not ``NAME=VALUE``, or no named variant has such an option.
+            typer.BadParameter: If an assignment is not ``NAME=VALUE``, or none of the variants has such an option.
         """
-        options = {}
+        values = {}
         for assignment in self.assignments or []:
             name, equals, value = assignment.partition("=")
             if not equals:
                 raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE", param_hint="--set")
-            options[name.strip()] = _json_or_text(value)
+            values[name.strip()] = _json_or_text(value)
         try:
-            check_options(names, options)
+            check_options(names, values)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--set") from None
-        return options
+        return values
 
-    def built(self, name: str, x_shape: tuple[int, ...]) -> Variant:
-        """A variant before training.
+    def built(self, name: str, x_shape: tuple[int, ...], assigned: Mapping[str, Any]) -> Variant:
+        """A variant before training. Of the values that are assigned, it gets those of its own options.
 
         Raises:
-            typer.BadParameter: If an option of the variant has a value of the wrong type.
-            ValueError: If an option of the variant is out of range.
+            typer.BadParameter: If a value has the wrong type.
+            ValueError: If a value is out of range.
         """
-        parts = self.assigned([name])
+        parts = own_options(name, assigned)
         if self.estimator is not None:
             parts["loss"] = self.estimator
         try:

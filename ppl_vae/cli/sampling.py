@@ -23,7 +23,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="A .npy file, or a .png file for a grid of images.")] = Path("samples.npy"),
     ex_post: Annotated[
         bool,
-        typer.Option("--ex-post", help="Draw codes from a mixture fitted on codes of the data, not from the prior."),
+        typer.Option("--ex-post", help="Draw codes from an ex-post mixture, not from the prior."),
     ] = False,
     components: Components = "10",
     mean: Annotated[
@@ -32,16 +32,20 @@ def sample(
     run_data: RunData,
     seed: Seed = 0,
 ) -> None:
-    """Draw samples from a checkpoint, in the units of its data."""
+    """Draw samples from a checkpoint, in the units of its data.
+
+    With --ex-post, the codes come from a mixture that is fitted on codes of the data. The options of the data and
+    --components are used only then.
+    """
     from ..report.pictures import write_samples
 
     if out.suffix not in (".npy", ".png"):
         raise typer.BadParameter(f"wanted a file ending in .npy or .png, got {out}", param_hint="--out")
-    prior = None
-    variant = load(run)
     if ex_post:
         variant, data = run_data.opened(run)
         prior = density.fit(variant, data, components_of(components), seed)
+    else:
+        variant, prior = load(run), None
     writable(out.parent)
     write_samples(out, variant, samples_of(variant, count, prior=prior, mean=mean, seed=seed))
     typer.echo(f"{count} samples from the {'ex-post mixture' if ex_post else 'prior'}: {out}")

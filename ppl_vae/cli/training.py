@@ -34,13 +34,14 @@ def train(
 
     The history of the training and its receipt are written to the same folder.
     """
+    assigned = options.assigned([variant])
     data = options.prepared()
-    pair = options.built(variant, data.x_shape)
+    pair = options.built(variant, data.x_shape, assigned)
     folder = out or Path("runs") / data.name / variant
     writable(folder.parent)
     refuse_other(folder)
     if folder.exists():
-        typer.echo(f"replacing {folder}, and what stands in it", err=True)
+        typer.echo(f"replacing the checkpoint in {folder}", err=True)
     trained = fit(pair, data, progress=not quiet, **options.fit_arguments())
     notes = {"data": data.origin, "fit": trained.settings}
     save(folder, trained.variant, notes)

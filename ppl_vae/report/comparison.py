@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import torch
 
-from ..catalogue import VARIANTS, check_options, options_of
+from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import refuse_other, save
 from ..contracts.support import check_support
 from ..data.data_set import Data
@@ -173,7 +173,6 @@ def compare(
     results = []
     for index, name in enumerate(names, 1):
         label = f"{index}/{len(names)} {name}" if progress else False
-        own = {option: value for option, value in options.items() if option in options_of(name)}
         result = run_variant(
             name,
             data,
@@ -181,7 +180,7 @@ def compare(
             components=components,
             num_particles=num_particles,
             features=space,
-            options=own | loss,
+            options=own_options(name, options) | loss,
             progress=label,
             **training,
         )
