@@ -1,7 +1,7 @@
 """VARIANTS: every named variant. Each is a function of its own options that returns the parts it is made of."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from inspect import Parameter
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "ae",
     "bernoulli_vae",
     "beta_vae",
+    "check_options",
     "continuous_bernoulli_vae",
     "cv_vae",
     "dreg_vae",
@@ -47,6 +48,7 @@ __all__ = [
     "iwae",
     "l2_vae",
     "optimal_sigma_vae",
+    "own_options",
     "rae",
     "rae_gp",
     "rae_l2",
@@ -120,6 +122,29 @@ def _signature(options: Iterable[Parameter]) -> inspect.Signature:
     by_keyword = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
     parts = Parameter("parts", Parameter.VAR_KEYWORD, annotation=Any)
     return inspect.Signature([of_pair["x_shape"], of_pair["z_dim"], *by_keyword, parts], return_annotation=Variant)
+
+
+def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a variant declares itself; the parts, which every variant takes, are not among them."""
+    return {option: value for option, value in options.items() if option in _declared(name)}
+
+
+def check_options(names: Sequence[str], options: Iterable[str]) -> None:
+    """Refuse an option that none of the named variants declares.
+
+    Raises:
+        ValueError: If there is one; the message lists the options that the variants declare.
+    """
+    known = list(dict.fromkeys(option for name in names for option in _declared(name)))
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        wanted = ", ".join(known) or "none"
+        raise ValueError(f"{unknown[0]!r} is not an option of {', '.join(names)}: wanted {wanted}")
+
+
+def _declared(name: str) -> list[str]:
+    parameters = inspect.signature(VARIANTS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def entries() -> Iterator[dict[str, str]]:

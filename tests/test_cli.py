@@ -1,26 +1,36 @@
 """The command line: what it prints, what it writes, and how it ends: 0, 2 for a usage error, 1 for a failure."""
 
 import csv
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from ppl_vae import VARIANTS, bounds, ex_post, load, prepare, sample, save
+from ppl_vae import VARIANTS, bounds, ex_post, fit, load, prepare, sample, save
 from ppl_vae.catalogue import entries
 from ppl_vae.checkpoint import notes_of
 from ppl_vae.cli import app, main
+from ppl_vae.cli.options import TrainingOptions
+from ppl_vae.data.data_set import BINARIZE
+from ppl_vae.data.prepared import SCALES, SPLITS
 from ppl_vae.evaluation.metrics import COLUMNS
+from ppl_vae.report.comparison import compare
 from ppl_vae.streams import seeded
+from ppl_vae.svi.backends import BACKENDS
+from ppl_vae.svi.precision import PRECISIONS
+from ppl_vae.training.options import SCHEDULES
 
 COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]
 TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # of the digits: 60 to train on, 15 held out
@@ -134,6 +144,90 @@ def test_the_catalogue_is_printed_as_a_table_whole() -> None:
     assert [name for name in VARIANTS if f" {name} " not in ran.output] == []
 
 
+# One record of options for train and compare.
+
+OPTIONS = {
+    command: {option.name: option for option in get_command(app).commands[command].params}
+    for command in ("train", "compare")
+}
+OF_TRAIN = {"variant"}
+OF_COMPARE = {"names", "num_particles", "components", "features"}  # the variants, and how they are judged
+
+
+def test_neither_train_nor_compare_lacks_an_option_of_the_other() -> None:
+    shared = OPTIONS["train"].keys() - OF_TRAIN
+
+    assert shared == OPTIONS["compare"].keys() - OF_COMPARE
+    assert shared >= {field.name for field in dataclasses.fields(TrainingOptions)}
+    for name in shared:
+        one, other = OPTIONS["train"][name], OPTIONS["compare"][name]
+        assert (one.opts, one.default) == (other.opts, other.default)
+
+
+def test_the_record_hands_its_fields_to_prepare_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each argument of both but for what only Python can give: rows to validate on, a layout of kernels."""
+    monkeypatch.setattr("ppl_vae.cli.options.prepare", lambda source, **given: {"source": source, **given})
+    handed: Any = TrainingOptions(
+        data="x.csv", data_root=Path("sets"), binarize="static", limit=5, split="tail", seed=3
+    )
+
+    assert handed.prepared() == {
+        "source": "x.csv",
+        "scale": "auto",
+        "binarize": "static",
+        "limit": 5,
+        "split": "tail",
+        "seed": 3,
+        "root": Path("sets"),
+    }
+    to_fit = handed.fit_arguments()
+    assert to_fit == {name: getattr(handed, name) for name in to_fit}
+    of_python = {"variant", "data", "validation", "progress", "channels_last"}
+    assert to_fit.keys() == inspect.signature(fit).parameters.keys() - of_python
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("scale", SCALES),
+        ("split", SPLITS),
+        ("binarize", BINARIZE),
+        ("schedule", SCHEDULES),
+        ("backend", BACKENDS),
+        ("precision", PRECISIONS),
+    ],
+)
+def test_the_choices_of_an_option_are_those_of_the_library(option: str, known: Iterable[str]) -> None:
+    hint = get_type_hints(TrainingOptions)[option]
+    choices = hint if get_origin(hint) is Literal else get_args(hint)[0]  # the other part of a union is None
+
+    assert set(get_args(choices)) == set(known)
+
+
+def test_the_options_of_a_comparison_act_on_the_variants_that_have_them(
+    ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path
+) -> None:
+    flags = ("--set", "beta=2", "--backend", "eager", "--precision", "bf16_matmul", "--data", table, *SMALL)
+    ran = ppl_vae("compare", "sigma_vae", "beta_vae", *flags, "--epochs", 1, "--quiet", "--out", tmp_path)
+    found = strict((tmp_path / "table.json").read_text())
+    fits = [notes_of(tmp_path / name)["fit"] for name in ("sigma_vae", "beta_vae")]
+
+    assert (ran.code, ran.err) == (0, "")
+    assert found["settings"]["options"] == {"beta": 2}
+    assert (found["settings"]["backend"], found["settings"]["precision"]) == ("eager", "bf16_matmul")
+    assert [(made["backend"].split(":")[0], made["precision"]) for made in fits] == [("eager", "bf16_matmul")] * 2
+    assert load(tmp_path / "beta_vae").model.recipe["options"] == {"beta": 2}
+    assert load(tmp_path / "sigma_vae").model.recipe["options"] == {}
+    assert any("beta" in line and "2" in line for line in found["rows"][1]["receipt"])
+
+
+def test_the_library_refuses_an_option_that_no_variant_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'gamma' is not an option of rae, ae: wanted sigma"):
+        compare(["rae", "ae"], prepare(torch.randn(20, 3)), tmp_path / "out", options={"sigma": 1.0, "gamma": 1})
+
+    assert not (tmp_path / "out").exists()
+
+
 # From data to samples.
 
 
@@ -223,6 +317,16 @@ def test_samples_are_those_of_the_library(
     assert (ran.code, ran.err) == (0, "")
     assert np.array_equal(samples, sample(variant, 5, prior=prior, mean=mean, seed=4).numpy())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.npy"]
+
+
+def test_the_mixture_of_samples_is_fitted_on_the_data_that_are_named(ppl_vae: Callable[..., Ran], folder: Path) -> None:
+    """A checkpoint that does not know its data."""
+    flags = ("--components", 1, "--data", "real.csv", "--out", "x.npy")
+    ran = ppl_vae("sample", "rae", "--ex-post", *flags)
+    prior = ex_post.fit(load("rae"), prepare("real.csv"), 1, 0)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert np.array_equal(np.load("x.npy"), sample(load("rae"), 64, prior=prior, seed=0).numpy())
 
 
 def test_samples_are_a_picture(ppl_vae: Callable[..., Ran], trained: tuple[Path, Ran], tmp_path: Path) -> None:
@@ -361,7 +465,12 @@ USAGE: dict[str, tuple[list[Any], str]] = {
     "unknown-schedule": (["train", "rae", "--schedule", "steps"], "--schedule"),
     "unknown-picture": (["sample", "run", "--out", "x.jpeg"], "a file ending in .npy or .png, got x.jpeg"),
     "no-equals": (["train", "rae", "--set", "sigma"], "'sigma' is not NAME=VALUE"),
-    "no-such-option-of-the-variant": (["train", "rae", "--set", "gamma=1"], "'gamma'"),
+    "no-such-option-of-the-variant": (["train", "rae", "--set", "gamma=1"], "'gamma' is not an option of rae: wanted"),
+    "no-such-option-of-any-variant": (
+        ["compare", "rae", "beta_vae", "--set", "gamma=1"],
+        "'gamma' is not an option of rae, beta_vae: wanted",
+    ),
+    "a-value-of-the-wrong-type": (["compare", "sigma_vae", "rae", "--set", "sigma=[]"], "--set"),
 }
 
 
@@ -458,7 +567,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """An hour of training is not spent on a folder that holds something else."""
-    for name in ("ppl_vae.training.fitting.fit", "ppl_vae.report.comparison.fit"):
+    for name in ("ppl_vae.cli.training.fit", "ppl_vae.report.comparison.fit"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
     Path("folder", "rae").mkdir()
     Path("folder", "rae", "thesis").write_text("years of work")

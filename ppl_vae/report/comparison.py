@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import torch
 
-from ..catalogue import VARIANTS
+from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import refuse_other, save
 from ..contracts.support import check_support
 from ..data.data_set import Data
@@ -135,6 +135,7 @@ def compare(
     num_particles: int = 100,
     features: str | None = None,
     estimator: str | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: bool = True,
     command: str = "",
     **training: Any,
@@ -150,18 +151,22 @@ def compare(
         num_particles: Draws K of the bounds.
         features: ``"pca"``, ``"classifier"``, ``"inception"`` or an ONNX file; chosen by the data unless given.
         estimator: Of the bound, for all variants, ``"dreg:num_particles=16"`` say; each one's own unless given.
+        options: Options of variants by name, ``{"beta": 2}`` say; each is given to the variants that have it.
         progress: Show loss and time left.
         command: For the report: what was typed.
         training: Arguments of ``fit``.
 
     Raises:
-        ValueError: If a name is unknown, or the folder cannot be written.
+        ValueError: If a name is unknown, no variant has an option, or the folder cannot be written.
     """
     from .document import report
 
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names:
         raise ValueError(f"unknown variant {', '.join(map(repr, unknown))}: wanted {', '.join(VARIANTS)}")
+    options = dict(options or {})
+    check_options(names, options)
+    loss = {} if estimator is None else {"loss": estimator}
     out = writable(out)
     for name in names:
         refuse_other(out / name)
@@ -176,7 +181,7 @@ def compare(
             components=components,
             num_particles=num_particles,
             features=space,
-            options={} if estimator is None else {"loss": estimator},
+            options=own_options(name, options) | loss,
             progress=label,
             **training,
         )
@@ -185,6 +190,7 @@ def compare(
         results.append(result)
     settings = {"z_dim": z_dim, "components": components, "K": num_particles, "features": space.name, **training}
     settings |= {} if estimator is None else {"estimator": estimator}
+    settings |= {"options": options} if options else {}
     settings |= {"command": command, "versions": versions(), "data": data.name, "scale": repr(data.scale)}
     write_text(out / "table.csv", as_csv(results))
     write_text(out / "table.json", as_json(results, settings))

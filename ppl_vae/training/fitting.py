@@ -16,7 +16,7 @@ from ..variant import Variant
 from .batches import Batches
 from .loop import Loop
 from .machine import kernels_last, threads_for
-from .options import Speed, TrainingOptions
+from .options import FitOptions, Speed
 from .receipts import receipt
 from .split import hold_out
 
@@ -80,14 +80,14 @@ def fit(
     variant: Variant,
     data: Any,
     *,
-    epochs: int = TrainingOptions.epochs,
-    batch_size: int = TrainingOptions.batch_size,
-    lr: float = TrainingOptions.lr,
-    schedule: str | Callable[[float], float] = TrainingOptions.schedule,
-    patience: int | None = TrainingOptions.patience,
+    epochs: int = FitOptions.epochs,
+    batch_size: int = FitOptions.batch_size,
+    lr: float = FitOptions.lr,
+    schedule: str | Callable[[float], float] = FitOptions.schedule,
+    patience: int | None = FitOptions.patience,
     validation: Any = 0.1,
-    seed: int = TrainingOptions.seed,
-    device: str = TrainingOptions.device,
+    seed: int = FitOptions.seed,
+    device: str = FitOptions.device,
     progress: bool | str = True,
     **speed: Unpack[Speed],
 ) -> Fit:
@@ -130,7 +130,7 @@ def fit(
     unknown = speed.keys() - Speed.__annotations__
     if unknown:
         raise TypeError(f"fit() got an unexpected keyword argument {min(unknown)!r}")
-    options = TrainingOptions(epochs, batch_size, lr, schedule, patience, seed, device, **speed)
+    options = FitOptions(epochs, batch_size, lr, schedule, patience, seed, device, **speed)
     variant.model.to(options.place)
     variant.guide.to(options.place)
     data = data if isinstance(data, Data) else replace(whole(data), scale=variant.model.scale)

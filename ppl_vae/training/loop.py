@@ -21,7 +21,7 @@ from ..svi.precision import networks_in_bf16, products_in_bf16
 from ..variant import Variant, evaluating, log_jacobian, set_mode
 from .batches import Batches
 from .divergence import Diverged, broken_term, is_sound
-from .options import TrainingOptions
+from .options import FitOptions
 
 __all__ = ["Loop"]
 
@@ -43,7 +43,7 @@ class Loop:
         precision_error: What a lowered precision changes of the first loss, in nats per datum; None in full precision.
     """
 
-    def __init__(self, variant: Variant, batches: Batches, validation: Tensor | None, options: TrainingOptions) -> None:
+    def __init__(self, variant: Variant, batches: Batches, validation: Tensor | None, options: FitOptions) -> None:
         self.variant, self.batches, self.validation, self.options = variant, batches, validation, options
         self.total = options.epochs * len(batches)
         self.precision = options.precision

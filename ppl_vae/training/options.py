@@ -10,7 +10,7 @@ import torch
 from ..svi.backends import backend_for
 from ..svi.precision import PRECISIONS
 
-__all__ = ["SCHEDULES", "Speed", "TrainingOptions"]
+__all__ = ["SCHEDULES", "FitOptions", "Speed"]
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -38,7 +38,7 @@ class Speed(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class FitOptions:
     """The options of a training, with the one set of defaults that ``fit`` and the command line share.
 
     The arguments are those of ``fit``.

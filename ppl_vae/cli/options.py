@@ -1,0 +1,260 @@
+"""Options that commands share: a record for training, a record for the data of a checkpoint, and single options."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..catalogue import VARIANTS, check_options, own_options
+from ..checkpoint import load, notes_of
+from ..data.data_set import Data
+from ..data.prepared import prepare
+from ..data.sources import FILES, SETS
+from ..streams import seeded
+from ..training.options import FitOptions
+from ..variant import Variant
+from .names import known_data, known_estimator
+
+__all__ = [
+    "AsJson",
+    "Binarize",
+    "Components",
+    "DataRoot",
+    "FeatureSpace",
+    "Limit",
+    "NumParticles",
+    "Quiet",
+    "Run",
+    "RunData",
+    "Seed",
+    "TrainingOptions",
+    "components_of",
+]
+
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="PPL_VAE_DATA", help="Folder of the image sets; a set that is missing is downloaded to it."),
+]
+Binarize = Annotated[
+    Literal["dynamic", "static", "threshold"] | None,
+    typer.Option(
+        help="Make values in [0, 1] binary: dynamic draws them anew for each batch, static draws them once, threshold "
+        "asks whether x > 1/2."
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=2, help="Largest number of training data; the test set is cut in proportion.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
+NumParticles = Annotated[int, typer.Option("--num-particles", "-K", min=1, help="Draws per datum for the bounds.")]
+Components = Annotated[
+    str,
+    typer.Option(
+        metavar="NUMBER|held_out|bic",
+        help="Components of the ex-post mixture: a number, or the rule that chooses the number.",
+    ),
+]
+FeatureSpace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Feature space of the Frechet distances: pca, classifier, inception, or an .onnx file. By default, "
+        "classifier if the data have labels, else pca.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a checkpoint, as train and compare write it.")]
+
+
+def components_of(text: str) -> int | str:
+    """The number of components, or the name of a rule, from the text of ``--components``."""
+    return int(text) if text.isdigit() else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of ``train`` and ``compare``: the data, the variant's parts and the training.
+
+    Both commands take all of them. The defaults of the training are those of ``fit``.
+    """
+
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            callback=known_data,
+            help=f"A data set ({', '.join(SETS)}) or a file of real numbers ({', '.join(FILES)}).",
+        ),
+    ] = "digits"
+    data_root: DataRoot = None
+    scale: Annotated[
+        Literal["auto", "none", "unit", "standardize"],
+        typer.Option(
+            help="Units of the model: none keeps those of the data, unit maps to [0, 1], standardize to mean 0 and "
+            "standard deviation 1. auto is unit for images and binary data, standardize for tables."
+        ),
+    ] = "auto"
+    binarize: Binarize = None
+    limit: Limit = None
+    split: Annotated[
+        Literal["random", "tail"],
+        typer.Option(
+            help="Which rows are held out if the data have no test set: random ones, or the last ones (tail), for data "
+            "in the order of time."
+        ),
+    ] = "random"
+    z_dim: Annotated[int, typer.Option(min=1, help="Number of coordinates of a code.")] = 8
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:OPTION=VALUE,...]",
+            callback=known_estimator,
+            help="Estimator of the bound in training, for example dreg:num_particles=16. The command ppl-vae "
+            "estimators lists them. By default, each variant has its own.",
+        ),
+    ] = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set an option of a variant, for example beta=2, for the variants that have it. Can be given several "
+            "times.",
+        ),
+    ] = None
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the training data.")] = FitOptions.epochs
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of training data per step.")] = FitOptions.batch_size
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = FitOptions.lr
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        typer.Option(help="Schedule of the learning rate: constant, or a cosine that ends at zero."),
+    ] = FitOptions.schedule  # type: ignore[assignment]
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stop after this number of epochs without a better held-out objective. By default, do not stop."
+        ),
+    ] = None
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the data split, initial weights, batch order and noise.")
+    ] = 0
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Device for the training. auto is CUDA if there is a CUDA device, else the CPU."),
+    ] = "auto"
+    backend: Annotated[
+        Literal["auto", "eager", "fx", "inductor", "cudagraph"],
+        typer.Option(
+            help="How a training step is run. auto is fx, which replays the eager step from a graph and is equal to it "
+            "to the last bit."
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Literal["full", "bf16", "bf16_matmul"],
+        typer.Option(
+            help="Precision of the training. bf16 runs the networks in bfloat16; bf16_matmul runs only matrix "
+            "products in bfloat16, on a CPU."
+        ),
+    ] = "full"
+
+    def prepared(self) -> Data:
+        """The data, read, split and scaled."""
+        return prepare(
+            self.data,
+            scale=self.scale,
+            binarize=self.binarize,
+            limit=self.limit,
+            split=self.split,
+            seed=self.seed,
+            root=self.data_root,
+        )
+
+    def assigned(self, names: Sequence[str]) -> dict[str, Any]:
+        """What ``--set`` assigns to options of the named variants. A value is read as JSON, or else kept as text.
+
+        Raises:
+            typer.BadParameter: If an assignment is not ``NAME=VALUE``, or none of the variants has such an option.
+        """
+        values = {}
+        for assignment in self.assignments or []:
+            name, equals, value = assignment.partition("=")
+            if not equals:
+                raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE", param_hint="--set")
+            values[name.strip()] = _json_or_text(value)
+        try:
+            check_options(names, values)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--set") from None
+        return values
+
+    def built(self, name: str, x_shape: tuple[int, ...], assigned: Mapping[str, Any]) -> Variant:
+        """A variant before training. Of the values that are assigned, it gets those of its own options.
+
+        Raises:
+            typer.BadParameter: If a value has the wrong type.
+            ValueError: If a value is out of range.
+        """
+        parts = own_options(name, assigned)
+        if self.estimator is not None:
+            parts["loss"] = self.estimator
+        try:
+            with seeded(self.seed):
+                return VARIANTS[name](x_shape, self.z_dim, **parts)
+        except TypeError as error:
+            raise typer.BadParameter(str(error), param_hint="--set") from None
+
+    def fit_arguments(self) -> dict[str, Any]:
+        """Arguments of ``fit``."""
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "schedule": self.schedule,
+            "patience": self.patience,
+            "seed": self.seed,
+            "device": self.device,
+            "backend": self.backend,
+            "precision": self.precision,
+        }
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Options of the commands that read a checkpoint: by default, its data are those of its training."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            callback=known_data,
+            help="Data set or file. By default, the data, --binarize and --limit are those of the training.",
+        ),
+    ] = None
+    data_root: DataRoot = None
+    binarize: Binarize = None
+    limit: Limit = None
+
+    def opened(self, run: Path) -> tuple[Variant, Data]:
+        """The variant in a checkpoint's folder, and the data.
+
+        Raises:
+            ValueError: If the folder is no checkpoint, or neither it nor these options name the data.
+        """
+        variant = load(run)
+        changes = {"source": self.data, "binarize": self.binarize, "limit": self.limit}
+        origin = notes_of(run).get("data") or {}
+        origin |= {name: value for name, value in changes.items() if value is not None}
+        if "source" not in origin:
+            raise ValueError(f"{run} does not say what it was trained on: name --data")
+        return variant, prepare(origin.pop("source"), root=self.data_root, **origin)
