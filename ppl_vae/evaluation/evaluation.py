@@ -86,6 +86,7 @@ class Evaluation:
         bound_per_datum: [rows], nats; empty for a point mass.
         means: Whether samples are means of p(x | z), without observation noise, as they are for images.
         notes: Sentences that belong beside the figures: how many of the data were trained on, say.
+        active_per_dim: [z_dim], whether each unit is active, in the order of ``kl_per_dim``; empty where that is.
     """
 
     numbers: dict[str, Number]
@@ -96,6 +97,7 @@ class Evaluation:
     bound_per_datum: list[float] = field(default_factory=list)
     means: bool = False
     notes: list[str] = field(default_factory=list)
+    active_per_dim: list[bool] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -166,11 +168,11 @@ def evaluate(
             features = principal_components(real if train is None else variant.in_model_units(train))
         numbers, per_datum = _densities(variant, x, num_particles, ex_post, seed)
         numbers["rmse"], numbers["sigma"] = _reconstruction(variant, x)
-        numbers["active_units"], numbers["kl"], kl_per_dim = _codes(variant, x)
+        numbers["active_units"], numbers["kl"], kl_per_dim, active = _codes(variant, x)
         numbers |= _pictures(variant, x, real, train, ex_post, features, seed)
     ordered = {name: numbers[name] for name in COLUMNS}
     means = is_image(variant.model.x_shape)
-    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means, notes)
+    return Evaluation(ordered, num_particles, len(x), features.name, kl_per_dim, per_datum, means, notes, active)
 
 
 def _rows_of(train: Any) -> int | None:
@@ -245,12 +247,16 @@ def _reconstruction(variant: Variant, x: Tensor) -> tuple[Number, Number]:
     return Number(rmse, mean.error / (2 * max(rmse, 1e-300))), sigma
 
 
-def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float]]:
-    active = Number(float((encode(variant, x).var(0) > ACTIVE).sum()))
+def _codes(variant: Variant, x: Tensor) -> tuple[Number, Number, list[float], list[bool]]:
+    active = encode(variant, x).var(0) > ACTIVE
+    count = Number(float(active.sum()))
     if not variant.has_bound:
-        return active, Number(None, reason="MAP"), []
+        return count, Number(None, reason="MAP"), [], []
     kl, per_dim = divergence(variant, x)
-    return active, mean_over_data(kl), [] if per_dim is None else per_dim.mean(0).sort(descending=True).values.tolist()
+    if per_dim is None:
+        return count, mean_over_data(kl), [], []
+    kl_per_dim, order = per_dim.mean(0).sort(descending=True)
+    return count, mean_over_data(kl), kl_per_dim.tolist(), active[order].tolist()
 
 
 def _pictures(
