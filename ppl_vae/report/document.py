@@ -64,15 +64,13 @@ def _summary(
     results: Sequence[Result | Refused], judged: Sequence[Result], data: Data, settings: Mapping[str, Any]
 ) -> list[str]:
     """What was compared, how it was trained and how it was judged, a paragraph each."""
-    paragraphs = [_compared(results, judged, data, settings)]
+    paragraphs = [_compared(results, judged, data)]
     if judged:
         paragraphs += [_trained(judged, settings), _judged(judged)]
     return paragraphs
 
 
-def _compared(
-    results: Sequence[Result | Refused], judged: Sequence[Result], data: Data, settings: Mapping[str, Any]
-) -> str:
+def _compared(results: Sequence[Result | Refused], judged: Sequence[Result], data: Data) -> str:
     bounds = sum(result.variant.has_bound for result in judged)
     counts = {"with a bound of log p(x)": bounds, "with a MAP objective": len(judged) - bounds}
     counts["refused or diverged"] = len(results) - len(judged)
@@ -80,8 +78,8 @@ def _compared(
     shape = " x ".join(map(str, data.x_shape))
     variants = "1 variant was" if len(results) == 1 else f"{len(results)} variants were"
     return (
-        f"{variants} compared on {data.name}: {kinds}. A datum has {shape} numbers. "
-        f"From the data's units to the model's: {settings.get('scale', data.scale)}."
+        f"{variants} compared on {data.name}: {kinds}. A datum has {shape} numbers. The scale between the data's units "
+        f"x and the model's units y is {data.scale}."
     )
 
 
@@ -149,8 +147,8 @@ def _training(judged: Sequence[Result]) -> list[Plot]:
 def _held_out_objective(judged: Sequence[Result]) -> Plot:
     caption = (
         "Minus the held-out loss after each epoch, on training data that were held back. Higher is better. Curves "
-        "compare only within a panel of bounds, and MAP objectives compare with nothing. Each panel has its own axis, "
-        "and the steep first quarter of a curve may lie below it."
+        "can be compared only within a panel of bounds, and MAP objectives cannot be compared. Each panel has its own "
+        "axis, and the steep first quarter of a curve may lie below it."
     )
     return Plot("Held-out objective", caption, plots.objectives(_by_objective(judged)))
 

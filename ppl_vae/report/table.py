@@ -87,6 +87,6 @@ def _best(results: Sequence[Result], name: str) -> Number | None:
     """The best number of a column; None if no direction is better, or if there are not two numbers to compare."""
     numbers = [number for result in results if (number := result.evaluation[name]).value is not None]
     up = COLUMNS[name].up
-    if up is None or len(numbers) < 2 or name == "log_joint":  # MAP objectives compare with nothing
+    if up is None or len(numbers) < 2 or name == "log_joint":  # MAP objectives cannot be compared
         return None
     return (max if up else min)(numbers, key=lambda number: number.value or 0.0)
