@@ -1,4 +1,4 @@
-"""What all figures have in common, drawn without matplotlib's global state."""
+"""What all plots have in common. They are drawn without the global state of ``matplotlib.pyplot``."""
 
 import base64
 import io
@@ -20,26 +20,26 @@ DPI = 150
 
 
 def uri(png: bytes) -> str:
-    """A picture as text that stands in a page."""
+    """A PNG image as a data URI, for the ``src`` of an image in a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def blank(width: float, height: float, layout: Any = "constrained") -> "Figure":
-    """An empty figure of this size in inches."""
+    """An empty matplotlib figure, ``width`` by ``height`` inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), dpi=DPI, layout=layout)
 
 
 def embedded(figure: "Figure") -> str:
-    """A figure as text that stands in a page."""
+    """A matplotlib figure as a PNG image in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return uri(buffer.getvalue())
 
 
 def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
-    """Small grey ticks, two spines, the title on the left."""
+    """Style the axes: small grey ticks, no spines at the top and right, the title on the left in the colour ``ink``."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=7, color=GREY, labelcolor="#444444")
@@ -47,7 +47,7 @@ def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
 
 
 def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:
-    """So many panels of one size, ``columns`` side by side."""
+    """A matplotlib figure of ``count`` panels of one size in inches, ``columns`` of them in each row."""
     rows = math.ceil(count / columns)
     figure = blank(width * columns, height * rows)
     every = figure.subplots(rows, columns, squeeze=False, **shared).flatten().tolist()

@@ -2,16 +2,18 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["writable", "write_text"]
+__all__ = ["whole_file", "writable", "write_text"]
 
 
 def writable(folder: str | Path) -> Path:
-    """Make a folder and prove that it can be written to.
+    """Make a folder unless it exists, and check that files can be written to it.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If the folder cannot be made or written to.
     """
     folder = Path(folder)
     try:
@@ -23,11 +25,28 @@ def writable(folder: str | Path) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or none of it."""
-    part = path.with_name(f".{path.name}.part")
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the block writes to a temporary path, which then replaces ``path``.
+
+    The temporary path is in the same folder and has the same suffix. If the block raises, the temporary file is removed
+    and an earlier file at ``path`` stays as it was.
+
+    Args:
+        path: The file to be written.
+
+    Yields:
+        The temporary path.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")

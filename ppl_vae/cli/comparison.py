@@ -14,7 +14,8 @@ from .options import AsJson, Components, FeatureSpace, NumParticles, Quiet, Trai
 from .records import expanded
 
 if TYPE_CHECKING:
-    from ..report.comparison import Result
+    from ..report.results import Refused, Result
+
 __all__ = ["compare"]
 
 SHOWN = ("bound", "importance_weighted", "bound_ex_post", "rmse", "active_units", "sigma", "frechet_floor",
@@ -71,7 +72,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def print_table(results: Sequence["Result"]) -> None:
+def print_table(results: Sequence["Result | Refused"]) -> None:
     """Print values and standard errors, one row per variant."""
     from rich.console import Console
     from rich.table import Table

@@ -18,7 +18,8 @@ from ..evaluation.pareto import k_threshold
 from ..files import writable, write_text
 from ..guides import Laplace
 from ..progress import Progress
-from ..report.document import figure_of, page as filled
+from ..report.table import printed
+from ..report.templates import filled_template
 from ..streams import chosen
 from ..variant import Variant
 from . import plots
@@ -269,12 +270,12 @@ def page(found: Diagnosis) -> str:
     """HTML that needs no other file, in the style of the report of a comparison."""
     k_hat = found.bounds.k_hat
     finite = k_hat[k_hat.isfinite()]
-    return filled(
+    return filled_template(
         "diagnosis/diagnosis.html.jinja",
         found=found,
         threshold=k_threshold(found.num_particles),
         left_out=len(k_hat) - len(finite),
-        figure_of=figure_of,
+        printed=printed,
         level=FALSE_ALARMS,
         scales=SCALES,
         coverage=list(zip(CENTRAL, found.noise.coverage, strict=False)),

@@ -1,6 +1,5 @@
 """Draws of the guide for arviz 0.23 and arviz 1, labelled as what they are."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..data.data_set import tensor_of
 from ..elbo.reading import Draws
 from ..evaluation.lower_bounds import bounds_of, draws as draw
+from ..files import whole_file
 from ..streams import seeded, stream_seed
 from ..variant import Variant, evaluating
 
@@ -134,11 +134,7 @@ def _dataset(variables: Mapping[str, tuple[tuple[str, ...], Tensor, str]], **att
 
 
 def write(path: Path, data: Any) -> Path:
-    """Write a netCDF file as a whole, or none of it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    """Write a netCDF file whole or not at all."""
+    with whole_file(path) as part:
         data.to_netcdf(str(part), engine="h5netcdf")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

@@ -11,6 +11,7 @@ from ..estimate import Number
 from ..models.networks import is_image
 from ..streams import seeded
 from ..variant import Variant
+from .codes import ACTIVE
 from .features import Features, principal_components
 from .metrics import COLUMNS, Subject, measure
 
@@ -33,6 +34,7 @@ class Evaluation:
         bound_per_datum: [rows], nats; empty for a point mass.
         means: Whether samples are means of p(x | z), without observation noise, as they are for images.
         notes: Sentences that belong beside the numbers, for example how many of the data were trained on.
+        active_per_dim: Whether each unit is active, [z_dim], in the order of ``kl_per_dim``; empty where that is empty.
     """
 
     numbers: dict[str, Number]
@@ -43,6 +45,7 @@ class Evaluation:
     bound_per_datum: list[float] = field(default_factory=list)
     means: bool = False
     notes: list[str] = field(default_factory=list)
+    active_per_dim: list[bool] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Number:
         return self.numbers[name]
@@ -112,22 +115,28 @@ def evaluate(
         with seeded(seed):
             features = principal_components(real if seen is None else seen)
     subject = Subject(variant, y, real, seen, ex_post, features, num_particles, seed)
+    numbers, (kl_per_dim, active_per_dim) = measure(subject), _units(subject)
     return Evaluation(
-        measure(subject),
+        numbers,
         num_particles,
         len(y),
         features.name,
-        _kl_per_dim(subject),
+        kl_per_dim,
         subject.bounds[0].elbo.tolist() if variant.has_bound else [],
         is_image(variant.model.x_shape),
         [] if seen is None else _notes(real, seen, _rows_of(train) or len(seen)),
+        active_per_dim,
     )
 
 
-def _kl_per_dim(subject: Subject) -> list[float]:
-    """The mean KL of each unit over data, from large to small; empty where there is none."""
+def _units(subject: Subject) -> tuple[list[float], list[bool]]:
+    """The mean KL of each unit from large to small, and whether it is active; empty where there is no KL by unit."""
     per_dim = subject.divergence[1] if subject.variant.has_bound else None
-    return [] if per_dim is None else per_dim.mean(0).sort(descending=True).values.tolist()
+    if per_dim is None:
+        return [], []
+    kl, order = per_dim.mean(0).sort(descending=True)
+    is_active = subject.codes.var(0) > ACTIVE
+    return kl.tolist(), is_active[order].tolist()
 
 
 def _rows_of(train: Any) -> int | None:

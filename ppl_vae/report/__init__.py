@@ -1,3 +1,6 @@
 """What does a person see? The comparison of variants and its page."""
 
-__all__: list[str] = []
+from .comparison import compare
+from .results import Refused, Result
+
+__all__ = ["Refused", "Result", "compare"]

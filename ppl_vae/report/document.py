@@ -1,316 +1,196 @@
-"""report: one self-contained page of HTML with the table, the figures and the receipts of a comparison."""
+"""The page of a comparison: one file of HTML with the table, the plots, the samples and the receipts."""
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..data.data_set import Data
-from ..estimate import Number
-from ..evaluation.interpolation import interpolate
 from ..evaluation.metrics import COLUMNS, MOST
 from ..models.networks import is_image
 from ..streams import seeded
-from ..variant import in_data_units, reconstruct, sample
 from . import plots
-from .plots import Judged, colour
+from .pictures import pictures_of
+from .results import Refused, Result, by_measure, colour
+from .table import groups_of
+from .templates import filled_template
 
-if TYPE_CHECKING:
-    from .comparison import Result
-
-__all__ = ["Plate", "figure_of", "page", "report"]
-
-TILES = (2, 8)  # fewest and most pictures on a side of a grid
-PIXELS = 5_000_000  # numbers that all grids of a page may hold together: it stays below some 8 MB
-MINUS = "\N{MINUS SIGN}"
-LARGEST = 64  # pixels on a side above which a picture is shown reduced
+__all__ = ["Plot", "comparison_page"]
 
 
-class Cell(NamedTuple):
-    """A number as it is printed: to two digits of its error; or the reason why there is none."""
-
-    value: str
-    error: str = ""
-    reason: str = ""
-    best: bool = False
-
-
-class Line(NamedTuple):
-    """A row of the table: its cells, or why it has none."""
-
-    name: str
-    colour: str
-    cells: Sequence[Cell]
-    reason: str
-
-
-class Group(NamedTuple):
-    """Rows whose bounds compare, and what they are bounds of."""
+class Plot(NamedTuple):
+    """A plot with its heading and its caption; the image is a data URI."""
 
     title: str
-    text: str
-    lines: Sequence[Line]
-
-
-class Plate(NamedTuple):
-    """A figure with its heading and what one sees in it."""
-
-    title: str
-    text: str
+    caption: str
     image: str
 
 
-def report(results: Sequence["Result"], data: Data, settings: dict[str, Any]) -> str:
+def comparison_page(results: Sequence[Result | Refused], data: Data, settings: Mapping[str, Any]) -> str:
     """Write the page of a comparison.
 
     Args:
-        results: Of ``compare``, in the order to be shown.
-        data: What was compared on.
-        settings: Of the run; ``command``, ``versions`` and ``features`` have places of their own.
+        results: What ``compare`` found, in the order to be shown.
+        data: The data that the variants were compared on.
+        settings: The settings of the run. ``command``, ``versions`` and ``features`` are shown at their own places.
 
     Returns:
         HTML that needs no other file, and is the same for the same fits.
     """
-    rows = [
-        Judged(result.name, result.trained, result.mixture, result.evaluation, result.measure)
-        for result in results
-        if result.trained is not None and result.mixture is not None and result.evaluation is not None
-    ]
+    judged = [result for result in results if isinstance(result, Result)]
     images = is_image(data.x_shape)
     with seeded(0):
-        return page(
+        return filled_template(
             "report/report.html.jinja",
             data=data,
             settings=settings,
-            summary=_summary(results, rows, data, settings),
+            summary=_summary(results, judged, data, settings),
             columns=COLUMNS,
-            noise={name: rows[0].evaluation.noise(name) for name in COLUMNS} if rows else {},
-            groups=_groups(results, rows),
-            plates=_plates(rows) if rows else {},
-            pictures=_pictures(rows, data) if images else None,
-            samples=[] if images else [(row.name, colour(row.name), plots.table_samples(row)) for row in rows],
-            receipts=[(row.name, colour(row.name), row.fit.receipt()) for row in rows],
-            features=rows[0].evaluation.features if rows else settings.get("features", ""),
+            noise={name: judged[0].evaluation.noise(name) for name in COLUMNS} if judged else {},
+            groups=groups_of(results),
+            plots=_plots(judged) if judged else {},
+            pictures=pictures_of(judged, data) if images else None,
+            samples=[] if images else [(one.name, colour(one.name), plots.table_samples(one)) for one in judged],
+            receipts=[(one.name, colour(one.name), one.fit.receipt()) for one in judged],
+            features=judged[0].evaluation.features if judged else settings.get("features", ""),
             compared=min(len(data.test), len(data.resident), MOST),
             means=images,
-            notes=list(dict.fromkeys(note for row in rows for note in row.evaluation.notes)),
+            notes=list(dict.fromkeys(note for one in judged for note in one.evaluation.notes)),
         )
 
 
-def page(template: str, **values: Any) -> str:
-    """Fill in a template of this package, values escaped; every page shares the style of ``page.html.jinja``."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template(template).render(**values)
+# The summary.
 
 
-def _summary(results: Sequence["Result"], rows: Sequence[Judged], data: Data, settings: dict[str, Any]) -> list[str]:
-    """What was compared, how it was trained, how it was judged: a sentence each."""
-    bounds = sum(row.variant.has_bound for row in rows)
+def _summary(
+    results: Sequence[Result | Refused], judged: Sequence[Result], data: Data, settings: Mapping[str, Any]
+) -> list[str]:
+    """What was compared, how it was trained and how it was judged, a paragraph each."""
+    paragraphs = [_compared(results, judged, data)]
+    if judged:
+        paragraphs += [_trained(judged, settings), _judged(judged)]
+    return paragraphs
+
+
+def _compared(results: Sequence[Result | Refused], judged: Sequence[Result], data: Data) -> str:
+    bounds = sum(result.variant.has_bound for result in judged)
+    counts = {"with a bound of log p(x)": bounds, "with a MAP objective": len(judged) - bounds}
+    counts["refused or diverged"] = len(results) - len(judged)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     shape = " x ".join(map(str, data.x_shape))
-    counts = {"with a bound of log p(x)": bounds, "with a MAP objective": len(rows) - bounds}
-    counts["refused or diverged"] = len(results) - len(rows)
-    lines = [
-        f"{len(results)} variants: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}; "
-        f"on {data.name}, {shape} numbers per datum; units of the model: {settings.get('scale', data.scale)}."
-    ]
-    if rows:
-        run, evaluation = rows[0].fit.settings, rows[0].evaluation
-        sizes = sorted({len(row.mixture.loc) for row in rows})
-        components = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-        kept = len(data.train) - run["rows"]  # type: ignore[arg-type]
-        best = f"; {kept or 'other'} data held back chose the best epoch" if _has_held_out(rows) else ""
-        lines.append(
-            f"The same for each: networks, {rows[0].variant.z_dim} numbers per code, Adam, "
-            f"{settings.get('epochs', run['epochs'])} epochs in batches of {run['batch_size']}, "
-            f"learning rate {run['lr']:g}, seed {run['seed']}{best}."
-        )
-        lines.append(
-            f"Judged on the same {evaluation.rows} held-out data: bounds with K = {evaluation.num_particles} draws a "
-            f"datum, an ex-post mixture of {components} Gaussians on the codes, Frechet distances in "
-            f"{evaluation.features}."
-        )
-    return lines
+    variants = "1 variant was" if len(results) == 1 else f"{len(results)} variants were"
+    return (
+        f"{variants} compared on {data.name}: {kinds}. A datum has {shape} numbers. The scale between the data's units "
+        f"x and the model's units y is {data.scale}."
+    )
 
 
-def figure_of(number: Number, *, best: bool = False) -> Cell:
-    """A number to two digits of its error, or the reason why there is none."""
-    if number.value is None:
-        return Cell("", reason=number.reason)
-    value, error = number.value, number.error
-    if error is None or not 1e-9 * max(1.0, abs(value)) < error < math.inf:  # below, it is rounding
-        return Cell(f"{value:.4g}".replace("-", MINUS), best=best)
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return Cell(f"{value:.{decimals}f}".replace("-", MINUS), f"{error:.{decimals}f}", best=best)
-
-
-def _best(rows: Sequence[Judged], name: str) -> Number | None:
-    """The best of a column where there is a best, and more than one to choose from."""
-    numbers = [row.evaluation[name] for row in rows if row.evaluation[name].value is not None]
-    up = COLUMNS[name].up
-    if up is None or len(numbers) < 2 or name == "log_joint":  # MAP objectives compare with nothing
-        return None
-    return (max if up else min)(numbers, key=lambda number: number.value or 0.0)
-
-
-def _groups(results: Sequence["Result"], rows: Sequence[Judged]) -> list[Group]:
-    """The table, by what the bound is a bound of."""
-    groups = []
-    for title, some in _kinds(rows).items():
-        best = {name: _best(some, name) for name in COLUMNS}
-        lines = [
-            Line(
-                row.name,
-                colour(row.name),
-                [figure_of(row.evaluation[name], best=row.evaluation[name] is best[name]) for name in COLUMNS],
-                "",
-            )
-            for row in some
-        ]
-        notes = dict.fromkeys(row.data.note for row in some if row.data.note)
-        groups.append(Group(title, "; ".join(notes), lines))
-    judged = {row.name for row in rows}
-    missing = [Line(result.name, colour(result.name), [], result.reason) for result in results]
-    missing = [line for line in missing if line.name not in judged]
-    return [*groups, Group("Refused or diverged", "no figures", missing)] if missing else groups
-
-
-def _kinds(rows: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """Variants by what their bound is a bound of; those without a bound come last."""
-    kinds: dict[str, list[Judged]] = {}
-    for row in sorted(rows, key=lambda row: not row.variant.has_bound):
-        title = f"Bounds of a log {row.measure}" if row.variant.has_bound else "MAP objectives, no bounds"
-        kinds.setdefault(title, []).append(row)
-    return kinds
-
-
-def _objectives(rows: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """Variants by what was scored on held-out rows: as the kinds, and MAP by whether codes are scored."""
-    kinds: dict[str, list[Judged]] = {}
-    for title, some in _kinds(rows).items():
-        for row in some:
-            scored = "log p(x, z)" if row.variant.codes_are_scored else "log p(x | z), codes not scored"
-            kinds.setdefault(title if row.variant.has_bound else f"MAP: {scored}", []).append(row)
-    return kinds
-
-
-def _plates(rows: Sequence[Judged]) -> dict[str, list[Plate]]:
-    """The figures that all data have, by section."""
-    bounds = {title: some for title, some in _kinds(rows).items() if some[0].variant.has_bound}
-    split = [row for row in rows if row.evaluation.kl_per_dim]
-    codes = [
-        Plate(
-            "Latent space",
-            "Posterior means of held-out data in the plane of their first two principal components"
-            + (", coloured by label" if rows[0].data.test_labels is not None else "")
-            + ". Ellipses: components of the ex-post mixture, projected, at two standard deviations, darker where they "
-            "weigh more. The mixture is fitted on draws from q(z | x), so that it is wider than the means where q is.",
-            plots.latent_space(rows),
-        )
-    ]
-    if split:
-        text = (
-            "Mean over held-out data (2,000 at the most) for each unit of the code, from large to small, on one axis "
-            "for all; filled where the unit is active. In the title: active units of all."
-        )
-        codes.append(Plate("KL by unit of the code", text, plots.kl_per_unit(split)))
-    per_datum = [
-        Plate(
-            "",
-            "Box: quartiles and median; whiskers: 5% and 95%; diamond: the mean, which the table gives. Points are "
-            "data; those far to the left are counted.",
-            plots.bound_per_datum(bounds),
-        )
-    ]
-    return {"training": _training(rows), "codes": codes, "per_datum": per_datum if bounds else []}
-
-
-def _has_held_out(rows: Sequence[Judged]) -> bool:
-    """Whether training held data back and scored them."""
-    return all(entry["held_out_loss"] is not None for row in rows for entry in row.fit.rows)
-
-
-def _training(rows: Sequence[Judged]) -> list[Plate]:
-    plates = []
-    if _has_held_out(rows):
-        text = (
-            "Minus the held-out loss, on training data held back, once per epoch; up is better. Axes differ: curves "
-            "compare within a panel of bounds, and MAP objectives compare with nothing. The steep first quarter may "
-            "lie below the axis."
-        )
-        plates.append(Plate("Held-out objective", text, plots.objectives(_objectives(rows))))
+def _trained(judged: Sequence[Result], settings: Mapping[str, Any]) -> str:
+    run = judged[0].fit.settings
     text = (
-        "Each on its own axis, nats per datum against epochs. In colour: the held-out objective, the dot at the epoch "
-        "that was kept. Dashed: minus the training loss; with a weighted KL or a penalty it is another quantity, with "
-        "its axis on the right."
+        f"All variants have networks of the same size, {judged[0].variant.z_dim} numbers per code and the same "
+        f"training: Adam, {settings.get('epochs', run['epochs'])} epochs in batches of {run['batch_size']}, learning "
+        f"rate {run['lr']:g}, seed {run['seed']}."
     )
-    plates.append(Plate("Convergence", text, plots.training(rows)))
+    if not _has_held_out(judged):
+        return text
+    held_out = len(judged[0].data.train) - run["rows"]  # type: ignore[arg-type]
+    chose = f"{held_out} training data that were held back" if held_out else "validation data"
+    return f"{text} The best epoch was chosen on {chose}."
+
+
+def _judged(judged: Sequence[Result]) -> str:
+    evaluation = judged[0].evaluation
+    sizes = sorted({len(result.mixture.loc) for result in judged})
+    components = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    return (
+        f"All variants are judged on the same {evaluation.rows} held-out data. Bounds use K = "
+        f"{evaluation.num_particles} draws per datum. The ex-post density is a mixture of {components} Gaussians on "
+        f"the codes. Frechet distances are computed in {evaluation.features}."
+    )
+
+
+def _has_held_out(judged: Sequence[Result]) -> bool:
+    """Whether the objective was computed on held-out data after every epoch."""
+    return all(epoch["held_out_loss"] is not None for result in judged for epoch in result.fit.rows)
+
+
+# The plots.
+
+
+def _plots(judged: Sequence[Result]) -> dict[str, list[Plot]]:
+    """The plots that do not depend on the kind of data, by section."""
+    bounds = {title: some for title, some in by_measure(judged).items() if some[0].variant.has_bound}
+    per_datum = Plot(
+        "",
+        "Each box shows the median and the quartiles, its whiskers the 5% and 95% quantiles, and the diamond the mean, "
+        "which the table gives. Points are held-out data. Points far to the left are counted instead of drawn.",
+        plots.bound_per_datum(bounds) if bounds else "",
+    )
+    return {"training": _training(judged), "codes": _codes(judged), "per_datum": [per_datum] if bounds else []}
+
+
+def _training(judged: Sequence[Result]) -> list[Plot]:
+    shown = [_held_out_objective(judged)] if _has_held_out(judged) else []
+    shown.append(
+        Plot(
+            "Convergence",
+            "One panel per variant, each with its own axis, in nats per datum against epochs. The coloured curve is "
+            "the held-out objective, with a dot at the epoch that was kept. The dashed curve is minus the training "
+            "loss. With a weighted KL or a penalty it is another quantity, and its axis is on the right.",
+            plots.convergence(judged),
+        )
+    )
     titles = {"sigma": "sigma, in the model's units", "kl_weight": "weight of the KL"}
-    moving = {key: (title, some) for key, title in titles.items() if (some := plots.moved(rows, key))}
-    if moving:
-        fixed = {row.name: row.variant.kl_weight for row in rows if row not in plots.moved(rows, "kl_weight")}
-        other = [f"{name} {weight:.4g}" for name, weight in fixed.items() if weight not in (0.0, 1.0)]
-        text = "Only what moved. " + (f"A constant KL weight other than 1: {', '.join(other)}." if other else "")
-        plates.append(Plate("Scale and KL weight over time", text, plots.over_time(moving)))
-    return plates
+    moving = {key: (title, some) for key, title in titles.items() if (some := plots.moved(judged, key))}
+    return [*shown, _over_time(judged, moving)] if moving else shown
 
 
-def _side(rows: int, data: Data) -> int:
-    """Pictures on a side of a grid: all grids together stay within ``PIXELS``, and the data fill one."""
-    channels, height, width = data.x_shape
-    numbers = 4 * max(1, rows) * channels * min(LARGEST, height) * min(LARGEST, width)
-    return max(TILES[0], min(TILES[1], math.isqrt(len(data.test)), math.isqrt(PIXELS // numbers)))
-
-
-def _reduced(y: Tensor) -> Tensor:
-    """Pictures of at most ``LARGEST`` pixels a side, the aspect kept."""
-    factor = min(1.0, LARGEST / max(y.shape[2:]))
-    size = [max(1, round(side * factor)) for side in y.shape[2:]]
-    return y if factor == 1.0 else torch.nn.functional.interpolate(y, size, mode="area")
-
-
-def _span(y: Tensor) -> tuple[float, float]:
-    """What is black and what is white: 0 and 1, or the range of the held-out data where they leave [0, 1]."""
-    low, high = float(y.min()), float(y.max())
-    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
-
-
-def _pictures(rows: Sequence[Judged], data: Data) -> dict[str, Any]:
-    """Grids of pictures: the data, and for each variant samples, reconstructions and interpolations."""
-    side = _side(len(rows), data)
-    real = data.scale(data.test) if data.pictures is None else data.pictures
-    return {
-        "span": _span(real),
-        "real": plots.tiles(_reduced(real[: 4 * side * 3]), 4 * side, _span(real)),
-        "rows": [(row.name, colour(row.name), _grids(row, side)) for row in rows],
-    }
-
-
-def _grids(row: Judged, side: int) -> list[str]:
-    """Prior, ex post, reconstructions, interpolations: grids of one size, by the same draws for every variant."""
-    variant, x = row.variant, row.data.test
-    span = _span(row.data.scale(x))
-    count, half = side * side, min(len(x) // 2, 100)
-    pairs = x[: side * (side // 2)]
-    both = torch.stack([part.unflatten(0, (-1, side)) for part in (pairs, reconstruct(variant, pairs).to(pairs))], 1)
-    ends = [variant.in_model_units(some) for some in (x[:half], x[half : 2 * half])]
-    steps = [
-        in_data_units(variant, interpolate(variant, ends[0], ends[1], step / (side - 1)))[:side] for step in range(side)
-    ]  # of many pairs, since codes of a point mass are standardised by all that are given
-    made = (
-        sample(variant, count, mean=True),
-        sample(variant, count, prior=row.mixture, mean=True),
-        both.flatten(0, 2),
-        torch.stack(steps, 1).flatten(0, 1),
+def _held_out_objective(judged: Sequence[Result]) -> Plot:
+    caption = (
+        "Minus the held-out loss after each epoch, on training data that were held back. Higher is better. Curves "
+        "can be compared only within a panel of bounds, and MAP objectives cannot be compared. Each panel has its own "
+        "axis, and the steep first quarter of a curve may lie below it."
     )
-    return [plots.tiles(_reduced(variant.in_model_units(y)), side, span) for y in made]
+    return Plot("Held-out objective", caption, plots.objectives(_by_objective(judged)))
+
+
+def _by_objective(judged: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by the objective on held-out data: by measure, and MAP objectives by whether they contain p(z)."""
+    kinds: dict[str, list[Result]] = {}
+    for title, some in by_measure(judged).items():
+        for result in some:
+            scored = "log p(x, z)" if result.variant.codes_are_scored else "log p(x | z), p(z) not in the objective"
+            kinds.setdefault(title if result.variant.has_bound else f"MAP: {scored}", []).append(result)
+    return kinds
+
+
+def _over_time(judged: Sequence[Result], moving: Mapping[str, tuple[str, Sequence[Result]]]) -> Plot:
+    _, moved = moving.get("kl_weight", ("", ()))
+    names = {result.name for result in moved}
+    fixed = {result.name: result.variant.kl_weight for result in judged if result.name not in names}
+    other = [f"{name} {weight:.4g}" for name, weight in fixed.items() if weight not in (0.0, 1.0)]
+    caption = "Only quantities that changed during training are shown."
+    if other:
+        caption += f" Constant KL weights other than 1: {', '.join(other)}."
+    return Plot("Scale and KL weight over time", caption, plots.over_time(moving))
+
+
+def _codes(judged: Sequence[Result]) -> list[Plot]:
+    labelled = ", coloured by label" if judged[0].data.test_labels is not None else ""
+    latent_space = Plot(
+        "Latent space",
+        f"Posterior means of held-out data in the plane of their first two principal components{labelled}. Ellipses "
+        "show the components of the ex-post mixture in this plane, at two standard deviations. Components with more "
+        "weight are darker. The mixture is fitted on draws from q(z | x), so it is wider than the means where q(z | x) "
+        "is wide.",
+        plots.latent_space(judged),
+    )
+    with_units = [result for result in judged if result.evaluation.kl_per_dim]
+    if not with_units:
+        return [latent_space]
+    kl_per_unit = Plot(
+        "KL by unit of the code",
+        "Mean KL over held-out data of each unit of the code, from large to small, with one axis for all panels. "
+        "Active units are filled, the others are hollow. The title gives the number of active units.",
+        plots.kl_per_unit(with_units),
+    )
+    return [latent_space, kl_per_unit]

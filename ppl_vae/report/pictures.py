@@ -1,22 +1,49 @@
-"""Samples as files: numbers as .npy, images as a .png grid."""
+"""Images in grids, for a page or a file, and samples as files."""
 
 import io
 import math
-import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.data_set import Data
+from ..drawing import uri
+from ..evaluation.interpolation import interpolate
+from ..files import whole_file
 from ..models.networks import is_image
-from ..variant import Variant
+from ..variant import Variant, draw_data, mean_codes, mean_data
+from .results import Result, colour
 
-__all__ = ["grid", "write_samples"]
+__all__ = ["Pictures", "grid", "pictures_of", "write_samples"]
+
+SIDES = (2, 8)  # fewest and most images on a side of a grid
+NUMBERS = 5_000_000  # in all grids of a page together, which keeps the page below some 8 MB
+LARGEST = 64  # pixels on a side; larger images are shown reduced
+SMALLEST = 24  # pixels on the longer side; smaller images are shown enlarged
+PAIRS = 100  # pairs of held-out data that are interpolated, of which the first are shown
+
+
+class Pictures(NamedTuple):
+    """The grids of images of a report, each a data URI.
+
+    Attributes:
+        span: The values that are black and white, in the model's units.
+        held_out: Held-out data.
+        rows: For each variant its name, its colour, and four grids: samples from the prior, samples from the ex-post
+            mixture, reconstructions and interpolations.
+    """
+
+    span: tuple[float, float]
+    held_out: str
+    rows: Sequence[tuple[str, str, Sequence[str]]]
 
 
 def grid(y: Tensor, columns: int | None = None) -> Tensor:
-    """Images [rows, channels, height, width] side by side: [channels, H, W], a pixel of white between them."""
+    """Images [rows, channels, height, width] side by side, [channels, H, W], with a white pixel around each of them."""
     columns = columns or math.ceil(math.sqrt(len(y)))
     padded = torch.nn.functional.pad(y, (1, 1, 1, 1), value=1.0)
     blank = torch.ones(-len(y) % columns, *padded.shape[1:]).to(padded)
@@ -24,22 +51,105 @@ def grid(y: Tensor, columns: int | None = None) -> Tensor:
     return tiles.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
+def pictures_of(results: Sequence[Result], data: Data) -> Pictures:
+    """Draw the grids of a report; ``data`` are what the variants were compared on."""
+    side = _side(len(results), data)
+    real = data.scale(data.test) if data.pictures is None else data.pictures
+    return Pictures(
+        span=_span(real),
+        held_out=_tiles(real[: 3 * 4 * side], 4 * side, _span(real)),
+        rows=[(result.name, colour(result.name), _grids(result, side)) for result in results],
+    )
+
+
+def _side(variants: int, data: Data) -> int:
+    """Images on a side of a grid, so that all grids together stay within ``NUMBERS`` and the data fill one grid."""
+    channels, height, width = data.x_shape
+    numbers = 4 * max(1, variants) * channels * min(LARGEST, height) * min(LARGEST, width)
+    return max(SIDES[0], min(SIDES[1], math.isqrt(len(data.test)), math.isqrt(NUMBERS // numbers)))
+
+
+def _span(y: Tensor) -> tuple[float, float]:
+    """The values that are black and white: 0 and 1, or the range of the data if they leave [0, 1]."""
+    low, high = float(y.min()), float(y.max())
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
+
+
+def _grids(result: Result, side: int) -> list[str]:
+    """Prior, ex post, reconstructions and interpolations: grids of one size, from the same draws for every variant."""
+    variant, count = result.variant, side * side
+    y = variant.in_model_units(result.data.test)
+    made = (
+        draw_data(variant, count, mean=True),
+        draw_data(variant, count, prior=result.mixture, mean=True),
+        _reconstructions(variant, y[: side * (side // 2)], side),
+        _interpolations(variant, y, side),
+    )
+    return [_tiles(images, side, _span(y)) for images in made]
+
+
+def _reconstructions(variant: Variant, y: Tensor, side: int) -> Tensor:
+    """Rows of ``side`` data, each followed by the row of their reconstructions."""
+    made = mean_data(variant, mean_codes(variant, y))
+    rows = [part.unflatten(0, (-1, side)) for part in (y, made)]
+    return torch.stack(rows, 1).flatten(0, 2)
+
+
+def _interpolations(variant: Variant, y: Tensor, side: int) -> Tensor:
+    """Rows of ``side`` steps from one held-out datum to another."""
+    half = min(len(y) // 2, PAIRS)  # more pairs than are shown, since all of them standardise codes of a point mass
+    start, end = y[:half], y[half : 2 * half]
+    steps = [interpolate(variant, start, end, step / (side - 1))[:side] for step in range(side)]
+    return torch.stack(steps, 1).flatten(0, 1)
+
+
+def _tiles(y: Tensor, columns: int, span: tuple[float, float]) -> str:
+    """Images [rows, channels, height, width] as a grid in a data URI.
+
+    ``span`` is what is black and what is white; values outside are clamped. Three channels are shown as RGB, and of any
+    other number the first is shown in grey.
+    """
+    from matplotlib.image import imsave
+
+    y = ((_reduced(y).float().cpu() - span[0]) / (span[1] - span[0] or 1.0)).clamp(0, 1)
+    y = y if y.shape[1] == 3 else y[:, :1].expand(-1, 3, -1, -1)
+    # Enlarged before they are put side by side, so that the gap between images is always one pixel wide.
+    y = torch.nn.functional.interpolate(y, scale_factor=max(1, SMALLEST // max(y.shape[2:])))
+    buffer = io.BytesIO()
+    imsave(buffer, grid(y, columns).permute(1, 2, 0).contiguous().numpy(), format="png")
+    return uri(buffer.getvalue())
+
+
+def _reduced(y: Tensor) -> Tensor:
+    """Images of at most ``LARGEST`` pixels on a side, with their aspect kept."""
+    factor = min(1.0, LARGEST / max(y.shape[2:]))
+    size = [max(1, round(side * factor)) for side in y.shape[2:]]
+    return y if factor == 1.0 else torch.nn.functional.interpolate(y, size, mode="area")
+
+
 def write_samples(path: Path, variant: Variant, x: Tensor) -> None:
-    """Write samples [rows, *x_shape], in the data's units, whole or not at all.
+    """Write samples whole or not at all: their numbers to a .npy file, or a grid of images to a .png file.
+
+    Args:
+        path: The file, whose name ends in .npy or .png.
+        variant: The pair that they are samples of.
+        x: The samples [rows, *x_shape], in the data's units.
 
     Raises:
-        ValueError: If a .png is wanted of data that are no images.
+        ValueError: If the file is a .png and the data are not images.
     """
-    part = path.with_name(f".{path.name}.part")
-    if path.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, x.cpu().numpy(), allow_pickle=False)
-        part.write_bytes(buffer.getvalue())
-    elif not is_image(variant.model.x_shape):
+    if path.suffix != ".npy" and not is_image(variant.model.x_shape):
         raise ValueError(f"a .png shows images, and a datum has shape {list(variant.model.x_shape)}: name a .npy file")
-    else:
-        from matplotlib.image import imsave
+    with whole_file(path) as part:
+        if path.suffix == ".npy":
+            np.save(part, x.cpu().numpy(), allow_pickle=False)
+        else:
+            _write_grid(part, variant.in_model_units(x))
 
-        image = grid(variant.in_model_units(x).clamp(0, 1)).cpu()  # clamped, so that no value wraps around
-        imsave(part, image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy(), format="png")
-    os.replace(part, path)
+
+def _write_grid(path: Path, y: Tensor) -> None:
+    """Write images [rows, channels, height, width] as a .png file, clamped to [0, 1] so that no value wraps around."""
+    from matplotlib.image import imsave
+
+    image = grid(y.clamp(0, 1)).cpu()
+    imsave(path, image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy(), format="png")

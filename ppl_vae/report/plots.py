@@ -1,99 +1,53 @@
-"""Figures of a report, each a PNG in a data URI, drawn without matplotlib's global state."""
+"""The plots of a report, each a PNG image in a data URI."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from ..catalogue import VARIANTS
-from ..data.data_set import Data
-from ..drawing import COLOURS, GREY, LIGHT, blank, embedded, panels, tidy, uri
-from ..evaluation.codes import ACTIVE
-from ..evaluation.evaluation import Evaluation
+from ..drawing import GREY, LIGHT, blank, embedded, panels, tidy
 from ..models import Mixture
 from ..streams import chosen
 from ..training.fitting import Fit
-from ..variant import Variant, encode, evaluating, sample
-from .pictures import grid
+from ..variant import Variant, encode, sample
+from .results import Result, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
 __all__ = [
-    "Judged",
     "bound_per_datum",
-    "colour",
+    "convergence",
     "kl_per_unit",
     "latent_space",
     "moved",
     "objectives",
     "over_time",
     "table_samples",
-    "tiles",
-    "training",
 ]
-PRIOR, EX_POST = "#1f77b4", "#e6550d"  # samples of a table, by where their codes come from
-SHOWN = 1000  # held-out data in a scatter
-COLUMNS = 5  # small panels side by side
-LOSSES = ("loss", "held_out_loss")  # columns of the history that are drawn as objectives, upwards
 
-
-class Judged(NamedTuple):
-    """A variant with all that a figure can be drawn of."""
-
-    name: str
-    fit: Fit
-    mixture: Mixture
-    evaluation: Evaluation
-    measure: str
-
-    @property
-    def variant(self) -> Variant:
-        """The trained pair."""
-        return self.fit.variant
-
-    @property
-    def data(self) -> Data:
-        """What it was trained on."""
-        return self.fit.data
-
-
-def colour(name: str) -> str:
-    """The colour of a variant, the same in every figure and every report."""
-    names = list(VARIANTS)
-    return COLOURS[(names.index(name) if name in names else sum(map(ord, name))) % len(COLOURS)]
-
-
-def tiles(y: Tensor, columns: int, span: tuple[float, float]) -> str:
-    """Images [rows, channels, height, width] as a grid, ``span`` from black to white, clamped; RGB for 3 channels."""
-    from matplotlib.image import imsave
-
-    y = ((y.float().cpu() - span[0]) / (span[1] - span[0] or 1.0)).clamp(0, 1)
-    y = y if y.shape[1] == 3 else y[:, :1].expand(-1, 3, -1, -1)
-    y = torch.nn.functional.interpolate(y, scale_factor=max(1, 24 // max(y.shape[2:])))  # the gap is one pixel for all
-    buffer = io.BytesIO()
-    imsave(buffer, grid(y, columns).permute(1, 2, 0).contiguous().numpy(), format="png")
-    return uri(buffer.getvalue())
+PRIOR, EX_POST = "#1f77b4", "#e6550d"  # colours of samples, by the density that their codes are drawn from
+SHOWN = 1000  # held-out data in a scatter plot, at most
+SIDE_BY_SIDE = 5  # small panels, one per variant
+LOSSES = ("loss", "held_out_loss")  # columns of the history that are drawn with a minus sign, as objectives
 
 
 def _series(fit: Fit, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column of the history; of a loss, its negative, so that all curves of objectives go up."""
+    """A column of the history, one value per epoch; losses are negated, so that higher is better in every curve."""
     sign = -1.0 if key in LOSSES else 1.0
     return np.array([math.nan if row[key] is None else sign * row[key] for row in fit.rows], dtype=float)
 
 
-def moved(rows: Sequence[Judged], key: str) -> list[Judged]:
-    """Those of which a column of the history took more than one value."""
-    return [row for row in rows if len({entry[key] for entry in row.fit.rows}) > 1]
+def moved(results: Sequence[Result], key: str) -> list[Result]:
+    """The results whose history has more than one value in the column ``key``."""
+    return [result for result in results if len({epoch[key] for epoch in result.fit.rows}) > 1]
 
 
-def _held(series: Sequence[np.ndarray[Any, Any]], share: float) -> tuple[float, float]:
-    """An interval that shows each curve but for the first, steep ``share`` of its values."""
+def _limits(series: Sequence[np.ndarray[Any, Any]], share: float) -> tuple[float, float]:
+    """Limits of an axis that shows all curves, each without the lowest ``share`` of its values."""
     finite = [values[np.isfinite(values)] for values in series]
     low = min(float(np.quantile(values, share)) for values in finite if len(values))
     high = max(float(values.max()) for values in finite if len(values))
@@ -101,21 +55,21 @@ def _held(series: Sequence[np.ndarray[Any, Any]], share: float) -> tuple[float, 
     return low - room, high + room
 
 
-def _label_ends(axes: "Axes", height: float, rows: Sequence[Judged], key: str) -> None:
-    """Write each curve's name right of its end, in its colour, pushed apart where they would overlap."""
+def _label_ends(axes: "Axes", height: float, results: Sequence[Result], key: str) -> None:
+    """Write the name of each curve to the right of its end, in its colour, and keep the names apart."""
     from sklearn.isotonic import isotonic_regression
 
     place = axes.transData + axes.transAxes.inverted()
-    ends = [(len(row.fit.rows), float(_series(row.fit, key)[-1])) for row in rows]
+    ends = [(len(result.fit.rows), float(_series(result.fit, key)[-1])) for result in results]
     wanted = [min(1.0, max(0.0, float(place.transform(end)[1]))) for end in ends]
-    order = sorted(range(len(rows)), key=lambda index: wanted[index])
-    gaps = 0.16 / height * np.arange(len(rows))
+    order = sorted(range(len(results)), key=lambda index: wanted[index])
+    gaps = 0.16 / height * np.arange(len(results))
     spots = gaps + isotonic_regression(np.array(wanted)[order] - gaps, y_min=0.0, y_max=max(0.0, 1.0 - gaps[-1]))
     for index, spot in zip(order, spots, strict=True):
-        ink = colour(rows[index].name)
+        ink = colour(results[index].name)
         line = {"arrowstyle": "-", "color": ink, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 1}
         axes.annotate(
-            rows[index].name,
+            results[index].name,
             ends[index],
             (1.06, spot),
             textcoords="axes fraction",
@@ -127,68 +81,74 @@ def _label_ends(axes: "Axes", height: float, rows: Sequence[Judged], key: str) -
         )
 
 
-def _curves(axes: "Axes", height: float, rows: Sequence[Judged], key: str) -> None:
-    for row in rows:
-        values = _series(row.fit, key)
-        axes.plot(range(1, len(values) + 1), values, color=colour(row.name), lw=1.3)
+def _curves(axes: "Axes", results: Sequence[Result], key: str) -> None:
+    """Draw a column of each history against epochs."""
+    for result in results:
+        values = _series(result.fit, key)
+        axes.plot(range(1, len(values) + 1), values, color=colour(result.name), lw=1.3)
     axes.set_xlabel("epoch", fontsize=8)
     axes.margins(x=0.02)
     axes.locator_params("x", integer=True)
 
 
-def objectives(groups: Mapping[str, Sequence[Judged]]) -> str:
-    """Held-out objectives against epochs, a panel and an axis for each kind, every curve labelled at its end."""
+def objectives(groups: Mapping[str, Sequence[Result]]) -> str:
+    """Held-out objectives against epochs, with one panel per kind of objective and a name at the end of each curve."""
     width, height = 5.6, 2.9
     figure, every = panels(len(groups), 2, width, height)
-    for axes, (title, rows) in zip(every, groups.items(), strict=True):
+    for axes, (title, results) in zip(every, groups.items(), strict=True):
         tidy(axes, title)
-        _curves(axes, height, rows, "held_out_loss")
-        axes.set_ylim(_held([_series(row.fit, "held_out_loss") for row in rows], 0.25))
+        _curves(axes, results, "held_out_loss")
+        axes.set_ylim(_limits([_series(result.fit, "held_out_loss") for result in results], 0.25))
         axes.set_ylabel("nats per datum", fontsize=8)
-        _label_ends(axes, 0.75 * height, rows, "held_out_loss")
+        _label_ends(axes, 0.75 * height, results, "held_out_loss")
     return embedded(figure)
 
 
-def training(rows: Sequence[Judged]) -> str:
-    """A panel per variant, each on its own axis: held-out objective, and minus the training loss."""
-    figure, every = panels(len(rows), COLUMNS, 2.24, 1.55)
-    for axes, row in zip(every, rows, strict=True):
-        tidy(axes, row.name, colour(row.name))
-        held_out, loss = _series(row.fit, "held_out_loss"), _series(row.fit, "loss")
+def convergence(results: Sequence[Result]) -> str:
+    """Held-out objective and minus the training loss against epochs, with one panel and one axis per variant."""
+    figure, every = panels(len(results), SIDE_BY_SIDE, 2.24, 1.55)
+    for axes, result in zip(every, results, strict=True):
+        tidy(axes, result.name, colour(result.name))
+        held_out, loss = _series(result.fit, "held_out_loss"), _series(result.fit, "loss")
         epochs = range(1, len(loss) + 1)
-        aside = axes if _is_objective(row) else axes.twinx()
+        aside = axes if _is_objective(result) else axes.twinx()
         aside.plot(epochs, loss, color=GREY, lw=1, ls=(0, (3, 1.5)))
-        axes.plot(epochs, held_out, color=colour(row.name), lw=1.4)
-        best = row.fit.best_epoch
-        axes.plot([best], [held_out[best - 1]], "o", color=colour(row.name), ms=3.5)
+        axes.plot(epochs, held_out, color=colour(result.name), lw=1.4)
+        best = result.fit.best_epoch
+        axes.plot([best], [held_out[best - 1]], "o", color=colour(result.name), ms=3.5)
         axes.margins(x=0.04)
         axes.locator_params("x", integer=True, nbins=5)
         if aside is axes:
-            axes.set_ylim(_held([held_out, loss], 0.15))
+            axes.set_ylim(_limits([held_out, loss], 0.15))
             continue
-        axes.set_ylim(_held([held_out if row.fit.rows[0]["held_out_loss"] is not None else loss], 0.15))
-        aside.set_ylim(_held([loss], 0.15))
+        axes.set_ylim(_limits([held_out if result.fit.rows[0]["held_out_loss"] is not None else loss], 0.15))
+        aside.set_ylim(_limits([loss], 0.15))
         aside.spines[:].set_visible(False)
         aside.locator_params("y", nbins=4)
         aside.tick_params(labelsize=7, color=GREY, labelcolor="#999999")
     return embedded(figure)
 
 
-def _is_objective(row: Judged) -> bool:
-    """Whether the training loss is minus what is scored on held-out data: no penalty, no weight on the KL."""
-    weights = {entry["kl_weight"] for entry in row.fit.rows}
-    return not len(row.variant.model.penalties) and weights <= {float(row.variant.codes_are_scored)}
+def _is_objective(result: Result) -> bool:
+    """Whether minus the training loss is the held-out objective: it has no penalty and no weighted KL."""
+    weights = {epoch["kl_weight"] for epoch in result.fit.rows}
+    return not len(result.variant.model.penalties) and weights <= {float(result.variant.codes_are_scored)}
 
 
-def over_time(rows: Mapping[str, tuple[str, Sequence[Judged]]]) -> str:
-    """What training moved, by columns of the history: ``{key: (title, variants)}``; a sigma that halves, by its log."""
+def over_time(columns: Mapping[str, tuple[str, Sequence[Result]]]) -> str:
+    """Columns of the history against epochs, one panel per column.
+
+    Args:
+        columns: For each column of the history, the title of its panel and the results to be drawn. The axis of
+            ``sigma`` is logarithmic if sigma more than doubles or halves.
+    """
     from matplotlib.ticker import LogLocator
 
     width, height = 5.6, 2.6
-    figure, every = panels(len(rows), 2, width, height)
-    for axes, (key, (title, some)) in zip(every, rows.items(), strict=True):
+    figure, every = panels(len(columns), 2, width, height)
+    for axes, (key, (title, some)) in zip(every, columns.items(), strict=True):
         tidy(axes, title)
-        _curves(axes, height, some, key)
+        _curves(axes, some, key)
         low, high = axes.get_ylim()
         if key == "sigma" and high > 2 * low > 0:
             axes.set_yscale("log")
@@ -200,19 +160,19 @@ def over_time(rows: Mapping[str, tuple[str, Sequence[Judged]]]) -> str:
 
 
 def _dots(axes: "Axes", points: Tensor, ink: Any, alpha: float = 1.0) -> None:
-    """A scatter of points [rows, 2]."""
+    """A scatter plot of points [rows, 2]."""
     axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=5, c=ink, alpha=alpha, lw=0)
 
 
 def _say_outside(axes: "Axes", count: int, y: float, side: str) -> None:
-    """Say how many data the axes leave out, at the height y and on the left or right."""
+    """Write how many data lie outside the axes, at the height y, on the left or on the right side."""
     if count:
         x, across = {"left": 0.003, "right": 0.98}[side], axes.get_yaxis_transform()
         axes.text(x, y, f"{count} outside", transform=across, ha=side, va="bottom", fontsize=6, color=GREY)
 
 
 def _plane(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean [d], first two principal directions [2, d] and their share of the variance of x [rows, d]."""
+    """The mean [d] of x [rows, d], its first two principal directions [2, d], and their share of the variance."""
     centre = x.mean(0)
     _, values, directions = torch.linalg.svd(x - centre, full_matrices=False)
     first = directions[:2]
@@ -222,7 +182,7 @@ def _plane(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _ink(labels: Tensor | None, rows: int) -> tuple[list[Any], dict[str, Any]]:
-    """A colour per datum, and a legend if the classes are few enough to name."""
+    """A colour per datum, and the colour of each class for a legend if there are at most 20 classes."""
     from matplotlib import colormaps
 
     if labels is None:
@@ -236,7 +196,7 @@ def _ink(labels: Tensor | None, rows: int) -> tuple[list[Any], dict[str, Any]]:
 
 @torch.no_grad()
 def _ellipses(axes: "Axes", mixture: Mixture, centre: Tensor, directions: Tensor) -> None:
-    """Each component at two standard deviations, the fainter the less it weighs."""
+    """Draw each component at two standard deviations; a component with less weight is fainter."""
     from matplotlib.patches import Ellipse
 
     law: Any = mixture()
@@ -251,22 +211,22 @@ def _ellipses(axes: "Axes", mixture: Mixture, centre: Tensor, directions: Tensor
         axes.add_patch(Ellipse((float(mean[0]), float(mean[1])), *sides, angle=angle, fill=False, ec=ink, lw=0.9))
 
 
-def latent_space(rows: Sequence[Judged]) -> str:
-    """Codes of held-out data in their first principal plane, and the ex-post mixture's components as ellipses."""
+def latent_space(results: Sequence[Result]) -> str:
+    """Codes of held-out data in their first principal plane, with the components of the ex-post mixture as ellipses."""
     from matplotlib.lines import Line2D
 
-    figure, every = panels(len(rows), COLUMNS, 2.24, 2.24)
+    figure, every = panels(len(results), SIDE_BY_SIDE, 2.24, 2.24)
     legend: dict[str, Any] = {}
-    for axes, row in zip(every, rows, strict=True):
-        some = chosen(len(row.data.test), SHOWN, 0)
-        z = encode(row.variant, row.data.test[some]).cpu()
+    for axes, result in zip(every, results, strict=True):
+        some = chosen(len(result.data.test), SHOWN, 0)
+        z = encode(result.variant, result.data.test[some]).cpu()
         centre, directions, share = _plane(z)
         plane = (z - centre) @ directions.mT
-        inks, legend = _ink(None if row.data.test_labels is None else row.data.test_labels[some], len(z))
+        inks, legend = _ink(None if result.data.test_labels is None else result.data.test_labels[some], len(z))
         _dots(axes, plane, inks)
-        _ellipses(axes, row.mixture, centre, directions)
+        _ellipses(axes, result.mixture, centre, directions)
         axes.set_aspect("equal", adjustable="datalim")
-        tidy(axes, row.name, colour(row.name))
+        tidy(axes, result.name, colour(result.name))
         axes.set_xlabel(f"{share:.0%} of the variance", fontsize=7, color="#444444", labelpad=2)
     marks = [Line2D([], [], ls="", marker="o", ms=5, color=ink) for ink in legend.values()]
     if marks:
@@ -275,113 +235,112 @@ def latent_space(rows: Sequence[Judged]) -> str:
     return embedded(figure)
 
 
-def _units(row: Judged) -> tuple[Tensor, Tensor]:
-    """KL of each coordinate of a code, nats, from large to small, and whether its posterior mean varies over data."""
-    some = row.data.test[chosen(len(row.data.test), 2 * SHOWN, 0)]
-    y, prior = row.variant.in_model_units(some), row.variant.model.prior()
-    with evaluating(row.variant):
-        chunks = [row.variant.guide.posterior(part).base_dist for part in y.split(row.variant.at_once)]
-        kl = torch.cat([kl_divergence(q, prior.base_dist.expand(q.batch_shape)) for q in chunks]).mean(0)
-        active = torch.cat([q.mean for q in chunks]).var(0) > ACTIVE
-    order = kl.argsort(descending=True)
-    return kl[order].cpu(), active[order].cpu()
-
-
-def kl_per_unit(rows: Sequence[Judged]) -> str:
-    """Bars of the KL of each coordinate of a code, filled where the unit is active, hollow where it is not."""
-    figure, every = panels(len(rows), COLUMNS, 2.24, 1.5, sharey=True)
-    for axes, row in zip(every, rows, strict=True):
-        kl, active = _units(row)
-        fills = [colour(row.name) if on else "white" for on in active.tolist()]
-        axes.bar(range(1, len(kl) + 1), kl.tolist(), color=fills, edgecolor=colour(row.name), lw=0.9)
-        tidy(axes, f"{row.name}: {row.evaluation['active_units']} of {len(kl)}", colour(row.name))
+def kl_per_unit(results: Sequence[Result]) -> str:
+    """Bars of the mean KL of each unit of the code, from large to small, filled if the unit is active."""
+    figure, every = panels(len(results), SIDE_BY_SIDE, 2.24, 1.5, sharey=True)
+    for axes, result in zip(every, results, strict=True):
+        kl = result.evaluation.kl_per_dim
+        fills = [colour(result.name) if active else "white" for active in result.evaluation.active_per_dim]
+        axes.bar(range(1, len(kl) + 1), kl, color=fills, edgecolor=colour(result.name), lw=0.9)
+        tidy(axes, f"{result.name}: {result.evaluation['active_units']} of {len(kl)}", colour(result.name))
         axes.set_xticks([1, len(kl)] if len(kl) > 1 else [1])
     every[0].set_ylabel("KL, nats", fontsize=8)
     return embedded(figure)
 
 
-def bound_per_datum(groups: Mapping[str, Sequence[Judged]]) -> str:
-    """Box and strip of each held-out datum's bound, a panel and an axis for each kind of bound."""
-    sizes = [len(rows) for rows in groups.values()]
+def bound_per_datum(groups: Mapping[str, Sequence[Result]]) -> str:
+    """Box plots and points of the bounds of all held-out data, with one panel per kind of bound."""
+    sizes = [len(results) for results in groups.values()]
     figure = blank(11.2, 0.3 * sum(sizes) + 0.75 * len(sizes))
     every = figure.subplots(len(sizes), 1, squeeze=False, height_ratios=[size + 0.6 for size in sizes]).flatten()
-    shake, line = np.random.default_rng(0), {"color": "black", "lw": 1.0}
-    look: dict[str, Any] = {"orientation": "horizontal", "widths": 0.5, "showfliers": False, "showmeans": True}
-    look |= {f"{part}props": line for part in ("median", "box", "whisker", "cap")}
-    look["meanprops"] = {"marker": "D", "mfc": "white", "mec": "black", "ms": 3.5}
-    for axes, (title, rows) in zip(every, groups.items(), strict=True):
+    shake = np.random.default_rng(0)
+    for axes, (title, results) in zip(every, groups.items(), strict=True):
         tidy(axes, title)
-        values = [np.array(row.evaluation.bound_per_datum) for row in rows]
-        places = list(range(len(rows), 0, -1))
-        for place, row, one in zip(places, rows, values, strict=True):
-            some = one[chosen(len(one), SHOWN, 0).numpy()]
-            axes.scatter(some, place + shake.uniform(-0.3, 0.3, len(some)), s=3, c=colour(row.name), alpha=0.25, lw=0)
-        axes.boxplot(values, positions=places, whis=(5, 95), **look)
-        axes.set_yticks(places, [row.name for row in rows], fontsize=8)
-        low = min(2 * float(np.quantile(one, 0.05)) - float(np.median(one)) for one in values)
-        high = max(float(one.max()) for one in values)
-        axes.set_xlim(low, high + 0.02 * (high - low))
-        for place, one in zip(places, values, strict=True):
-            _say_outside(axes, int((one < low).sum()), place - 0.3, "left")
+        _boxes(axes, results, shake)
         axes.set_xlabel("nats", fontsize=8)
     return embedded(figure)
 
 
-def table_samples(row: Judged) -> str:
-    """Of a table: principal components of held-out rows against samples, and marginals of up to 8 columns."""
-    x = row.data.test[chosen(len(row.data.test), SHOWN, 0)]
+def _boxes(axes: "Axes", results: Sequence[Result], shake: np.random.Generator) -> None:
+    """Draw the bounds of each result as a box and as points, from top to bottom; ``shake`` keeps points apart."""
+    bounds = [np.array(result.evaluation.bound_per_datum) for result in results]
+    places = list(range(len(results), 0, -1))
+    for place, result, values in zip(places, results, bounds, strict=True):
+        some = values[chosen(len(values), SHOWN, 0).numpy()]
+        heights = place + shake.uniform(-0.3, 0.3, len(some))
+        axes.scatter(some, heights, s=3, c=colour(result.name), alpha=0.25, lw=0)
+    line, mean = {"color": "black", "lw": 1.0}, {"marker": "D", "mfc": "white", "mec": "black", "ms": 3.5}
+    look: dict[str, Any] = {f"{part}props": line for part in ("median", "box", "whisker", "cap")}
+    look |= {"orientation": "horizontal", "widths": 0.5, "showfliers": False, "showmeans": True, "meanprops": mean}
+    axes.boxplot(bounds, positions=places, whis=(5, 95), **look)
+    axes.set_yticks(places, [result.name for result in results], fontsize=8)
+    low = min(2 * float(np.quantile(values, 0.05)) - float(np.median(values)) for values in bounds)
+    high = max(float(values.max()) for values in bounds)
+    axes.set_xlim(low, high + 0.02 * (high - low))
+    for place, values in zip(places, bounds, strict=True):
+        _say_outside(axes, int((values < low).sum()), place - 0.3, "left")
+
+
+def table_samples(result: Result) -> str:
+    """Plots of the samples of a table beside held-out data.
+
+    The scatter plots show principal components of the held-out data, and the histograms the first 8 columns.
+    """
+    x = result.data.test[chosen(len(result.data.test), SHOWN, 0)]
     drawn = {
-        PRIOR: sample(row.variant, len(x)),
-        EX_POST: sample(row.variant, len(x), prior=row.mixture),
+        PRIOR: sample(result.variant, len(x)),
+        EX_POST: sample(result.variant, len(x), prior=result.mixture),
     }
-    pairs = [(0, 1), (1, 2)][: min(2, x[0].numel() - 1)]
-    columns = 4 * len(pairs) + 4
+    size = x[0].numel()
+    pairs = [(0, 1), (1, 2)][: min(2, size - 1)]
+    columns = 4 * len(pairs) + 4  # two for each scatter plot, and four histograms side by side
     figure = blank(11.2 * columns / 12, 1.95, "none")
     cells = figure.add_gridspec(2, columns, left=0.012, right=0.992, bottom=0.1, top=0.9, wspace=0.14, hspace=0.42)
-    _scatters(figure, cells, row, x, drawn, pairs)
-    whole = {ink: y.flatten(1).cpu() for ink, y in drawn.items()}
-    for column in range(min(8, x[0].numel())):
+    for row, pair in enumerate(pairs):
+        every = [figure.add_subplot(cells[:, place : place + 2]) for place in (4 * row, 4 * row + 2)]
+        _scatters(every, result.variant, x, drawn, pair)
+    for column in range(min(8, size)):
         axes = figure.add_subplot(cells[column // 4, 4 * len(pairs) + column % 4])
-        real = x.flatten(1)[:, column]
-        low, high = float(real.min()), float(real.max())
-        room = 0.15 * (high - low) or 1.0
-        bins, weights = np.linspace(low - room, high + room, 25).tolist(), np.full(len(x), 1 / len(x))
-        axes.hist(real.numpy(), bins=bins, weights=weights, color=LIGHT)
-        for ink, y in whole.items():
-            axes.hist(y[:, column].numpy(), bins=bins, weights=weights, color=ink, histtype="step", lw=1)
-        tidy(axes)
+        made = {ink: y.flatten(1).cpu()[:, column] for ink, y in drawn.items()}
+        _histograms(axes, x.flatten(1)[:, column], made)
         axes.set_title(f"column {column + 1}", fontsize=6.5, pad=2, color="#444444")
-        axes.set_yticks([])
-        axes.tick_params(labelsize=5.5, pad=1.5, length=2)
     return embedded(figure)
 
 
 def _scatters(
-    figure: "Figure",
-    cells: Any,
-    row: Judged,
-    x: Tensor,
-    drawn: Mapping[str, Tensor],
-    pairs: Sequence[tuple[int, int]],
+    every: Sequence["Axes"], variant: Variant, x: Tensor, drawn: Mapping[str, Tensor], pair: tuple[int, int]
 ) -> None:
-    """Scatter of held-out rows (grey) and samples in planes of principal components; what lies outside is counted."""
-    y = row.variant.in_model_units(x).flatten(1).cpu()
+    """Draw held-out data x (grey) and samples in the plane of two principal components of x, one panel per prior."""
+    y = variant.in_model_units(x).flatten(1).cpu()
     centre = y.mean(0)
-    directions = torch.linalg.svd(y - centre, full_matrices=False)[2]
+    directions = torch.linalg.svd(y - centre, full_matrices=False)[2][list(pair)]
     real = (y - centre) @ directions.mT
-    low, high = real.amin(0), real.amax(0)
-    low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
+    room = 0.2 * (real.amax(0) - real.amin(0))
+    low, high = real.amin(0) - room, real.amax(0) + room
     titles = {PRIOR: "prior", EX_POST: "ex post"}
-    for place, (pair, ink) in enumerate((pair, ink) for pair in pairs for ink in drawn):
-        axes = figure.add_subplot(cells[:, 2 * place : 2 * place + 2])
-        made = ((row.variant.in_model_units(drawn[ink]).flatten(1).cpu() - centre) @ directions.mT)[:, pair]
-        _dots(axes, real[:, pair], LIGHT)
+    for axes, (ink, samples) in zip(every, drawn.items(), strict=True):
+        made = (variant.in_model_units(samples).flatten(1).cpu() - centre) @ directions.mT
+        _dots(axes, real, LIGHT)
         _dots(axes, made, ink, 0.5)
         axes.spines[:].set_color(LIGHT)
         axes.set_title(f"{titles[ink]}: components {pair[0] + 1}, {pair[1] + 1}", fontsize=7, pad=3, color=ink)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlim(float(low[pair[0]]), float(high[pair[0]]))
-        axes.set_ylim(float(low[pair[1]]), float(high[pair[1]]))
-        outside = int(((made < low[list(pair)]) | (made > high[list(pair)])).any(1).sum())
-        _say_outside(axes, outside, float(low[pair[1]]), "right")
+        axes.set_xlim(float(low[0]), float(high[0]))
+        axes.set_ylim(float(low[1]), float(high[1]))
+        outside = int(((made < low) | (made > high)).any(1).sum())
+        _say_outside(axes, outside, float(low[1]), "right")
+
+
+def _histograms(axes: "Axes", real: Tensor, made: Mapping[str, Tensor]) -> None:
+    """Draw a column of held-out data [rows] as grey bars and columns of samples as outlines, all as shares."""
+    low, high = float(real.min()), float(real.max())
+    room = 0.15 * (high - low) or 1.0
+    bins = np.linspace(low - room, high + room, 25).tolist()
+    weights = np.full(len(real), 1 / len(real))
+    axes.hist(real.numpy(), bins=bins, weights=weights, color=LIGHT)
+    for ink, values in made.items():
+        axes.hist(values.numpy(), bins=bins, weights=weights, color=ink, histtype="step", lw=1)
+    tidy(axes)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=5.5, pad=1.5, length=2)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.data_set import tensor_of
 from ..elbo import estimator as estimator_of
 from ..estimate import Number
+from ..files import whole_file
 from ..progress import Progress
 from ..streams import seeded, stream_seed
 from ..variant import Variant, log_jacobian, needs_density
@@ -107,7 +108,9 @@ class EstimatorComparison:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
-        figure.savefig(path)
+        path = Path(path)
+        with whole_file(path if path.suffix else path.with_suffix(".png")) as part:
+            figure.savefig(part)
 
 
 def snr_floor(draws: int) -> float:
