@@ -9,7 +9,7 @@ from torch.distributions import Independent, Normal
 
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data
-from ..evaluation.codes import ACTIVE, divergence
+from ..evaluation.kl_terms import ACTIVE, kl_from_prior
 from ..evaluation.lower_bounds import draws
 from ..streams import seeded
 from ..variant import Variant, encode, evaluating
@@ -79,7 +79,7 @@ def collapse(variant: Variant, x: Tensor, *, seed: int = 0) -> Collapse:
     own, prior = drawn.guide[0].double(), drawn.prior[0].double()
     with evaluating(variant), seeded(seed):
         aggregate = _aggregate(variant, x, drawn.z[0]).double()
-        _, per_dim = divergence(variant, variant.in_model_units(x))
+        _, per_dim = kl_from_prior(variant, variant.in_model_units(x))
     means = encode(variant, x)
     unused = None if per_dim is None else int(((per_dim < EPSILON).double().mean(0) >= 1 - DELTA).sum())
     return Collapse(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import COLOURS, GREY, LIGHT, embedded, panels, tidy
-from ..evaluation.codes import ACTIVE
+from ..evaluation.kl_terms import ACTIVE
 from .calibration import Ranks
 
 __all__ = ["band", "bars", "cumulative", "ecdf", "tail_indices"]

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..estimate import Number, mean_over_data
-from ..evaluation.codes import ACTIVE
+from ..evaluation.kl_terms import ACTIVE
 from ..evaluation.pareto import k_threshold
 from .calibration import FALSE_ALARMS, Departure, Ranks
 from .code_usage import Collapse
