@@ -18,7 +18,7 @@ from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, bounds, encode, fit, prepare
 
-from ..evaluation.codes import ACTIVE
+from ..evaluation.kl_terms import ACTIVE
 from ..models import LinearGaussian
 
 Z_DIM = 12
