@@ -349,7 +349,7 @@ def diagnose(
     quiet: Quiet = False,
 ) -> None:
     """Say whether a checkpoint's numbers can be trusted: diagnosis.html, diagnosis.json, and draws.nc for arviz."""
-    from .diagnosis import diagnose as examine, write
+    from .diagnosis import diagnose as examine, write_diagnosis
     from .evaluation import ex_post
     from .files import writable
     from .streams import chosen
@@ -368,7 +368,7 @@ def diagnose(
         seed=seed,
         progress=not quiet,
     )
-    page = write(diagnosis, folder)
+    page = write_diagnosis(diagnosis, folder)
     _say(json.dumps(diagnosis.as_dict(), indent=2) if as_json else f"{diagnosis}\n\npage: {page}")
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Number", "mean_over_data", "rows_named", "share_over_data"]
+__all__ = ["Number", "mean_over_data", "rows_named", "share_over_data", "standard_error"]
 
 
 class Number(NamedTuple):
@@ -22,6 +22,11 @@ class Number(NamedTuple):
         if self.value is None:
             return self.reason
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
+
+
+def standard_error(values: Tensor, dim: int = 0) -> Tensor:
+    """The standard error of the mean along an axis."""
+    return values.std(dim) / math.sqrt(values.shape[dim])
 
 
 def mean_over_data(values: Tensor) -> Number:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
-from ppl_vae.diagnosis import predictive, verdicts
 from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, sbc
 from ppl_vae.diagnosis.code_usage import collapse
-from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
-from ppl_vae.estimate import Number
+from ppl_vae.diagnosis.noise_verdict import judge_noise
+from ppl_vae.diagnosis.predictive import prior_predictive
+from ppl_vae.diagnosis.residuals import noise_calibration
+from ppl_vae.diagnosis.verdicts import judge_codes, judge_prior
+from ppl_vae.estimate import Number, share_over_data
 from ppl_vae.evaluation.evaluation import evaluate
 from ppl_vae.guides import FullRank, Laplace
 from ppl_vae.models import (
@@ -285,14 +287,14 @@ def test_codes_outside_the_prior_are_told_by_a_bound_and_not_by_its_bias(
     model = model_of(sigma)
     found = collapse(program(model, shift=shift), drawn_from(model, rows))
 
-    assert verdicts.prior(found, rows).grade == grade
+    assert judge_prior(found, rows).grade == grade
 
 
 def test_units_of_two_data_are_not_judged() -> None:
     model = model_of()
     found = collapse(program(model), drawn_from(model, 2))
 
-    assert verdicts.codes(found, noise_calibration(program(model), drawn_from(model, 2)), 2).grade == "look"
+    assert judge_codes(found, noise_calibration(program(model), drawn_from(model, 2)), 2).grade == "look"
     assert min(found.variance_error) > 0
 
 
@@ -568,7 +570,7 @@ def test_noise_is_told_by_what_is_wrong_with_it(
     x = width * residual.sample((800, 8))
 
     calibration = noise_calibration(variant, x)
-    found = verdicts.noise(calibration, len(x))
+    found = judge_noise(calibration, len(x))
 
     assert (found.grade == "good") == (said == "")
     assert said in found.text
@@ -578,7 +580,7 @@ def test_noise_is_told_by_what_is_wrong_with_it(
 
 def test_an_error_of_a_share_is_not_zero() -> None:
     """Every number inside the interval, of 96 data: two errors reach 4 / 100."""
-    found = predictive.share_over_data(torch.ones(96))
+    found = share_over_data(torch.ones(96))
 
     assert found == Number(1.0, 0.02)
 

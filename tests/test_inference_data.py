@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ppl_vae import VARIANTS, bounds, pair
-from ppl_vae.diagnosis.inference_data import arviz, to_inferencedata, write
+from ppl_vae.diagnosis.inference_data import import_arviz, to_inferencedata, write_draws
 from ppl_vae.evaluation.lower_bounds import draws
 from ppl_vae.models import Bernoulli, Gaussian, Scale
 from ppl_vae.variant import Variant, evaluating
@@ -111,17 +111,17 @@ def test_the_container_is_that_of_the_installed_arviz() -> None:
     """And what arviz computes of it is what numpy computes of the draws."""
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 50)
 
-    assert type(found).__name__ == ("InferenceData" if arviz().__version__.startswith("0.") else "DataTree")
-    summary = arviz().summary(found, var_names="z", kind="stats", round_to="none")
+    assert type(found).__name__ == ("InferenceData" if import_arviz().__version__.startswith("0.") else "DataTree")
+    summary = import_arviz().summary(found, var_names="z", kind="stats", round_to="none")
     assert np.allclose(summary["mean"], found.posterior.z.mean(("chain", "draw")).values.ravel(), rtol=1e-10)
 
 
 def test_leave_one_out_is_refused() -> None:
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 50)
 
-    for method in {"loo", "waic"} & set(dir(arviz())):  # arviz 1 has loo alone
+    for method in {"loo", "waic"} & set(dir(import_arviz())):  # arviz 1 has loo alone
         with pytest.raises(TypeError, match="log likelihood not found"):
-            getattr(arviz(), method)(found)
+            getattr(import_arviz(), method)(found)
     assert "leaving it out" in found.sample_stats.attrs["no_log_likelihood"]
 
 
@@ -132,7 +132,7 @@ def test_a_netcdf_file_gives_back_every_bit(dtype: torch.dtype, tmp_path: Path) 
     variant.guide.to(dtype)
     found = to_inferencedata(variant, torch.randn(ROWS, 2, 4, 4), 30)
 
-    again = arviz().from_netcdf(str(write(tmp_path / "draws.nc", found)))
+    again = import_arviz().from_netcdf(str(write_draws(tmp_path / "draws.nc", found)))
 
     assert groups(again) == groups(found)
     for group in groups(found):
@@ -173,13 +173,13 @@ def test_a_file_that_could_not_be_written_whole_is_not_left_behind(tmp_path: Pat
     found.posterior.z.attrs["units"] = object()  # which netCDF has no type for
 
     with pytest.raises(TypeError):
-        write(tmp_path / "draws.nc", found)
+        write_draws(tmp_path / "draws.nc", found)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_arviz_is_imported_without_a_word(tmp_path: Path) -> None:
     """With an empty cache, for arviz 0.23 announces its successor on the first import of a day alone."""
-    code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.arviz()"
+    code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.import_arviz()"
 
     ran = subprocess.run(
         [sys.executable, "-c", code],
