@@ -10,7 +10,7 @@ import torch
 from ppl_vae import VARIANTS, to_inferencedata
 from ppl_vae.diagnosis import plots
 from ppl_vae.diagnosis.calibration import Ranks
-from ppl_vae.diagnosis.plots import BAND, plot_distributions, plot_ranks, plot_tail_indices, rank_band
+from ppl_vae.diagnosis.plots import BAND, plot_bars, plot_distributions, plot_ranks, plot_tail_indices, rank_band
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,12 @@ def test_tail_indices_stand_at_their_data_with_three_lines() -> None:
 
     assert list(zip(x, heights, strict=True)) == [(0, 0.1), (1, -0.3), (2, 1.2)]
     assert [level[1][0] for level in levels] == [0, 0.6, 1]
+
+
+def test_bars_are_sorted_and_those_of_active_units_are_filled() -> None:
+    left, right = plot_bars([0.1, 0.5, 0.3], [0.0, 1.0, 0.02], (0.25, 0.75)).axes
+
+    assert [bar.get_height() for bar in left.patches] == pytest.approx([0.5, 0.3, 0.1])
+    assert [bar.get_facecolor() == (1, 1, 1, 1) for bar in left.patches] == [False, False, True]
+    assert [(bar.get_x(), bar.get_height()) for bar in right.patches] == [(0, 0.25), (0.5, 0.75)]
+    assert [line.get_ydata()[0] for line in right.lines] == [0.5]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
-from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, sbc
+from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, mean_in_errors, rank_log_mass, sbc, uniformity_p_values
 from ppl_vae.diagnosis.code_usage import collapse
 from ppl_vae.diagnosis.noise_verdict import judge_noise
-from ppl_vae.diagnosis.predictive import prior_predictive
+from ppl_vae.diagnosis.predictive import prior_predictive, replicated_statistics
 from ppl_vae.diagnosis.residuals import noise_calibration
 from ppl_vae.diagnosis.verdicts import judge_codes, judge_prior
 from ppl_vae.estimate import Number, share_over_data
@@ -132,8 +132,7 @@ def test_a_guide_that_is_far_off_is_shifted_whatever_its_width(shift: float, str
 @pytest.mark.parametrize(("shift", "width"), [(0.0, 1.0), (0.7, 1.0), (-1.5, 0.4), (2.0, 3.0)])
 def test_the_law_of_ranks_has_the_mean_that_is_known(shift: float, width: float) -> None:
     """E rank / K = P(guide's draw < z) = Phi(-shift / sqrt(1 + width**2)); uniform for the posterior itself."""
-    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_log_mass"])
-    mass = module._log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
+    mass = rank_log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
 
     mean = float(mass @ torch.arange(21).double()) / 20
     assert math.isclose(float(mass.sum()), 1, rel_tol=1e-4)
@@ -185,11 +184,10 @@ def test_ties_are_broken_at_random() -> None:
 
 def test_a_hand_made_panel_has_the_moments_and_the_p_value_of_its_ranks() -> None:
     """Ranks 0 and 1 of K = 1, 60 to 40: a binomial, 2 standard errors; chi-square 4 with 1 degree of freedom."""
-    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_uniformity"])
     ranks = torch.tensor([0] * 60 + [1] * 40).unsqueeze(1)
 
-    assert math.isclose(float(module._in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)
-    assert math.isclose(float(module._uniformity(ranks, 1)), math.erfc(2 / math.sqrt(2)), rel_tol=1e-9)
+    assert math.isclose(float(mean_in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)
+    assert math.isclose(float(uniformity_p_values(ranks, 1)), math.erfc(2 / math.sqrt(2)), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("settings", [{"simulations": 10}, {"num_particles": 0}])
@@ -405,9 +403,8 @@ def test_the_ex_post_mixture_is_checked_in_the_place_of_the_prior() -> None:
 
 
 def test_neighbouring_seeds_share_no_replicate() -> None:
-    module = __import__("ppl_vae.diagnosis.predictive", fromlist=["_replicated"])
     variant = program(model_of())
-    means = [found["mean"] for seed in range(3) for found in module._replicated(variant, 1200, None, 20, seed)]
+    means = [found["mean"] for seed in range(3) for found in replicated_statistics(variant, 1200, None, 20, seed)]
 
     assert len(set(means)) == 60
     assert len({stream_seed(seed, index) for seed in range(20) for index in (*range(500), 999_999)}) == 20 * 501

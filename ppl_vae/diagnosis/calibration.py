@@ -19,7 +19,7 @@ CLEAR = 4.5  # gain in log likelihood from which a shift or a width is named; it
 
 
 class Departure(NamedTuple):
-    """How the ranks of one quantity differ from uniform ones, read as those of a normal guide of a normal posterior.
+    """How the ranks of one quantity differ from uniform ones, if guide and posterior are taken to be normal laws.
 
     Attributes:
         shift: How much too high the guide's draws lie, in standard deviations of the posterior; negative if they lie
@@ -111,7 +111,7 @@ def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, se
         ranks = torch.cat([_ranked(variant, len(size), num_particles) for size in sizes])
     codes = [f"z[{j}]" for j in range(variant.z_dim)]
     names = (*codes, "log p(x, z)", "log p(x | z)")
-    p_values = _uniformity(ranks, num_particles)
+    p_values = uniformity_p_values(ranks, num_particles)
     off = (p_values < FALSE_ALARMS / len(names)).nonzero().flatten().tolist()
     each = torch.arange(num_particles + 1, device=ranks.device).double()  # the equally likely values of a rank
     middle = num_particles / 2
@@ -120,8 +120,8 @@ def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, se
         names,
         num_particles,
         p_values,
-        skew=_in_errors(ranks.double(), each),
-        spread=_in_errors((ranks.double() - middle).square(), (each - middle).square()),
+        skew=mean_in_errors(ranks.double(), each),
+        spread=mean_in_errors((ranks.double() - middle).square(), (each - middle).square()),
         departures={names[index]: _departure(ranks[:, index], num_particles, code=index < len(codes)) for index in off},
     )
 
@@ -144,7 +144,7 @@ def _quantities(drawn: Draws) -> Tensor:
     return torch.cat([drawn.z, log_densities], -1)
 
 
-def _in_errors(found: Tensor, each: Tensor) -> Tensor:
+def mean_in_errors(found: Tensor, each: Tensor) -> Tensor:
     """The mean of found [simulations, quantities] less its expectation, in standard errors.
 
     The expectation is over the values ``each``, which are equally likely.
@@ -154,7 +154,7 @@ def _in_errors(found: Tensor, each: Tensor) -> Tensor:
     return torch.where(error > 0, difference / error, torch.zeros(()).to(found))
 
 
-def _uniformity(ranks: Tensor, num_particles: int) -> Tensor:
+def uniformity_p_values(ranks: Tensor, num_particles: int) -> Tensor:
     """P-values of the chi-square test, [quantities], with at least 5 data expected in each bin."""
     simulations, values = len(ranks), num_particles + 1
     bins = min(BINS, values, simulations // 5)
@@ -211,14 +211,14 @@ def _fit(counts: Tensor, *, shifted: bool, stretched: bool) -> NormalFit:
         shifts = shift + 8 * reach * grid if shifted else fixed
         log_widths = log_width + 3 * reach * grid if stretched else fixed
         pairs = torch.cartesian_prod(shifts, log_widths)
-        found = _log_mass(len(counts) - 1, pairs[:, 0], pairs[:, 1]) @ counts
+        found = rank_log_mass(len(counts) - 1, pairs[:, 0], pairs[:, 1]) @ counts
         log_likelihood = float(found.max())
         shift, log_width = pairs[found.argmax()].tolist()
         reach /= 4
     return NormalFit(log_likelihood, shift, math.exp(log_width))
 
 
-def _log_mass(num_particles: int, shift: Tensor, log_width: Tensor) -> Tensor:
+def rank_log_mass(num_particles: int, shift: Tensor, log_width: Tensor) -> Tensor:
     """Log P(rank = r), [guides, K + 1], for z ~ Normal(0, 1) among K draws of Normal(shift, width), each [guides].
 
     Given z, the rank is binomial, and its chance is the guide's distribution function at z. The integral over z is a

@@ -264,13 +264,12 @@ def diagnose(
 
 
 def _judged(variant: Variant) -> tuple[Variant, Variant, str]:
-    """The pair that is judged, the same with the guide that proposes draws for the bounds, and what this guide is."""
+    """Return the pair to judge, the pair whose guide draws for the bounds, and a text if that is a proposal."""
     if variant.has_bound:
         return variant, variant, ""
     proposal = LAPLACE if variant.codes_are_scored else LAPLACE + UNSCORED
-    judged, proposing = (
-        variant._replace(guide=Laplace(variant.guide, variant.model, inflation)) for inflation in (1.0, 2.0)
-    )
+    judged = variant._replace(guide=Laplace(variant.guide, variant.model, inflation=1.0))
+    proposing = variant._replace(guide=Laplace(variant.guide, variant.model, inflation=2.0))
     return judged, proposing, proposal
 
 

@@ -17,7 +17,7 @@ __all__ = ["diagnosis_page", "write_diagnosis"]
 
 
 def diagnosis_page(found: Diagnosis) -> str:
-    """HTML that needs no other file, in the style of the report of a comparison."""
+    """Return the page as HTML that needs no other file, in the style of the report of a comparison."""
     k_hat = found.bounds.k_hat
     finite = k_hat[k_hat.isfinite()]
     threshold = k_threshold(found.num_particles)

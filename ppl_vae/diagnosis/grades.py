@@ -135,7 +135,7 @@ def grade(low: float, high: float, scale: Scale) -> str:
 
 
 def grade_of_difference(low: float, scale: Scale) -> str:
-    """Grade a figure of at least ``low`` whose difference from what is expected a test has shown: it is never good."""
+    """Grade a difference that a test has shown, and that is at least ``low``. The grade is never good."""
     return "bad" if low > scale.bad else "look"
 
 
@@ -156,9 +156,9 @@ def interval_reach(rows: int) -> float:
 
 
 def wilson(count: int, rows: int) -> tuple[float, float]:
-    """The interval of two standard errors for a share, if ``count`` of ``rows`` data were seen (Wilson, 1927).
+    """The interval of two standard errors for a share that is estimated by ``count`` of ``rows`` data (Wilson, 1927).
 
-    The interval has a positive width even if no datum was seen, or all were: a share of 6 % may show 0 of 60.
+    It has a positive width even if the count is 0 or ``rows``: a true share of 6 % can give 0 of 60.
     """
     share, weight = count / rows, 4 / rows
     middle = (share + weight / 2) / (1 + weight)

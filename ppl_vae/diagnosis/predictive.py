@@ -87,7 +87,7 @@ def checks_of(
 ) -> list[Check]:
     """``prior_predictive`` for held-out data y [rows, *x_shape] in the model's units."""
     observed = statistics(y)
-    replicated = [list(made.values()) for made in _replicated(variant, len(y), ex_post, replicates, seed)]
+    replicated = [list(made.values()) for made in replicated_statistics(variant, len(y), ex_post, replicates, seed)]
     values = torch.tensor(list(observed.values()), dtype=torch.float64)
     made = torch.tensor(replicated, dtype=torch.float64)  # [replicates, statistics]
     slack = _rounding(variant, y)
@@ -112,12 +112,12 @@ def _rounding(variant: Variant, y: Tensor) -> float:
     return 8 * error * max(1.0, 2 * largest)
 
 
-def _replicated(
+def replicated_statistics(
     variant: Variant, rows: int, ex_post: nn.Module | None, replicates: int, seed: int
 ) -> Iterator[dict[str, float]]:
-    """The statistics of data sets of this many rows from the model.
+    """The statistics of each of several data sets from the model, with this many rows each.
 
-    As many data sets are drawn together as the networks take at once, each time from a stream of their own.
+    As many data sets are drawn together as the networks take at once. Each such group has a random stream of its own.
     """
     together = max(1, variant.at_once // rows)
     for stream, some in enumerate(torch.arange(replicates).split(together), FIRST_STREAM):

@@ -1,6 +1,7 @@
-"""Verdicts on weights, codes, guide, data and prior: each asks a question, grades a figure and names a remedy.
+"""Verdicts on weights, codes, guide, data and prior: each answers a question, grades a figure and names a remedy.
 
-The verdict on the noise stands in ``noise_verdict``.
+``proposed`` says that the guide is a point mass and was replaced by a Laplace proposal. The verdict on the noise stands
+in ``noise_verdict``.
 """
 
 import math
@@ -24,12 +25,12 @@ SMALL_BIAS = 0.1  # nats by which the estimate of KL(q(z) || p(z)) may be too la
 def judge_weights(bounds: Bounds, num_particles: int, *, proposed: bool = False) -> Verdict:
     """Can the importance-weighted bound be trusted?
 
-    The figure is the share of data with a high k-hat, in its Wilson interval.
+    The figure is the share of data with a high k-hat. Its interval is Wilson's.
 
     Args:
         bounds: The bounds of each datum.
         num_particles: Number of draws K per datum of these bounds.
-        proposed: Whether the draws come from a Laplace proposal, because the guide is a point mass.
+        proposed: Whether the draws come from a Laplace proposal.
     """
     rows = len(bounds.k_hat)
     threshold = k_threshold(num_particles)
@@ -53,7 +54,7 @@ def judge_weights(bounds: Bounds, num_particles: int, *, proposed: bool = False)
 
 
 def _gain_in_words(bounds: Bounds) -> list[str]:
-    """How far the importance-weighted bound is above the ELBO, in sentences."""
+    """Say how far the importance-weighted bound is above the ELBO, in sentences."""
     gain = bounds.importance_weighted - bounds.elbo
     finite = gain[gain.isfinite()]
     missing = len(gain) - len(finite)
@@ -78,8 +79,8 @@ def _remedy_of_weights(*, proposed: bool) -> str:
 def judge_codes(found: Collapse, noise: NoiseCalibration, rows: int, *, proposed: bool = False) -> Verdict:
     """Do the codes carry information?
 
-    The figure is the share of units that are not active. Its interval counts the units whose variance is below the
-    threshold with certainty, and those whose variance may be below it.
+    The figure is the share of units that are not active. Its interval starts at the share of units whose variance is
+    certainly below the threshold. It ends at the share of those whose variance may be below it.
     """
     units = len(found.variance)
     reach = interval_reach(rows)
@@ -115,7 +116,7 @@ def _remedy_of_codes(noise: NoiseCalibration, *, proposed: bool) -> str:
     return f"Units that are not active carry no information. Try {', or '.join(ways)}."
 
 
-def judge_guide(found: Ranks, *, proposed: bool) -> Verdict:
+def judge_guide(found: Ranks, *, proposed: bool = False) -> Verdict:
     """Is q the posterior?
 
     The figure is the largest distance of ranks from uniform ones. It is graded only if the test finds a difference.
@@ -151,9 +152,9 @@ def _departures_in_words(found: Ranks) -> str:
 
 
 def _departure_in_words(name: str, found: Departure) -> str:
-    """What is wrong with a quantity.
+    """Say what is wrong with a quantity.
 
-    For a code, also how much a normal guide of a normal posterior would have to be off to show it.
+    For a code, also say how far off a normal guide of a normal posterior would have to be to show it.
     """
     if not name.startswith("z["):
         return found.how
@@ -223,7 +224,8 @@ def _remedy_of_data(off: list[Check]) -> str:
 def judge_prior(found: Collapse, rows: int) -> Verdict:
     """Do the codes fill p(z)?
 
-    The figure is KL(q(z) || p(z)). It lies between what moments of the codes show, and an estimate that is too large.
+    The figure is KL(q(z) || p(z)). Moments of the codes bound it from below, and an estimate that is too large on
+    average bounds it from above.
     """
     title, scale = "Do codes lie where p(z) does?", SCALES["prior"]
     figure = found.aggregate_kl
@@ -243,9 +245,9 @@ def judge_prior(found: Collapse, rows: int) -> Verdict:
 
 
 def _least_kl(found: Collapse, bias: float, reach: float) -> float:
-    """What KL(q(z) || p(z)) is at least, nats.
+    """A lower bound of KL(q(z) || p(z)), nats.
 
-    The estimate itself counts, less its bias, only where this bias is small: elsewhere it is not known.
+    The estimate less its bias is such a bound only if the bias is small. A large bias is not known.
     """
     least = [0.0]
     if found.aggregate_kl_least.value is not None:
