@@ -1,4 +1,4 @@
-"""Figures of a diagnosis: what is drawn is what was found, and bands hold what they say."""
+"""Figures of a diagnosis: they draw what was found, and bands hold as many curves as they say."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from ppl_vae.diagnosis.plots import BAND, plot_bars, plot_distributions, plot_ra
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A figure is handed over as it is, not as a picture."""
+    """Functions return the figure itself, not its picture."""
     monkeypatch.setattr(plots, "embedded", lambda figure: figure)
 
 
@@ -25,7 +25,7 @@ def lines(axes: Any) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize(("simulations", "num_particles"), [(500, 99), (50, 7)])
 def test_a_band_holds_a_whole_curve_of_uniform_ranks_95_times_in_100(simulations: int, num_particles: int) -> None:
-    """By fresh ranks: at least so often, less often one count narrower, and the same seen from the other end."""
+    """With fresh ranks: at least 95 times, less often if the band is one count narrower, and the same upside down."""
     places, count = np.arange(num_particles), 4000
     low, high = rank_band(simulations, num_particles, places)
 
@@ -34,7 +34,7 @@ def test_a_band_holds_a_whole_curve_of_uniform_ranks_95_times_in_100(simulations
     curves = np.bincount(ranks.ravel(), minlength=count * (num_particles + 1)).reshape(count, -1).cumsum(1)[:, :-1]
     inside, narrower = (((low + less <= curves) & (curves <= high - less)).all(1).mean() for less in (0, 1))
 
-    error = math.sqrt(2 * BAND * (1 - BAND) / count)  # of these curves, and of those that the band was fitted to
+    error = math.sqrt(2 * BAND * (1 - BAND) / count)  # from these curves and from those that the band was fitted to
     assert inside > BAND - 4 * error
     assert narrower < BAND - 4 * error
     assert np.array_equal(low, simulations - high[::-1])
@@ -55,7 +55,7 @@ def test_curves_of_ranks_are_their_shares_less_what_is_expected() -> None:
 
 
 def test_distribution_functions_are_those_of_the_numbers() -> None:
-    """A step up at each held-out number, ties included, and one curve for each of 30 predictive draws."""
+    """There is a step at each held-out number, ties included, and one curve for each of 30 predictive draws."""
     data = to_inferencedata(VARIANTS["bernoulli_vae"]((3,), 2), torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]), 40)
 
     for axes, group in zip(plot_distributions(data).axes, ("prior_predictive", "posterior_predictive"), strict=True):

@@ -118,10 +118,10 @@ def _ratio_in_words(found: NoiseCalibration) -> str:
 
 def _coverage_in_words(found: NoiseCalibration) -> str:
     shares = [
-        f"{100 * (share.value or 0):.1f} % of the numbers lie in the central {mass:.0%} of p(x | z)"
+        f"{100 * (share.value or 0):.1f} % of the numbers lie in the central {100 * mass:.0f} %"
         for share, mass in zip(found.coverage, CENTRAL, strict=True)
     ]
-    return f"{', and '.join(shares)}."
+    return f"{' and '.join(shares)} of p(x | z)."
 
 
 def _remedy(found: NoiseCalibration, fault: str) -> str:

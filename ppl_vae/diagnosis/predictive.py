@@ -35,7 +35,7 @@ class Check(NamedTuple):
     p_value: float
 
 
-def statistics(y: Tensor) -> dict[str, float]:
+def statistics_of(y: Tensor) -> dict[str, float]:
     """Statistics of one data set y [rows, *x_shape], by name.
 
     The first four are of all its numbers. The others are over data, of the mean and the energy (the mean square) of
@@ -86,7 +86,7 @@ def checks_of(
     variant: Variant, y: Tensor, ex_post: nn.Module | None = None, replicates: int = REPLICATES, seed: int = 0
 ) -> list[Check]:
     """``prior_predictive`` for held-out data y [rows, *x_shape] in the model's units."""
-    observed = statistics(y)
+    observed = statistics_of(y)
     replicated = [list(made.values()) for made in replicated_statistics(variant, len(y), ex_post, replicates, seed)]
     values = torch.tensor(list(observed.values()), dtype=torch.float64)
     made = torch.tensor(replicated, dtype=torch.float64)  # [replicates, statistics]
@@ -122,4 +122,4 @@ def replicated_statistics(
     together = max(1, variant.at_once // rows)
     for stream, some in enumerate(torch.arange(replicates).split(together), FIRST_STREAM):
         x = sample(variant, len(some) * rows, prior=ex_post, seed=stream_seed(seed, stream))
-        yield from map(statistics, variant.in_model_units(x).split(rows))
+        yield from map(statistics_of, variant.in_model_units(x).split(rows))

@@ -37,8 +37,8 @@ def judge_weights(bounds: Bounds, num_particles: int, *, proposed: bool = False)
     above = int((bounds.k_hat > threshold).sum())
     low, high = wilson(above, rows)
     sentences = [
-        f"k-hat is above {threshold:.2f} for {above} of {rows} data ({above / rows:.1%}, with a 95 % interval from "
-        f"{low:.1%} to {high:.1%}).",
+        f"k-hat is above {threshold:.2f} for {above} of {rows} data ({100 * above / rows:.1f} %, with a 95 % interval "
+        f"from {100 * low:.1f} % to {100 * high:.1f} %).",
         f"The median effective sample size is {float(bounds.ess.median()):.0f} of {num_particles} draws.",
     ]
     if proposed:
