@@ -12,9 +12,9 @@ from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
 from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, mean_in_errors, rank_log_mass, sbc, uniformity_p_values
 from ppl_vae.diagnosis.code_usage import collapse
 from ppl_vae.diagnosis.noise_verdict import judge_noise
-from ppl_vae.diagnosis.predictive import prior_predictive, replicated_statistics
+from ppl_vae.diagnosis.predictive import Check, prior_predictive, replicated_statistics
 from ppl_vae.diagnosis.residuals import noise_calibration
-from ppl_vae.diagnosis.verdicts import judge_codes, judge_prior
+from ppl_vae.diagnosis.verdicts import judge_codes, judge_data, judge_prior
 from ppl_vae.estimate import Number, share_over_data
 from ppl_vae.evaluation.evaluation import evaluate
 from ppl_vae.guides import FullRank, Laplace
@@ -432,6 +432,32 @@ def test_statistics_are_in_the_model_s_units() -> None:
     moved = prior_predictive(variant, 100 + 10 * x, replicates=20)
 
     assert all(torch.allclose(torch.tensor(a[1:]), torch.tensor(b[1:])) for a, b in zip(plain, moved, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shift", "p_of_mean", "p_of_minimum", "grade", "remedy"),
+    [
+        (0.3, 1.0, 1.0, "good", ""),
+        (0.6, 1.0, 1.0, "look", ""),  # the replicates explain it, but it could hide a bad difference
+        (0.3, 0.001, 1.0, "look", "larger decoder"),
+        (0.6, 0.001, 1.0, "bad", "larger decoder"),
+        (0.3, 1.0, 0.001, "bad", "other tails"),  # the minimum is 2 standard deviations off
+    ],
+)
+def test_data_are_graded_by_the_difference_in_standard_deviations(
+    shift: float, p_of_mean: float, p_of_minimum: float, grade: str, remedy: str
+) -> None:
+    checks = [
+        Check("mean", 2 * shift, 0.0, 0.02, p_of_mean),
+        Check("standard deviation", 2.0, 2.0, 0.02, 1.0),
+        Check("minimum", -9.0, -5.0, 0.02, p_of_minimum),
+    ]
+
+    found = judge_data(checks, "p(z)", 100)
+
+    assert found.grade == grade
+    assert remedy in found.remedy
+    assert (found.remedy == "") == (remedy == "")
 
 
 def test_one_datum_is_too_few_for_predictive_checks() -> None:
