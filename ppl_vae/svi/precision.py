@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "networks_in_bf16", "products_in_bf16"]
+__all__ = ["PRECISIONS", "TOLERANCES", "networks_in_bf16", "products_in_bf16"]
 
 PRECISIONS = ("full", "bf16", "bf16_matmul")
+# The relative error that a compiled step may have: a compiler rounds less often than networks in bfloat16 do.
+TOLERANCES = {"full": 1e-3, "bf16": 0.1, "bf16_matmul": 0.1}
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 

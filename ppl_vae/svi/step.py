@@ -18,6 +18,7 @@ from .backends import CudaGraph, backend_for, fx, inductor
 from .capture import Function, NotStatic, Recording, put_back, record
 from .differentiation import Pass, differentiate
 from .handlers import modes, open_handlers
+from .precision import TOLERANCES
 from .proof import agree, prove, same_streams
 from .python_values import frozen, is_plain
 from .surroundings import Surroundings, changed
@@ -92,7 +93,7 @@ class Step:
         modules: Iterable[Any] = (),
         backend: str = "auto",
         elbo: Any = None,
-        tolerance: float = 1e-3,
+        tolerance: float = TOLERANCES["full"],
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
