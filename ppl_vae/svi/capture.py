@@ -83,7 +83,8 @@ class Recording(TorchDispatchMode):
         if func in HIDDEN:
             raise NotStatic(HIDDEN[func])
         if _reads_values(func, args):
-            raise NotStatic(f"{func} makes a Python value or a shape from the values of a tensor")
+            doing = "makes a Python value or a shape from the values of a tensor, as .item(), if and masks do"
+            raise NotStatic(f"{func} {doing}")
         if any(isinstance(leaf, Generator) for leaf in tree_leaves((args, kwargs))):
             raise NotStatic("the step draws from its own torch.Generator, which a graph cannot hold")
         func = DECLARED.get(func, func)
