@@ -4,7 +4,7 @@ For a small network this bookkeeping takes as long as the gradients do.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,26 @@ def is_hooked(optimizer: Any) -> bool:
     """Whether a hook is registered on ``optimizer.step()``, so that this method has to be called."""
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+
+
+class _Lists(NamedTuple):
+    """The kernel's lists for the parameters of one group, data type and device.
+
+    Attributes:
+        group: The parameter group, with the settings.
+        places: The places of these parameters among all that move.
+        parameters: The parameters.
+        averages: The running averages of their gradients.
+        squares: The running averages of their squared gradients.
+        counters: Their counters of steps.
+    """
+
+    group: dict[str, Any]
+    places: list[int]
+    parameters: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    counters: list[Tensor]
 
 
 class Adam(torch.optim.Optimizer):
@@ -63,17 +83,18 @@ class Adam(torch.optim.Optimizer):
         A call with the same sequence object as the last call is fast, because the kernel's lists are kept.
         """
         if self.moved is not parameters:
-            self.moved, self.kinds = parameters, self._kinds(parameters)
-        for group, places, moved, averages, squares, steps in self.kinds:
-            counters = {id(step): step for step in steps}  # a counter that several parameters share counts once
-            torch._foreach_add_(list(counters.values()), 1)
+            self.moved, self.lists = parameters, self._lists(parameters)
+        for lists in self.lists:
+            group = lists.group
+            distinct = {id(counter): counter for counter in lists.counters}  # parameters may share a counter
+            torch._foreach_add_(list(distinct.values()), 1)
             torch._fused_adam_(
-                moved,
-                [gradients[place] for place in places],
-                averages,
-                squares,
+                lists.parameters,
+                [gradients[place] for place in lists.places],
+                lists.averages,
+                lists.squares,
                 [],
-                steps,
+                lists.counters,
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -83,23 +104,25 @@ class Adam(torch.optim.Optimizer):
                 maximize=False,
             )
 
-    def _kinds(self, parameters: Sequence[Tensor]) -> list[Any]:
-        """The lists that the kernel takes: one set of lists per parameter group, data type and device."""
+    def _lists(self, parameters: Sequence[Tensor]) -> list[_Lists]:
+        """The kernel's lists. A parameter that moves for the first time gets a state."""
+        lists: dict[Any, _Lists] = {}
         counters: dict[Any, Tensor] = {}
-        kinds: dict[Any, tuple[Any, ...]] = {}
         group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         for place, parameter in enumerate(parameters):
-            state = self.state[parameter]
             index = group_of[parameter]
-            kind = (index, parameter.dtype, parameter.device)
+            kind = index, parameter.dtype, parameter.device
+            state = self.state[parameter]
             if not state:
                 zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 state.update({"step": counters.setdefault(kind, zero), **averages})
             elif len(parameters) < len(self.state):  # not all parameters move, so that counters differ from now on
                 state["step"] = state["step"].clone()
-            lists = kinds.setdefault(kind, (self.param_groups[index], [], [], [], [], []))
-            row = (place, parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
-            for column, entry in zip(lists[1:], row, strict=True):
-                column.append(entry)
-        return list(kinds.values())
+            found = lists.setdefault(kind, _Lists(self.param_groups[index], [], [], [], [], []))
+            found.places.append(place)
+            found.parameters.append(parameter)
+            found.averages.append(state["exp_avg"])
+            found.squares.append(state["exp_avg_sq"])
+            found.counters.append(state["step"])
+        return list(lists.values())

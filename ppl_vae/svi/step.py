@@ -27,7 +27,7 @@ __all__ = ["Stale", "Step"]
 
 GRAPHS = 16  # the most kinds of steps; more of them mean that some Python number changes in each step
 APART = 500  # the most calls of a graph between two proofs
-SEEN = object()  # stands in ``runs`` for a kind of step that has run once
+SEEN = object()  # stands for a kind of step that has run once
 
 
 class Stale(RuntimeError):
@@ -101,10 +101,10 @@ class Step:
         self.backend = backend_for(backend)
         self.tolerance = tolerance if self.backend == "inductor" else 0.0
         self.surroundings = Surroundings([*modules, elbo])
-        self.refused: str | None = "the eager backend was chosen" if self.backend == "eager" else None  # for good
-        self.passing: str | None = None  # why this one step runs eagerly
-        self.runs: dict[Any, Any] = {}  # by kind: SEEN, then a recording with its parameters, then a Graph
-        self.restless: Counter[str] = Counter()  # how often a recorded or a first step changed something in Python
+        self.refused: str | None = "the eager backend was chosen" if self.backend == "eager" else None
+        self.passing: str | None = None  # why the last step ran eagerly, although the next may have a graph
+        self.runs: dict[Any, Any] = {}  # by kind: SEEN, later a recording with its parameters, at last a Graph
+        self.restless: Counter[str] = Counter()  # how often a step changed something in Python, by its name in words
         self.looks_always, self.has_looked = True, False
         self.steps = 0
 
@@ -166,6 +166,7 @@ class Step:
         return f"there are more than {GRAPHS} kinds of steps{changes}: a number that changes has to be a tensor"
 
     def _refuse(self, reason: str) -> None:
+        """Take all later steps eagerly."""
         self.refused = reason
         self.runs.clear()
         logging.getLogger(__name__).info("the step runs eagerly: %s", reason)
@@ -270,6 +271,8 @@ class Step:
         return self.optimizer if alone and self.parameters[0].is_cuda else None
 
     def _launch(self, graph: Graph, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+        """Capture the whole step, its optimizer included, as one launch. None if the device refuses it."""
+
         @torch.no_grad()
         def advance(*inputs: Tensor) -> Tensor:
             loss, *gradients = graph.run(*inputs)
