@@ -596,7 +596,7 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
         "Pyro, s": round(their_seconds, 3),
         "ours, s": round(our_seconds, 3),
         "ours / Pyro": round(our_seconds / their_seconds, 3) if their_seconds else "",
-        "losses part": sum(difference > AGREED for difference in differences),
+        "losses differ": sum(difference > AGREED for difference in differences),
         "largest difference of losses": shown(max(differences, default=0.0)),
         "why eagerly": "; ".join(f"{count} x {reason[:160]}" for reason, count in eager.items()),
     }

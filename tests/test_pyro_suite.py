@@ -109,7 +109,7 @@ def test_a_test_that_passes_with_other_losses_has_a_message() -> None:
     found = compare("file", "its own", theirs, ours)
     told = {line["test"]: line.get("message") for line in details("file", theirs, ours)}
 
-    assert (found["ours passes"], found["losses part"], found["largest difference of losses"]) == (
+    assert (found["ours passes"], found["losses differ"], found["largest difference of losses"]) == (
         3,
         2,
         "not comparable",
