@@ -17,7 +17,7 @@ from ..snapshot import Snapshot
 from ..streams import seeded, set_streams, streams
 from ..svi import Step
 from ..svi.adam import Adam
-from ..svi.precision import networks_in_bf16, products_in_bf16
+from ..svi.precision import TOLERANCES, networks_in_bf16, products_in_bf16
 from ..variant import Variant, evaluating, log_jacobian, set_mode
 from .batches import Batches
 from .divergence import Diverged, broken_term, is_sound
@@ -50,7 +50,7 @@ class Loop:
         self.loss: nn.Module = variant.loss(variant.model, variant.guide)
         parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         self.optimizer = Adam(parameters, options.lr)
-        tolerance = 1e-3 if options.precision == "full" else 0.1  # a compiler rounds less often than bfloat16 does
+        tolerance = TOLERANCES[options.precision]
         self.descend = Step(
             self.objective, self.optimizer, self.loss.modules(), options.runs_on, variant.loss, tolerance=tolerance
         )
