@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Number", "mean_over_data", "rows_named", "share_over_data"]
+__all__ = ["Number", "mean_over_data", "rows_named", "share_over_data", "standard_error"]
 
 
 class Number(NamedTuple):
@@ -50,3 +50,8 @@ def rows_named(rows: list[int]) -> str:
     """Rows by number, in words: ``row 3``, or ``rows 3, 7, 9, 12, 15 and 4 more``."""
     listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
     return f"row{'s' * (len(rows) > 1)} {listed}"
+
+
+def standard_error(values: Tensor, dim: int = 0) -> Tensor:
+    """The standard error of the mean over the first axis, [...], of values [n, ...]."""
+    return values.std(dim) / math.sqrt(values.shape[dim])

@@ -217,6 +217,19 @@ def test_the_peak_is_what_is_held_at_once() -> None:
     assert 11 * matrix <= peak_bytes(lambda: chain().backward()) <= 15 * matrix
 
 
+def test_a_tensor_at_the_address_of_a_freed_one_counts() -> None:
+    """Tensors from outside count nothing; those that take their place in memory do."""
+    outside = [torch.ones(1000) for _ in range(50)]
+
+    def replaced() -> list[Tensor]:
+        while outside:
+            outside.pop().sum()
+        return [torch.ones(1000) for _ in range(50)]
+
+    expected = sum(tensor.nbytes for tensor in outside)
+    assert peak_bytes(replaced) == expected
+
+
 # The command.
 
 
