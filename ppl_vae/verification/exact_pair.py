@@ -16,14 +16,14 @@ __all__ = ["gaussian_guide", "linear_gaussian", "linear_pair"]
 def linear_pair(
     exact: LinearGaussian, guide: type[Guide] = MeanField, *, shift: float = 0.0, stretch: float = 1.0
 ) -> Variant:
-    """Build a pair whose model is ``exact`` with a learned sigma, and whose guide is the best of its family, then moved.
+    """Build a pair whose model is ``exact`` with a learned sigma, and whose guide is at a known distance from the best.
 
     Args:
         exact: The model.
         guide: ``FullRank``, which is the posterior itself, or ``MeanField``, which is the posterior where the columns
             of the loading are orthogonal.
-        shift: Number that is added to the guide's mean.
-        stretch: Factor on the guide's standard deviations.
+        shift: Number that is added to the mean of the best guide of the family.
+        stretch: Factor on the standard deviations of the best guide of the family.
     """
     x_dim, z_dim = exact.loading.shape
     decoder = nn.Linear(z_dim, x_dim)
@@ -69,13 +69,14 @@ def linear_gaussian(variant: Variant) -> LinearGaussian | None:
         return None
     if not _is_standard(variant.model.prior) or not _is_normal_around(variant, layer, scale):
         return None
-    loc = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
+    bias = getattr(layer, "bias", None)
+    loc = torch.zeros_like(layer.weight[:, 0]) if bias is None else bias
     return LinearGaussian(layer.weight, loc, scale)
 
 
 def _only_linear_layer(decoder: nn.Module) -> nn.Linear | None:
-    """The linear layer of a decoder that has no other layer; subclasses may compute something else, and do not count."""
-    plain = nn.Sequential, nn.Flatten, nn.Identity
+    """The linear layer of a decoder that has no other layer, or None."""
+    plain = nn.Sequential, nn.Flatten, nn.Identity  # types are compared, because a subclass may compute something else
     layers = [layer for layer in decoder.modules() if type(layer) not in plain]
     return layers[0] if len(layers) == 1 and type(layers[0]) is nn.Linear else None
 

@@ -41,7 +41,7 @@ class Terms(NamedTuple):
 
     @property
     def log_weight(self) -> Tensor:
-        """log p(x, z) - log q(z | x)."""
+        """The log weight, log p(x, z) - log q(z | x)."""
         return self.likelihood - self.kl
 
 
@@ -195,9 +195,7 @@ class Truth(NamedTuple):
     exact: bool
 
 
-def truth(
-    variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: int = 0, draws: int = 2000
-) -> Truth:
+def truth(variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: int = 0, draws: int = 2000) -> Truth:
     """Compute what an estimator should give: in closed form where there is one, otherwise by a long run.
 
     There is a closed form for an ``exact`` target on a linear-Gaussian pair. A long run takes the plain gradient of the
