@@ -1,4 +1,4 @@
-"""verify, truth, replicates and the linear pair: held against closed forms by hand."""
+"""Verification itself is held against closed forms that are written out here."""
 
 import copy
 import math
@@ -169,7 +169,7 @@ def test_free_bits_without_a_closed_form_have_no_truth() -> None:
 
 
 def test_a_pair_that_is_not_linear_has_a_long_run() -> None:
-    """For the ELBO too; in the dtype of the pair."""
+    """This holds for the ELBO too, and in the dtype of the pair."""
     variant = frozen(pair((X_DIM,), Z_DIM, likelihood=Bernoulli()))
     y = torch.randint(2, (ROWS, X_DIM)).double()
 
@@ -270,7 +270,7 @@ def test_estimators_get_the_same_noise(other: ELBO) -> None:
 
 
 def test_a_gradient_is_laid_out_by_what_the_parameters_do() -> None:
-    """Parameters that are held, or have nothing to learn, are left out."""
+    """Parameters that are not trained are left out."""
     exact, x = problem()
     variant = frozen(linear_pair(exact, shift=0.3))
 
@@ -308,7 +308,7 @@ def test_a_frozen_pair_is_a_copy_in_eval_mode() -> None:
 
 
 def streams() -> list[Any]:
-    """The states of torch's, NumPy's and Python's own."""
+    """The states of the random streams of torch, NumPy and Python."""
     state = get_rng_state()
     return [state["torch"].tolist(), repr(state["numpy"]), state["random"]]
 
@@ -386,7 +386,7 @@ def test_a_verdict_is_repeatable_and_has_a_seed() -> None:
 
 
 def test_z_scores_are_those_of_normal_errors() -> None:
-    """The largest of eight groups, over seeds: about 3, and never a failure of what is right."""
+    """The largest of eight scores is near 3 on average over seeds, and a right estimator never fails."""
     largest = torch.tensor([max(map(abs, verify(BetaELBO(1.0), draws=100, seed=s).z.values())) for s in range(8)])
     assert 2 < largest.mean() < 3.5
     assert largest.max() < LIMIT
@@ -440,7 +440,7 @@ def test_a_z_score_has_the_tail_probability_of_students_score(draws: int, probab
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 def test_the_full_rank_guide_is_the_posterior_and_then_moved(default: torch.dtype) -> None:
-    """In the precision of the model, whatever the default is."""
+    """The guide has the precision of the model, whatever the default dtype is."""
     exact, x = problem()
     loc, covariance = posterior(exact, x)
     torch.set_default_dtype(default)
@@ -455,7 +455,7 @@ def test_the_full_rank_guide_is_the_posterior_and_then_moved(default: torch.dtyp
 
 
 def test_the_mean_field_guide_is_the_best_of_its_family() -> None:
-    """Its gradient is 0 for the guide, and it has the posterior's mean and the diagonal of its precision."""
+    """The gradient for the guide is 0. The guide has the posterior's mean and the diagonal of its precision matrix."""
     exact, x = problem()
     loc, covariance = posterior(exact, x)
     variant = frozen(linear_pair(exact))
@@ -569,7 +569,7 @@ def test_a_pair_that_is_not_linear_gaussian_is_not_taken_for_one(build: Callable
 
 
 def test_under_a_prior_with_a_mean_the_truth_is_that_of_the_estimator() -> None:
-    """The KL of a guide at 0 against Normal(m, I) is |m|**2 / 2 more, which a closed form without m does not know."""
+    """Against Normal(m, I) the KL of a guide at 0 is larger by |m|**2 / 2, which a closed form without m would miss."""
     variant, x = built(prior=moved(StandardNormal(Z_DIM))), torch.randn(ROWS, X_DIM)
 
     assert hold_against_truth(variant, x, "trace", draws=200).passed
@@ -590,7 +590,7 @@ STRAIGHT: dict[str, Callable[[], Variant]] = {
 def test_a_pair_that_is_linear_gaussian_is_recognised_with_the_graph_of_its_parameters(
     build: Callable[[], Variant],
 ) -> None:
-    """The mean of p(x | z) and its scale, at codes drawn anew."""
+    """The mean of p(x | z) and its scale agree at new codes."""
     variant = build()
     model = linear_gaussian(variant)
 

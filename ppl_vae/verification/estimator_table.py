@@ -201,7 +201,7 @@ def _label(loss: str | ELBO) -> str:
 
 
 def _megabytes(variant: Variant, loss: ELBO, y: Tensor) -> float:
-    """What the tensors of a value and its gradient hold at most, from parameters without gradients."""
+    """The most memory that the tensors of one value and its gradient hold at once; gradients are cleared before."""
     variant.model.zero_grad()
     variant.guide.zero_grad()
     with seeded(0):
