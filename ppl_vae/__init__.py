@@ -12,8 +12,7 @@ from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post
 from .svi import SVI
 from .training import Fit, fit
 from .variant import Variant, encode, pair, reconstruct, sample, with_prior
-from .verification.estimator_table import compare_estimators
-from .verification.verdict import verify
+from .verification import compare_estimators, verify
 
 __all__ = [
     "SVI",

@@ -24,11 +24,6 @@ class Number(NamedTuple):
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
 
 
-def standard_error(values: Tensor, dim: int = 0) -> Tensor:
-    """The standard error of the mean along an axis."""
-    return values.std(dim) / math.sqrt(values.shape[dim])
-
-
 def mean_over_data(values: Tensor) -> Number:
     """Mean over data of values [rows], and its standard error; no error for one datum.
 
@@ -55,3 +50,8 @@ def rows_named(rows: list[int]) -> str:
     """Rows by number, in words: ``row 3``, or ``rows 3, 7, 9, 12, 15 and 4 more``."""
     listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
     return f"row{'s' * (len(rows) > 1)} {listed}"
+
+
+def standard_error(values: Tensor, dim: int = 0) -> Tensor:
+    """The standard error of the mean over the first axis, [...], of values [n, ...]."""
+    return values.std(dim) / math.sqrt(values.shape[dim])

@@ -2,7 +2,7 @@
 
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO
-from .named import ESTIMATORS, estimator
+from .named import ESTIMATORS, estimator, target_of
 from .path import CIWAE, PIWAE, DReG, StickingTheLanding
 from .pathwise import PathwiseELBO
 from .per_datum import PerDatumELBO
@@ -22,4 +22,5 @@ __all__ = [
     "Renyi",
     "StickingTheLanding",
     "estimator",
+    "target_of",
 ]

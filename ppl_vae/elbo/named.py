@@ -4,14 +4,14 @@ import inspect
 import json
 from collections.abc import Callable
 
-from pyro.infer import ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO
 from .path import CIWAE, PIWAE, DReG, StickingTheLanding
 from .pathwise import PathwiseELBO
 
-__all__ = ["ESTIMATORS", "estimator"]
+__all__ = ["ESTIMATORS", "estimator", "target_of"]
 
 ESTIMATORS: dict[str, Callable[..., ELBO]] = {
     "trace": PathwiseELBO,
@@ -54,6 +54,25 @@ def estimator(spelled: str) -> ELBO:
             wanted = ", ".join(f"{key}=NUMBER" for key in known)
             raise ValueError(f"estimator {name!r} cannot take {option}={value}: wanted {wanted}")
     return ESTIMATORS[name](**{option: json.loads(value) for option, value in options})
+
+
+# What the estimators of Pyro estimate. A class derived from one of them may estimate anything else.
+OF_PYRO: dict[type[ELBO], str] = {
+    Trace_ELBO: "elbo",
+    TraceEnum_ELBO: "elbo",
+    TraceGraph_ELBO: "elbo",
+    TraceMeanField_ELBO: "elbo",
+    RenyiELBO: "renyi",
+}
+
+
+def target_of(estimator: ELBO) -> str | None:
+    """The name of what an estimator estimates: its attribute ``target``, or what is known of the estimators of Pyro.
+
+    Returns:
+        None for an estimator that does not say.
+    """
+    return getattr(estimator, "target", OF_PYRO.get(type(estimator)))
 
 
 def _is_like(text: str, default: object) -> bool:

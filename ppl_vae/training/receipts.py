@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..elbo import PerDatumELBO
+from ..elbo import PerDatumELBO, target_of
 from ..elbo.reading import traces
 from ..models.likelihoods import of_coordinate
 from ..noise import at_floor
@@ -33,8 +33,7 @@ def nature(variant: Variant) -> str:
         return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
-    known = isinstance(variant.loss, PerDatumELBO) or type(variant.loss).__module__.startswith(("pyro.", "ppl_vae."))
-    if not known:
+    if target_of(variant.loss) is None:
         return f"what {type(variant.loss).__name__} says it is, held by ppl_vae.verify; the bound is reported apart"
     if isinstance(variant.loss, PerDatumELBO) and variant.loss.caution:
         return f"not the bound: {variant.loss.caution}; the bound is reported without"
@@ -64,7 +63,7 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
             if site["type"] == "sample":
                 kind = "factor of" if name.startswith("penalty") else f"{'-' if sign < 0 else ''}log {letter}"
                 parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
-    if getattr(variant.loss, "target", "elbo") != "elbo":
+    if target_of(variant.loss) not in (None, "elbo"):
         parts["the estimator"] = -total - sum(parts.values())  # what it makes of its draws, beside one draw's terms
     return parts
 
