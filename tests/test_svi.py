@@ -22,6 +22,7 @@ from ppl_vae import VARIANTS, Variant
 from ppl_vae.elbo import ESTIMATORS, PathwiseELBO, estimator
 from ppl_vae.svi import SVI, Adam, Stale, Step, backends, shortening
 from ppl_vae.svi.capture import record
+from ppl_vae.svi.movers import Mover
 from ppl_vae.svi.proof import prove
 from ppl_vae.svi.step import APART, Graph
 
@@ -119,6 +120,17 @@ CASES: dict[str, Callable[[], Variant]] = {
 CASES |= {
     name: lambda name=name: small("sigma_vae", loss=estimator(f"{name}:num_particles=4")) for name in sorted(ESTIMATORS)
 }
+
+
+def test_the_same_parameters_in_a_new_list_are_moved_by_the_same_adam() -> None:
+    """Another object would be another kind of step each time, and its averages would start anew."""
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    mover = Mover(pyro.optim.Adam({"lr": 0.1}))
+    first = mover.fused(parameters)
+
+    assert first is not None
+    assert mover.fused(list(parameters)) is first
+    assert mover.fused(parameters[::-1]) is not first
 
 
 @pytest.mark.parametrize("case", CASES)

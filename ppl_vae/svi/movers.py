@@ -100,9 +100,16 @@ class Mover:
         """The Adam that moves these parameters at once, with their present settings. None if Pyro has to be called."""
         if not self.one_kernel:
             return self._joint_adam(parameters)
-        if self.parameters is not parameters or not self._as_seen():
+        if not self._are_arranged(parameters) or not self._as_seen():
             self._arrange(parameters)
         return self.adam
+
+    def _are_arranged(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the present Adam was made for these parameters, in this order. The sequence may be a new object."""
+        if self.parameters is parameters:
+            return True
+        arranged = self.parameters or ()
+        return len(arranged) == len(parameters) and all(map(is_, arranged, parameters))
 
     def _joint_adam(self, parameters: Sequence[Tensor]) -> Adam | None:
         """The Adam of a ``Joint`` that holds all these parameters. None if there is none."""
