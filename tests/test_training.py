@@ -148,7 +148,8 @@ def test_a_seed_repeats_a_fit_and_another_one_does_not() -> None:
 def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
     x = torch.randn(80, 5)
     variant = VARIANTS["gaussian_vae"]((5,), 2)
-    trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
+    # A step this long overfits, so that the best epoch is not the last one.
+    trained = quick(variant, x, epochs=40, batch_size=80, lr=0.05, schedule="constant")
     assert trained.best_epoch == trained.history["held_out_loss"].idxmin() < 40
     short = VARIANTS["gaussian_vae"]((5,), 2)
     short.model.load_state_dict(variant.model.state_dict())
@@ -157,7 +158,8 @@ def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
 
 
 def test_patience_stops_a_run_that_no_longer_improves() -> None:
-    trained = quick(VARIANTS["gaussian_vae"]((5,), 2), torch.randn(80, 5), epochs=200, lr=0.05, patience=3)
+    variant, long = VARIANTS["gaussian_vae"]((5,), 2), {"batch_size": 80, "lr": 0.05, "schedule": "constant"}
+    trained = quick(variant, torch.randn(80, 5), epochs=200, patience=3, **long)
     assert len(trained.rows) == trained.best_epoch + 3 < 200
 
 
