@@ -40,7 +40,8 @@ from ..verification.exact_pair import linear_pair
 from ..verification.repeated_draws import frozen, replicates, spans
 from ..verification.verdict import LIMIT, hold_against_truth
 
-DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}  # shift of the mean, factor on the standard deviation
+# By name: the shift of the guide's mean, and the factor on its standard deviations.
+DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}
 DRAWS = 200  # replicates of value and gradient
 LADDER = (4, 16, 64, 256)  # numbers of draws K for the slopes; at K = 1 the power law does not hold yet
 with seeded(0):
@@ -123,7 +124,7 @@ def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
         largest = max(map(abs, wrong.z.values()))
         yield Claim(f"{distance}: an error of 5 % is caught, |z| above 5", f"{largest:.0f}", largest > LIMIT)
     largest = max((row["largest z"] for row in rows), key=abs)
-    yield Claim(f"all {len(rows)} unbiased: largest |z| below 5", f"{abs(largest):.2f}", abs(largest) < LIMIT)
+    yield Claim(f"all {len(rows)} rows are unbiased: largest |z| below 5", f"{abs(largest):.2f}", abs(largest) < LIMIT)
 
 
 def variances() -> Iterator[Claim]:
@@ -132,8 +133,8 @@ def variances() -> Iterator[Claim]:
     stl, trace = (
         float(encoder_gradients(*at, loss, DRAWS).var(0).sum()) for loss in (StickingTheLanding(), PathwiseELBO())
     )
-    yield Claim("at the posterior: STL has no guide-gradient variance, below 1e-20", f"{stl:.1g}", stl < 1e-20)
-    yield Claim("where the ELBO's is above 1", f"{trace:.3g}", trace > 1)
+    yield Claim("at the posterior: variance of the guide's gradient, STL: below 1e-20", f"{stl:.1g}", stl < 1e-20)
+    yield Claim("at the posterior: variance of the guide's gradient, ELBO: above 1", f"{trace:.3g}", trace > 1)
     for distance in ("near", "far"):
         pair = problem(*DISTANCES[distance])
         dreg, iwae = (float(encoder_gradients(*pair, loss, DRAWS).var(0).sum()) for loss in (DReG(8), IWAE(8)))
@@ -169,7 +170,7 @@ def subsampled() -> Iterator[Claim]:
         ours, name = isinstance(loss, IWAE), type(loss).__name__
         exact = math.isclose(whole, 5 * part, rel_tol=1e-12)
         yield Claim(
-            f"{name}: a fifth of the data has N / B times its bound" + ("" if ours else ", and Pyro's has not"),
+            f"{name}: the bound of a fifth of the data, with size = N, is {'' if ours else 'not '}N / B times its bound",
             f"{whole:.3f}, 5 x {part:.3f}",
             exact == ours,
         )
