@@ -170,7 +170,7 @@ def subsampled() -> Iterator[Claim]:
         ours, name = isinstance(loss, IWAE), type(loss).__name__
         exact = math.isclose(whole, 5 * part, rel_tol=1e-12)
         yield Claim(
-            f"{name}: the bound of a fifth of the data, with size = N, is {'' if ours else 'not '}N / B times its bound",
+            f"{name}: the bound of B data with size = N is {'' if ours else 'not '}N / B times that with size = B",
             f"{whole:.3f}, 5 x {part:.3f}",
             exact == ours,
         )
