@@ -1,4 +1,4 @@
-"""What depends on what: the arrows, what an import does, what an installation provides."""
+"""The architecture: which module imports which, what an import does, and what an installation provides."""
 
 import ast
 import graphlib
@@ -20,13 +20,13 @@ import pytest
 import ppl_vae
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("models", "guides", "ppl_vae", "experiments")  # along the arrow: each may import those to its left
-LINKED = ("models", "guides", "experiments")  # links inside ppl_vae, and so its subpackages
+FOLDERS = ("models", "guides", "ppl_vae", "experiments")  # in order: each may import those to its left
+LINKED = ("models", "guides", "experiments")  # links inside ppl_vae, which are therefore its subpackages
 HEAVY = ("arviz", "jinja2", "matplotlib", "onnxruntime", "pandas", "sklearn", "torchvision")
 
 
 def found() -> dict[str, Path]:
-    """Every module of ours by its full name, read from the folders at the root."""
+    """Every module of ours by its full name, found in the folders at the root."""
     modules = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -42,14 +42,14 @@ MODULES = found()
 
 
 class Import(NamedTuple):
-    """One imported module, and whether importing the importer imports it."""
+    """An imported module, and whether the import runs when the importing module is imported."""
 
     name: str
     at_once: bool
 
 
 def imports(module: str, path: Path, tree: ast.AST) -> Iterator[Import]:
-    """What a module imports, in full names."""
+    """Yield the imports of a module, with full names."""
     later = {
         id(inner)
         for node in ast.walk(tree)
@@ -73,7 +73,7 @@ IMPORTS = {name: list(imports(name, path, ast.parse(path.read_text()))) for name
 
 
 def folder_of(name: str) -> str:
-    """The folder at the root that holds a module of ours."""
+    """The folder at the root in which a module of ours is."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in LINKED else parts[0]
 
@@ -108,7 +108,7 @@ def test_every_folder_is_walked() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_follow_the_arrow(module: str) -> None:
-    """experiments -> ppl_vae -> guides -> models, wherever in the file they stand, and always through ppl_vae."""
+    """All imports of a file follow experiments -> ppl_vae -> guides -> models, and go through ppl_vae."""
     reach = FOLDERS[: FOLDERS.index(folder_of(module)) + 1]
 
     wrong = [name for name, _ in IMPORTS[module] if ours(name) and folder_of(name) not in reach]
@@ -136,7 +136,7 @@ def test_no_experiment_imports_another() -> None:
     assert [name for module in experiments for name, _ in IMPORTS[module] if ours(name) and name in experiments] == []
 
 
-# The rooms, from the ground up. Each answers one question, and imports from those below it alone.
+# The rooms, from the ground up. Each room answers one question and imports only from the rooms below it.
 GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
 PAIR = ("catalogue", "checkpoint", "conversion", "description", "noise", "recipes", "snapshot", "variant")
 ROOMS = (
@@ -160,7 +160,7 @@ ROOMS = (
 
 
 def room_of(name: str) -> str:
-    """The room that a module of ours stands in."""
+    """The room in which a module of ours is."""
     parts = name.split(".")
     if len(parts) == 1:
         return "front door"
@@ -175,7 +175,7 @@ def test_every_module_stands_in_a_room() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_from_those_below_it_alone(room: str) -> None:
-    """Wherever in a file the import stands, and for the types alone too."""
+    """This holds for all imports of a file, also for those inside functions and those only for types."""
     below = ROOMS[: ROOMS.index(room) + 1]
     inside = [name for name in MODULES if room_of(name) == room]
 
@@ -187,7 +187,7 @@ def test_a_room_imports_from_those_below_it_alone(room: str) -> None:
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
-    """Otherwise one of them hides the other: ``import ppl_vae.bounds`` would give a function."""
+    """Otherwise one would hide the other: ``import ppl_vae.bounds as b`` would give a function."""
     functions = {
         name
         for module in LIBRARY
@@ -266,7 +266,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, list[str]]:
-    """What importing the library did in an interpreter of its own."""
+    """What importing the library changed in a new interpreter."""
     ran = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -285,7 +285,7 @@ def test_importing_the_library_loads_no_heavy_package(fresh: dict[str, list[str]
 
 
 def exported(tree: ast.Module) -> list[str] | None:
-    """The literal ``__all__`` of a module."""
+    """The literal ``__all__`` of a module, or None if it has none."""
     for node in tree.body:
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
         if [getattr(target, "id", "") for target in targets] == ["__all__"]:
@@ -294,7 +294,7 @@ def exported(tree: ast.Module) -> list[str] | None:
 
 
 def in_order(name: str) -> tuple[bool, bool, str]:
-    """Constants, then classes, then functions, each by the alphabet."""
+    """The sort key: constants, then classes, then functions, each in alphabetical order."""
     return not name.isupper(), not name[0].isupper(), name
 
 
@@ -327,7 +327,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_what_is_imported_is_declared() -> None:
-    """By the distribution that owns it; one that is not installed, an extra, has the name of its package."""
+    """Each import belongs to a declared distribution. An extra that is not installed has the name of its package."""
     project = PYPROJECT["project"]
     declared = {
         re.split(r"[\[<>=]", requirement)[0].lower()
@@ -362,7 +362,7 @@ def test_everything_beside_the_code_is_packaged() -> None:
 
 
 def folder(package: str) -> Path:
-    """Where a package stands."""
+    """The folder of a package."""
     return MODULES[package].parent
 
 
@@ -378,7 +378,7 @@ def test_an_installation_provides_one_command() -> None:
     assert [(command.name, command.value) for command in commands] == [("ppl-vae", "ppl_vae.cli:main")]
 
 
-# What ``python -O`` leaves out.
+# Checks that ``python -O`` would leave out.
 
 
 @pytest.mark.parametrize("module", MODULES)
