@@ -426,7 +426,7 @@ def test_faces_are_streamed_at_64_pixels(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_set_that_cannot_be_had_says_so(tmp_path: Path, name: str, printed: str) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(OSError, match=rf"{printed} is not under .*file.below.*name another --data-root"):
+    with pytest.raises(OSError, match=rf"{printed} is not under .*file.below.*name another folder by --data-root"):
         prepare(name, root=tmp_path / "file" / "below")
 
 
@@ -596,7 +596,7 @@ def test_the_data_of_the_caller_are_left_as_they_were() -> None:
 
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> Items:
-    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
+    monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
     return Items([(row, 0) for row in numbered(11, 3)])
 
 
@@ -1097,7 +1097,7 @@ def test_a_tail_holds_out_the_last_rows(tmp_path: Path, limit: int | None) -> No
 def test_validation_takes_the_tail_too(monkeypatch: pytest.MonkeyPatch, *, streams: bool) -> None:
     """Rows 80 to 99 are for the test, and of the 80 before them the last 20 for the choice of the epoch."""
     if streams:
-        monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
+        monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 1)
     x, seen = numbered(100, 2), []
     monkeypatch.setattr("ppl_vae.training.loop.held_out", lambda variant, y: seen.append(y) or held_out(variant, y))
     data = prepare(Items(list(x)), split="tail")
@@ -1128,7 +1128,7 @@ DOOR: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: np.array([["2020"]] * 3, dtype="datetime64[s]"),
         r"pass seconds, \(x - x.min\(\)\) / np.timedelta64",
     ),
-    "date-column": (lambda: pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), "of dates pass seconds"),
+    "date-column": (lambda: pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), "for dates pass seconds"),
     "ragged-tensors": (lambda: [torch.zeros(2), torch.zeros(3)], "x is ragged: wanted rows of equal length"),
     "no-items": (lambda: Items([]), "the Dataset has 0 items"),
     "nan": (lambda: broken(np.nan), r"x holds nan in row 2, place \[1\]"),
@@ -1185,7 +1185,7 @@ def test_codes_of_streamed_data_are_of_all_rows(streamed: Items, monkeypatch: py
 
 
 def test_a_part_of_streamed_data_is_a_sample_by_seed(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 6 * 3)
+    monkeypatch.setattr("ppl_vae.data.items.PART_NUMBERS", 6 * 3)
     part = tensor_of(streamed, part=True)
 
     assert len(part.unique(dim=0)) == 6
