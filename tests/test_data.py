@@ -683,6 +683,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "ragged-lists": ([[1.0, 2.0], [3.0]], {}, "rows of equal length"),
     "empty-list": ([], {}, r"shape \[0\]: wanted \[rows"),
     "no-rows": (np.zeros((0, 3)), {}, r"shape \[0, 3\]: wanted \[rows.*at least one row"),
+    "no-rows-of-whole-numbers": (np.zeros((0, 3), dtype=int), {}, r"shape \[0, 3\]: wanted \[rows"),
     "no-columns": (np.zeros((3, 0)), {}, r"shape \[3, 0\]: wanted \[rows.*one column"),
     "one-axis": (np.arange(5.0), {}, r"shape \[5\]: wanted \[rows"),
     "a-number": (3.0, {}, r"shape \[\]: wanted \[rows"),

@@ -16,7 +16,7 @@ from .items import all_of, is_streamed, item_of, part_of, stack_of
 
 __all__ = ["BINARIZE", "Data", "chunks_of", "tensor_of"]
 
-BINARIZE = {
+BINARIZE = {  # how data become 0 and 1, and what the note of the data says of it
     "dynamic": "a fresh Bernoulli draw per batch",
     "static": "one Bernoulli draw",
     "threshold": "x > 1/2",
