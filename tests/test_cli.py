@@ -405,7 +405,7 @@ FAILURES: dict[str, tuple[list[Any], str]] = {
     "components": (["evaluate", "rae", "--data", "real.csv", "--components", "few"], "'held_out' or 'bic', got 'few'"),
     "too-many": (["evaluate", "rae", "--data", "real.csv", "--components", 99], "fewer components"),
     "features": (["evaluate", "rae", "--data", "real.csv", "--features", "vgg"], "existing .onnx file, got 'vgg'"),
-    "not-downloaded": (["train", "rae", "--data", "mnist", "--data-root", "real.csv/a"], "by --data-root"),
+    "not-downloaded": (["train", "rae", "--data", "mnist", "--data-root", "real.csv/a"], "name another --data-root"),
 }
 
 

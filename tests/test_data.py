@@ -426,7 +426,7 @@ def test_faces_are_streamed_at_64_pixels(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_set_that_cannot_be_had_says_so(tmp_path: Path, name: str, printed: str) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(OSError, match=rf"{printed} is not under .*file.below.*name another folder by --data-root"):
+    with pytest.raises(OSError, match=rf"{printed} is not under .*file.below.*name another --data-root"):
         prepare(name, root=tmp_path / "file" / "below")
 
 

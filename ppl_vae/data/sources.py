@@ -65,7 +65,7 @@ def _not_found(name: str, root: Path, error: Exception) -> OSError:
     """The error to raise where a set is neither on disk nor to be had."""
     return OSError(
         f"{name} is not under {root} and could not be downloaded ({reason_of(error)}): "
-        "name another folder by --data-root or root="
+        "name another --data-root, or root= in Python"
     )
 
 
