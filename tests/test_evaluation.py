@@ -942,8 +942,8 @@ def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pyt
 
 def test_streamed_training_data_are_taken_in_part_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """README's own calls, on data too large to hold."""
-    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
-    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 30 * X_DIM)
+    monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 1)
+    monkeypatch.setattr("ppl_vae.data.items.PART_NUMBERS", 30 * X_DIM)
     data = prepare(torch.utils.data.TensorDataset(torch.randn(100, X_DIM)))
     vae = VARIANTS["sigma_vae"](data.x_shape, Z_DIM)
     mixture = ex_post.fit(vae, data.train, components=1)

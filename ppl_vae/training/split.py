@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out, in the model's units."""
+"""Which rows are trained on and which are held out to validate, checked against the likelihood."""
 
 from typing import Any
 
@@ -6,52 +6,69 @@ import torch
 from torch import Tensor
 
 from ..contracts.support import check_density, check_support
-from ..data.arrays import part_of
 from ..data.data_set import Data, tensor_of
-from ..data.prepared import held_back
+from ..data.items import SCORED, part_of, rows_of
+from ..data.splits import held_back
 from ..data.units import check_spacing
 from ..variant import Variant
 
 __all__ = ["hold_out"]
 
-SCORED = 2000  # held-out rows of a streamed Dataset that are scored after each epoch
-
 
 def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tensor | None]:
-    """Split the training rows, check them against the likelihood, and put the held-out ones in the model's units."""
+    """Split the training rows, and check both parts against the likelihood.
+
+    Args:
+        variant: The pair to be trained.
+        data: The data, of which ``data.train`` is split.
+        validation: The share of the rows to hold out, or data to hold out, or None for neither.
+
+    Returns:
+        The rows to train on, in the data's units, and the rows held out, in the model's units, or None.
+    """
     train = data.train
     if isinstance(train, Tensor):
         train = tensor_of(train, data.name)
-        _checked(variant, data, train)
+        _in_model_units(variant, data, train)  # for the checks alone: the batches convert the rows themselves
     if validation is None:
         return train, None
     if isinstance(validation, float | int):
-        train, validation = _shared_out(train, validation, data.split)
-    return train, _checked(variant, data, tensor_of(validation, "validation"))
+        train, validation = _split(train, validation, data.split)
+    return train, _in_model_units(variant, data, tensor_of(validation, "validation"))
 
 
-def _shared_out(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
-    """The training rows less a share of them, and that share; of a streamed Dataset, as many of it as are scored."""
+def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
+    """Take a share of the training rows from them.
+
+    Returns:
+        The rows that are left, and the share. The share of a streamed Dataset is cut to the rows that are scored.
+    """
     rows = len(train)
     if not 0.0 < share < 1.0:
         raise ValueError(f"validation is a share of the rows in (0, 1), got {share!r}")
     if rows < 2:
         raise ValueError(f"{rows} row cannot be split: pass validation=None")
-    held_out, kept = held_back(rows, min(max(1, round(share * rows)), rows - 1), split)
-    if isinstance(train, Tensor):
-        return train[kept], train[held_out]
-    return torch.utils.data.Subset(train, kept.tolist()), part_of(
-        torch.utils.data.Subset(train, held_out.tolist()), SCORED
-    )
+    count = min(max(1, round(share * rows)), rows - 1)
+    held_out, kept = held_back(rows, count, split)
+    validation = rows_of(train, held_out)
+    if not isinstance(validation, Tensor):
+        validation = part_of(validation, SCORED)
+    return rows_of(train, kept), validation
 
 
-def _checked(variant: Variant, data: Data, x: Tensor) -> Tensor:
-    """Data in the model's units, in which they keep their digits and have a density; drawn where they are to be."""
-    dtype = next(variant.model.parameters()).dtype
-    for kind in {x.dtype, dtype} if data.scale.is_identity else {x.dtype}:
-        check_spacing(x, kind, data.columns, data.name)
+def _in_model_units(variant: Variant, data: Data, x: Tensor) -> Tensor:
+    """Convert data to the model's units, and check that they keep their digits and have a density there.
+
+    Probabilities become a Bernoulli draw first, since the likelihood is that of the draw.
+    """
+    dtypes = {x.dtype}
+    if data.scale.is_identity:
+        dtypes.add(next(variant.model.parameters()).dtype)  # x is cast to it as it stands
+    for dtype in dtypes:
+        check_spacing(x, dtype, data.columns, data.name)
     y = variant.in_model_units(x)
-    y = y if data.binarize is None else torch.bernoulli(y)
+    if data.binarize is not None:
+        y = torch.bernoulli(y)
     check_support(variant, y, x)
     check_density(variant, y)
     return y
