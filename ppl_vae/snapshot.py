@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from .streams import set_streams, streams
+from .streams import set_stream_states, stream_states
 from .variant import Variant
 
 __all__ = ["Snapshot"]
@@ -17,7 +17,7 @@ class Snapshot:
     def __init__(self, variant: Variant, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.states = [_copied(half.state_dict()) for half in variant[:2]]
         self.optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
-        self.streams = streams()
+        self.streams = stream_states()
 
     def restore(self, variant: Variant, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put weights and buffers back. With an optimizer, its state and the random streams are put back too."""
@@ -25,7 +25,7 @@ class Snapshot:
             half.load_state_dict(state)
         if optimizer is not None and self.optimizer is not None:
             optimizer.load_state_dict(self.optimizer)
-            set_streams(self.streams)
+            set_stream_states(self.streams)
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 
-__all__ = ["chosen", "seeded", "set_streams", "stream_seed", "streams"]
+__all__ = ["chosen", "seeded", "set_stream_states", "stream_seed", "stream_states"]
 
 
-def streams() -> tuple[Any, list[torch.Tensor]]:
+def stream_states() -> tuple[Any, list[torch.Tensor]]:
     """The state of the streams of torch, NumPy and Python, and of the CUDA devices."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return get_rng_state(), devices
 
 
-def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
+def set_stream_states(state: tuple[Any, list[torch.Tensor]]) -> None:
     """Put the streams back into a state that ``streams`` returned."""
     host, devices = state
     set_rng_state(host)
@@ -43,9 +43,9 @@ def chosen(rows: int, count: int, seed: int) -> torch.Tensor:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch, NumPy and Python inside the block, and restore every stream after it, on CUDA devices too."""
-    before = streams()
+    before = stream_states()
     try:
         set_rng_seed(seed)
         yield
     finally:
-        set_streams(before)
+        set_stream_states(before)

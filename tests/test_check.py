@@ -723,7 +723,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def streams() -> tuple[Any, ...]:
+def stream_states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what may not move
     return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
 
@@ -745,9 +745,9 @@ def test_the_variant_and_the_random_streams_are_left_bit_for_bit(build: Callable
     variant.model.train(training)
     variant.guide.train(not training)  # a mixed state, so that setting one mode for all would show
     x = torch.randn(ROWS, X_DIM)
-    before, drawn = state(variant), streams()
+    before, drawn = state(variant), stream_states()
 
     check(variant, x)
 
-    assert streams() == drawn
+    assert stream_states() == drawn
     assert same(state(variant), before)

@@ -307,7 +307,7 @@ def test_a_frozen_pair_is_a_copy_in_eval_mode() -> None:
     assert not {id(p) for p in copied.model.parameters()} & {id(p) for p in variant.model.parameters()}
 
 
-def streams() -> list[Any]:
+def stream_states() -> list[Any]:
     """The states of the random streams of torch, NumPy and Python."""
     state = get_rng_state()
     return [state["torch"].tolist(), repr(state["numpy"]), state["random"]]
@@ -328,11 +328,11 @@ def test_the_pair_the_store_and_the_streams_are_left_as_they_were(work: Callable
     before = copy.deepcopy([half.state_dict() for half in variant[:2]])
     with pyro.get_param_store().scope(), seeded(5):
         pyro.param("Guide.mine", torch.ones(()))
-        expected = streams()
+        expected = stream_states()
 
         work(variant, x)
 
-        assert streams() == expected
+        assert stream_states() == expected
         assert list(pyro.get_param_store().keys()) == ["Guide.mine"]
     for half, state in zip(variant[:2], before, strict=True):
         assert half.training

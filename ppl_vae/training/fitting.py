@@ -18,7 +18,7 @@ from .loop import Loop
 from .machine import kernels_last, threads_for
 from .options import FitOptions, Speed
 from .receipts import receipt
-from .split import hold_out
+from .validation import hold_out
 
 if TYPE_CHECKING:
     import pandas as pd
