@@ -78,12 +78,12 @@ def at_floor(variant: Variant, y: Tensor) -> str | None:
     where = "" if share == 1.0 else f" for {100 * share:.2g} % of the coordinates"
     times = floor / max(spread(y), torch.finfo(y.dtype).tiny)
     remedy = STANDARD if times > WIDE else _lower(variant)
-    return f"sigma stands at its floor {floor:.2g}{where}, {times:.3g} times the spread of x: {remedy}"
+    return f"sigma stands at its floor {floor:.2g}{where}, {times:.3g} times the spread of x: use {remedy}"
 
 
 def _lower(variant: Variant) -> str:
-    """The remedy where the floor is too high for the residual and not for x."""
+    """The remedy where the residual is small even beside the spread of x."""
     likelihood: Any = variant.model.likelihood
     if hasattr(likelihood, "floor"):
         return f"{type(likelihood).__name__}(floor={likelihood.floor - 3:g})"
-    return "a smaller z_dim, for x is reproduced without a residual"
+    return "a smaller z_dim, because x is reproduced without a residual"

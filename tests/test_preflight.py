@@ -458,7 +458,7 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     ),
     "floor_above_the_spread": (
         lambda: built(likelihood=LearnedSigma(floor=2.5, scale=20.0)),
-        r"sigma: the floor of sigma, 12, is \d+\.?\d* times the spread of x, so that no code is of use",
+        r"sigma: the floor of sigma, 12, is \d+\.?\d* times the spread of x, so that no code helps",
     ),
     "scale_above_the_spread": (
         lambda: built(likelihood=Gaussian(100.0)),
@@ -564,10 +564,10 @@ def at(likelihood: Any, scale: float) -> Any:
         (
             lambda: at(LearnedSigma(), 0.0032),
             1.0,
-            r"floor 0\.0025, 0\.00\d+ times the spread of x: LearnedSigma\(floor=-9\)",
+            r"floor 0\.0025, 0\.00\d+ times the spread of x: use LearnedSigma\(floor=-9\)",
         ),
-        (lambda: at(StudentT(), 0.0032), 1e-5, r"floor 0\.0025, \d+ times the spread of x: scale='standardize'"),
-        (lambda: OptimalSigma(1e-6), 1.0, r"floor 1e-06, 1\.?\d*e-06 times .*: a smaller z_dim, for x .*"),
+        (lambda: at(StudentT(), 0.0032), 1e-5, r"floor 0\.0025, \d+ times the spread of x: use scale='standardize'"),
+        (lambda: OptimalSigma(1e-6), 1.0, r"floor 1e-06, 1\.?\d*e-06 times .*: use a smaller z_dim, because x .*"),
         (lambda: at(LearnedSigma(), 0.005), 1.0, None),
         (lambda: Gaussian(1e-9), 1.0, None),
         (lambda: Measured(), 1.0, None),

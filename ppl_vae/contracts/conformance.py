@@ -1,4 +1,4 @@
-"""The two functions that hold a pair to the contracts: ``check``, which asks all, and ``preflight`` before training."""
+"""``check`` holds a pair to all contracts, and ``preflight`` to those that one training pass shows."""
 
 import copy
 import warnings
@@ -83,9 +83,9 @@ def preflight(variant: Variant, y: Tensor) -> None:
         y: Training data [rows, *x_shape], in the model's units. The first few are used.
 
     Raises:
-        ValueError: With the first line that ``check`` would return of the contracts on a training pass. Two of these
-            contracts are let through. A scale may stand at its floor because an earlier training ended there, and a
-            decoder whose range x exceeds may be meant.
+        ValueError: With the first line that ``check`` would return about a contract on a training pass. Contracts with
+            ``let_through`` are left out. A scale may stand at its floor because an earlier training ended there, and
+            a decoder may be meant to reach only a part of x.
     """
     before = Snapshot(variant)
     try:
@@ -101,7 +101,7 @@ def preflight(variant: Variant, y: Tensor) -> None:
 
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Random streams, Pyro's parameter store and settings of its own for one contract; a warning is an error."""
+    """Give one contract random streams, a parameter store and settings of its own. A warning counts as an error."""
     store = pyro.get_param_store().scope()
     with seeded(0), torch.enable_grad(), warnings.catch_warnings(), pyro.validation_enabled(True), store:
         warnings.simplefilter("error", UserWarning)

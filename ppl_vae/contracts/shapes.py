@@ -12,7 +12,7 @@ EVENT = "makes the coordinates an event: .to_event(1)"
 
 
 @contract(SHAPES, "data", remedy="the decoder has to take a batch of any size", gate=True)
-def data(trial: Trial) -> str | None:
+def data_support(trial: Trial) -> str | None:
     """The data lie in the support of the likelihood."""
     if not trial.variant.model.prior().event_shape:
         return None  # the contract "shapes" says it
@@ -29,7 +29,7 @@ def data(trial: Trial) -> str | None:
     remedy="prior.forward, guide.posterior and likelihood.forward return distributions",
     gate=True,
 )
-def shapes(trial: Trial) -> str | None:
+def distribution_shapes(trial: Trial) -> str | None:
     """p(z), q(z | x) and p(x | z) have the right batch shapes and event shapes."""
     variant, rows = trial.variant, len(trial.y)
     prior, q = variant.model.prior(), variant.guide.posterior(trial.y)

@@ -20,7 +20,7 @@ REQUIRED = (("guide", "z", "samples"), ("model", "z", "samples"), ("model", "x",
 BOTH = "give the model and the guide one kl_weight object, and sample z under self.weighted() in both"
 NO_SCALE = "the one weight of a pair is kl_weight=KLWeight(...): use no poutine.scale and no poutine.mask"
 AXES = {
-    "x": "a likelihood returns batch shape [..., *x_shape] and a log_prob of that shape; .to_event takes all of x_shape",
+    "x": "a likelihood and its log_prob have batch shape [..., *x_shape]; .to_event takes all of x_shape",
     "z": "a prior has batch shape [] and q(z | x) has [rows]; .to_event(1) makes their coordinates an event",
     "penalty": (
         "with per_datum, a penalty returns [rows] or one number; without it, one number: drop the axis, or call .sum()"
@@ -62,26 +62,23 @@ class Effect(NamedTuple):
     times: float
     masked: bool
 
-    @classmethod
-    def of(cls, site: Any) -> "Effect":
-        """Read the effect from a site of a trace."""
-        plates = math.prod(plate_scale(frame) for frame in site["cond_indep_stack"])
-        return cls(round(float(site["scale"]) / plates, 4), site["mask"] is not None)
-
-    def __str__(self) -> str:
-        return f"is masked or counts {self.times:.4g} times, wanted 1 ({NO_SCALE})"
-
 
 NO_EFFECT = Effect(1.0, masked=False)
+
+
+def _effect(site: Any) -> Effect:
+    plates = math.prod(plate_scale(frame) for frame in site["cond_indep_stack"])
+    return Effect(round(float(site["scale"]) / plates, 4), site["mask"] is not None)
 
 
 @contract(SITES, "kl weight", remedy=BOTH)
 def kl_weight(run: Pass) -> str | None:
     """The KL weight acts on z alone, and as the same number in the model and in the guide."""
     for half, name, site in run.sites():
-        if name != "z" and Effect.of(site) != NO_EFFECT:
-            return f"site {name!r} of the {half} {Effect.of(site)}"
-    effects = {half: Effect.of(run.site(half, "z")) for half in ("model", "guide")}
+        effect = _effect(site)
+        if name != "z" and effect != NO_EFFECT:
+            return f"site {name!r} of the {half} is masked or counts {effect.times:.4g} times, wanted 1 ({NO_SCALE})"
+    effects = {half: _effect(run.site(half, "z")) for half in ("model", "guide")}
     acting = [half for half, effect in effects.items() if effect != NO_EFFECT]
     weights = {"model": run.variant.model.kl_weight, "guide": getattr(run.variant.guide, "kl_weight", None)}
     holding = [half for half, weight in weights.items() if weight is not None]
@@ -92,7 +89,7 @@ def kl_weight(run: Pass) -> str | None:
     if holding and not acting:
         return f"the KL weight acts on neither the model nor the guide ({BOTH})"
     if acting and not holding:
-        return f"site 'z' {effects['model']}"
+        return f"site 'z' is masked or counts {effects['model'].times:.4g} times, wanted 1 ({NO_SCALE})"
     return None
 
 
@@ -105,10 +102,9 @@ def _one_sided(halves: list[str]) -> str:
 def axes(run: Pass) -> str | None:
     """A site in the plate has one log density per datum, and a factor outside it is one number."""
     for half, name, site in run.sites():
-        plates = {-frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
-        if not plates and name in ("z", "x"):
+        wanted = _plate_shape(site)
+        if not wanted and name in ("z", "x"):
             continue  # it stands outside the plate, which the contract "plate" says
-        wanted = [plates.get(axis, 1) for axis in range(max(plates, default=0), 0, -1)]
         got = list(site["unscaled_log_prob"].shape)
         if _stripped(got) == _stripped(wanted):
             continue
@@ -117,6 +113,13 @@ def axes(run: Pass) -> str | None:
         remedy = AXES["penalty"] if isinstance(site["fn"], dist.Unit) else AXES.get(name, AXES["z"])
         return f"site {name!r} of the {half} has log densities of shape {got}, wanted {wanted}{excess} ({remedy})"
     return None
+
+
+def _plate_shape(site: Any) -> list[int]:
+    """The batch shape that the plates around a site give it; [] outside every plate."""
+    sizes = {-frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
+    outermost = max(sizes, default=0)
+    return [sizes.get(axis, 1) for axis in range(outermost, 0, -1)]
 
 
 def _stripped(shape: list[int]) -> list[int]:

@@ -35,7 +35,7 @@ APART = "compute no statistics of the batch in eval mode"
 # In eval mode.
 
 
-@contract(TRIALS, "repeats", remedy="in eval mode nothing is drawn but z and x")
+@contract(TRIALS, "repeats", remedy="in eval mode, only z and x are drawn")
 def repeats(trial: Trial) -> str | None:
     """In eval mode, q(z | x) and p(x | z) are the same from call to call, and so are their means."""
     variant, y = trial.variant, trial.y
@@ -71,7 +71,7 @@ def rows(trial: Trial) -> str | None:
     count = len(z_apart)  # an odd row at the end has no neighbour
     if not _same(z[:count], z_apart):
         if not is_point_mass(q) and _same(q_together[:count], q_apart):
-            return f"the mean of q(z | x) is an estimate: it depends on the batch, and its density does not ({CLOSED_FORM})"
+            return f"the mean of q(z | x) is an estimate: the batch changes it, but not its density ({CLOSED_FORM})"
         return f"q(z | x) of a row depends on the rows beside it ({APART})"
     if not _same(p_together[:count], p_apart):
         return f"p(x | z) of a row depends on the rows beside it ({APART})"

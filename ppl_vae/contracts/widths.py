@@ -15,14 +15,17 @@ from .training_pass import Pass
 __all__ = ["WIDTHS"]
 
 WIDTHS: list[Contract] = []
-ALIVE = 0.01  # the least change of a log scale, as each parameter moves by its own size, that is not a floor's
+ALIVE = 0.01  # a log scale that changes by less, as each parameter moves by its own size, is held by a floor
 DIGITS = 8.0  # the number of float spacings that a scale has to span, so that an error of its size is seen
-LARGER = "start from a larger scale, lower the floor, or bring the data to " + STANDARD
+LARGER = f"start from a larger scale, lower the floor, or use {STANDARD}"
 
 
 @contract(WIDTHS, "sigma", remedy="the scale of p(x | z) is positive", let_through=True)
 def sigma(run: Pass) -> str | None:
-    """The scale of p(x | z) can move, is wider than the rounding of the data, and is narrower than all of x."""
+    """The scale of p(x | z) is not stuck at a floor, is above the rounding of the data, and is below the spread of x.
+
+    The spread here is that of all coordinates of x together.
+    """
     scale = scale_of_law(run.law)
     if scale is None:
         return None
@@ -55,7 +58,7 @@ def _slope(variant: Variant, scale: Tensor) -> float:
 
 
 def _too_wide(run: Pass, scale: Tensor) -> str | None:
-    """Say that no code is of use, where ``scale**2`` exceeds the variance of all coordinates of x together.
+    """Say that no code helps, where ``scale**2`` exceeds the variance of all coordinates of x together.
 
     No direction of x has a variance above ``scale**2`` then, and the best loading of a linear model is zero (Tipping
     and Bishop, Probabilistic Principal Component Analysis, 1999, eq. 7).
@@ -69,4 +72,4 @@ def _too_wide(run: Pass, scale: Tensor) -> str | None:
     if not 0.0 < total < least:
         return None
     name = "sigma" if floor is None else "the floor of sigma"
-    return f"{name}, {least:.2g}, is {least / width:.3g} times the spread of x, so that no code is of use ({STANDARD})"
+    return f"{name}, {least:.2g}, is {least / width:.3g} times the spread of x, so that no code helps (use {STANDARD})"
