@@ -600,6 +600,11 @@ def test_a_scale_at_its_floor_passes_the_door() -> None:
     preflight(built(likelihood=fallen()), data())
 
 
+def test_a_decoder_that_cannot_reach_all_of_x_passes_the_door() -> None:
+    """That may be meant."""
+    preflight(built(decoder=nn.Sequential(nn.Linear(Z_DIM, X_DIM), nn.Sigmoid())), data())
+
+
 @pytest.mark.parametrize("far", [0.0, 1e7])
 def test_the_rounding_of_the_data_counts_by_their_size(far: float) -> None:
     """A tenth is fine beside 1, and nothing beside ten million, where float32 counts in ones."""

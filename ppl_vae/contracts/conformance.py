@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -18,17 +18,17 @@ from ..variant import Variant, in_mode
 from .objective import LOSS, WEIGHING
 from .ownership import OWNERSHIP
 from .reach import REACH
-from .registry import Trial
+from .registry import Contract, Trial
 from .shapes import SHAPES
 from .sites import SITES
-from .training_pass import one_pass
+from .training_pass import Pass, one_pass
 from .trials import TRIALS
 from .widths import WIDTHS
 
 __all__ = ["check", "preflight"]
 
-READINGS = [*SITES, *OWNERSHIP, *REACH, *WIDTHS, *WEIGHING]  # contracts on a Pass; the others are on a Trial
-CONTRACTS = [*SHAPES, *READINGS, *LOSS, *TRIALS]
+ON_A_PASS = [*SITES, *OWNERSHIP, *REACH, *WIDTHS, *WEIGHING]  # their functions take a Pass, all others a Trial
+CONTRACTS = [*SHAPES, *ON_A_PASS, *LOSS, *TRIALS]
 ROWS = 8  # the number of data that preflight looks at
 
 
@@ -59,15 +59,17 @@ def check(variant: Variant, x: Any) -> list[str]:
         y = variant.in_model_units(x)
     except Exception as error:  # noqa: BLE001 - a model of the user's own may raise anything
         return [f"data: {_raised(error, 'give x as [rows, *x_shape] to a model with at least one parameter')}"]
-    run = cache(lambda: one_pass(copy.deepcopy(variant), y))
+
+    @cache
+    def training_pass() -> Pass:
+        return one_pass(copy.deepcopy(variant), y)
+
+    def trial() -> Trial:
+        return Trial(copy.deepcopy(variant), y, x)
+
     failures = []
     for contract in CONTRACTS:
-        with _isolated():
-            try:
-                subject = run() if contract in READINGS else Trial(copy.deepcopy(variant), y, x)
-                failure = contract.question(subject)
-            except Exception as error:  # noqa: BLE001 - a part of the user's own may raise anything
-                failure = _raised(error, contract.remedy)
+        failure = _failure(contract, training_pass if contract in ON_A_PASS else trial)
         if failure is not None:
             failures.append(f"{contract.name}: {failure}")
         if failures and contract.gate:
@@ -91,12 +93,21 @@ def preflight(variant: Variant, y: Tensor) -> None:
     try:
         with in_mode(variant, training=True), torch.enable_grad(), seeded(0):
             run = one_pass(variant, y[:ROWS])
-            for contract in READINGS:
+            for contract in ON_A_PASS:
                 failure = None if contract.let_through else contract.question(run)
                 if failure is not None:
                     raise ValueError(f"{contract.name}: {failure}")
     finally:
         before.restore(variant)
+
+
+def _failure(contract: Contract, subject: Callable[[], Pass | Trial]) -> str | None:
+    """What a contract says, or the error that it raises, which is a failure too."""
+    with _isolated():
+        try:
+            return contract.question(subject())
+        except Exception as error:  # noqa: BLE001 - a part of the user's own may raise anything
+            return _raised(error, contract.remedy)
 
 
 @contextmanager
