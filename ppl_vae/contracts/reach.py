@@ -43,14 +43,13 @@ def logits(run: Pass) -> str | None:
     law = run.law
     if not _takes_logits(law):
         return None
-    has_probs = hasattr(law, "probs")
-    reached = _reach_of_law(run, lambda law: law.probs if has_probs else law.mean)
+    reached = _reach_of_law(run, lambda law: law.probs if hasattr(law, "probs") else law.mean)
     if reached.low < EDGE and reached.high > 1 - EDGE:
         return None
     outputs = _reach_of_outputs(run)
     if outputs == UNBOUNDED:
         return None  # the likelihood is what bounds the probabilities, not the decoder
-    what = "probabilities stay" if has_probs else "mean stays"
+    what = "probabilities stay" if hasattr(law, "probs") else "mean stays"
     return (
         f"the decoder's outputs lie in {outputs}, but {type(law).__name__} takes logits, which may be any real number: "
         f"its {what} in {reached} ({_unbound(run)})"
