@@ -27,6 +27,7 @@ from ppl_vae.models import (
     LatentVariableModel,
     LearnedSigma,
     OptimalSigma,
+    Scale,
     StandardNormal,
     WeightPrior,
     constant,
@@ -496,7 +497,11 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     "law_that_bounds_its_mean": (lambda: broken(likelihood=law_of(squared)), r"range: .*Likelihood bounds it"),
     "wrong_data_shape": (
         lambda: pair((4,), Z_DIM, likelihood=Gaussian()),
-        r"data: a datum has shape \[5\], the model wants \[4\]",
+        r"data: .*a datum has shape \[5\], the model wants \[4\] \(give x as \[rows, \*x_shape\]",
+    ),
+    "nothing_that_has_a_dtype": (
+        lambda: pair((X_DIM,), X_DIM, likelihood=Gaussian(), decoder=nn.Identity()),
+        "data: StopIteration: .*to a model with at least one parameter",
     ),
     "wrong_support": (lambda: broken(likelihood=Bernoulli()), r"data: .*outside the support of Bernoulli.*sigma_vae"),
     "too_few_outputs": (
@@ -552,6 +557,15 @@ def test_two_broken_parts_have_two_lines() -> None:
     assert [failure.partition(":")[0] for failure in failures] == ["gradients", "rows"]
 
 
+def test_data_that_a_scale_moves_out_of_the_support_are_told_to_stay_in_their_own_units() -> None:
+    variant = broken(likelihood=Bernoulli())
+    variant.model.scale = Scale((X_DIM,), shift=0.5)
+
+    (failure,) = check(variant, binary(X_DIM))
+
+    assert re.match(r"data: x holds -?0\.5 .*outside the support of Bernoulli.*use scale='none'$", failure), failure
+
+
 def test_fewer_than_four_data_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 data to split, got 3"):
         check(broken(), torch.randn(3, X_DIM))
@@ -571,7 +585,7 @@ class Squeezed(nn.Module):
 SQUASHED: dict[str, tuple[Callable[[], Variant], str]] = {
     "sigmoid": (
         lambda: broken(likelihood=Bernoulli(), decoder=decoder_with(nn.Sigmoid())),
-        r"outputs lie in \[0, 1\], where Bernoulli takes logits.* stay in \[0\.5, 0\.731\] \(drop the Sigmoid",
+        r"outputs lie in \[0, 1\], but Bernoulli takes logits.* stay in \[0\.5, 0\.731\] \(drop the Sigmoid",
     ),
     "tanh": (
         lambda: broken(

@@ -50,7 +50,7 @@ from ppl_vae import (
     to_inferencedata,
 )
 from ppl_vae.blocks import rows_at_once
-from ppl_vae.contracts.support import check_support
+from ppl_vae.contracts import check_support
 from ppl_vae.data.data_set import tensor_of
 from ppl_vae.data.units import check_spacing
 from ppl_vae.diagnosis import noise_calibration, prior_predictive

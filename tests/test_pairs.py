@@ -759,7 +759,7 @@ def test_a_sigma_at_its_floor_is_said_beside_the_number_and_by_the_receipt() -> 
     x = 1e-5 * torch.randn(40, 5)
     variant = pair((5,), Z_DIM, likelihood=LearnedSigma(0.003))
     trained = fit(variant, x, epochs=1, lr=1e-6, progress=False)
-    line = r"sigma stands at its floor 0\.0025, 2\d\d times the spread of x: scale='standardize'"
+    line = r"sigma stands at its floor 0\.0025, 2\d\d times the spread of x: use scale='standardize'"
 
     assert re.search(line, str(evaluate(variant, x, 10)))
     assert re.search(f"caution +{line}", trained.receipt())

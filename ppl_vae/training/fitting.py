@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from ..contracts.training_pass import preflight
+from ..contracts import preflight
 from ..data.data_set import Data, tensor_of
 from ..data.prepared import unsplit
 from ..progress import Progress
