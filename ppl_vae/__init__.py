@@ -2,10 +2,9 @@
 
 from .catalogue import VARIANTS
 from .checkpoint import load, save
-from .contracts.conformance import check
+from .contracts import check
 from .conversion import convert
-from .data.data_set import Data
-from .data.prepared import prepare
+from .data import Data, prepare
 from .description import describe
 from .diagnosis import collapse, diagnose, sbc, to_inferencedata
 from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post, gaps, paired, stack

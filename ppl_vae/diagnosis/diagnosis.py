@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..contracts.support import check_support
+from ..contracts import check_support
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data
 from ..evaluation.annealing import CHAINS

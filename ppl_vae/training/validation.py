@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts.support import check_density, check_support
+from ..contracts import check_density, check_support
 from ..data.data_set import Data, tensor_of
 from ..data.items import SCORED, part_of, rows_of
 from ..data.splits import held_back
