@@ -1,7 +1,9 @@
 """Variational and regularised autoencoders as Pyro programs: swap a part, train, and trust the numbers."""
 
+from .assembly import pair, with_prior
 from .catalogue import VARIANTS
 from .checkpoint import load, save
+from .coding import encode, reconstruct, sample
 from .contracts.conformance import check
 from .conversion import convert
 from .data.data_set import Data
@@ -15,7 +17,7 @@ from .evaluation.lower_bounds import bounds
 from .evaluation.stacking import paired, stack
 from .svi import SVI
 from .training.fitting import Fit, fit
-from .variant import Variant, encode, pair, reconstruct, sample, with_prior
+from .variant import Variant
 from .verification.estimator_table import compare_estimators
 from .verification.verdict import verify
 

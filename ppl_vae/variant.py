@@ -1,8 +1,6 @@
-"""A variant, what is trained, and what one does with it: encode, reconstruct, sample."""
+"""A variant, what is trained: the record of a pair, its modes, and the densities that it gives to draws."""
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -12,40 +10,24 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .blocks import rows_at_once
-from .data.data_set import chunks_of, tensor_of
-from .elbo import PathwiseELBO, estimator
+from .data.data_set import tensor_of
 from .elbo.reading import Draws, read
-from .guides import Guide, MeanField, encoder as encoder_for
-from .models import LatentVariableModel, Masked, StandardNormal, decoder as decoder_for
-from .models.half import is_point_mass, of_pyro
-from .models.likelihoods import moment, of_coordinate
-from .models.networks import WIDTH
-from .recipes import PAIR, recipe, with_part
-from .streams import seeded
+from .guides import Guide
+from .models import LatentVariableModel, Masked
+from .models.half import is_point_mass
+from .models.likelihoods import of_coordinate
+from .recipes import PAIR
 
 __all__ = [
     "Variant",
-    "decode",
     "densities",
-    "draw_data",
-    "encode",
     "evaluating",
     "frozen_parts",
-    "in_data_units",
     "in_mode",
     "log_jacobian",
-    "mean_codes",
-    "mean_data",
-    "missing_mean",
     "needs_density",
-    "pair",
-    "reconstruct",
-    "sample",
     "set_mode",
-    "with_prior",
 ]
-
-GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
 
 
 class Variant(NamedTuple):
@@ -185,123 +167,6 @@ def log_jacobian(variant: Variant) -> Tensor:
     return torch.zeros_like(scale) if variant.support.is_discrete else scale
 
 
-def pair(
-    x_shape: Iterable[int],
-    z_dim: int,
-    *,
-    likelihood: nn.Module,
-    guide: GuideFamily = MeanField,
-    prior: nn.Module | None = None,
-    encoder: nn.Module | None = None,
-    decoder: nn.Module | None = None,
-    penalties: Iterable[nn.Module] = (),
-    kl_weight: nn.Module | None = None,
-    loss: ELBO | str | None = None,
-    width: int | None = None,
-) -> Variant:
-    """Put a model and a guide together from parts; every builder of the catalogue calls it.
-
-    Args:
-        x_shape: Shape of one datum, without the batch: ``(3, 32, 32)``.
-        z_dim: Size of a code.
-        likelihood: p(x | z), a module with ``outputs``; see ``ppl_vae.models``.
-        guide: Family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
-        prior: p(z), of event shape [z_dim]; a standard normal unless given.
-        encoder: Module from [rows, *x_shape] to [rows, width]; chosen by ``x_shape`` unless given.
-        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row; chosen unless given.
-        penalties: Explicit regularisers of the training objective.
-        kl_weight: ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
-        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``. It is ``PathwiseELBO``
-            with one draw unless given.
-        width: Units of a hidden layer in the networks that are chosen by ``x_shape``; 256 unless given.
-
-    Raises:
-        ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is of the wrong kind.
-    """
-    parts: dict[str, Any] = {
-        "likelihood": likelihood,
-        "guide": guide,
-        "prior": prior,
-        "encoder": encoder,
-        "decoder": decoder,
-        "penalties": tuple(penalties),
-        "kl_weight": kl_weight,
-        "loss": loss,
-        "width": width,
-    }
-    x_shape = _checked_shape(x_shape, z_dim)
-    _check_parts(parts)
-
-    units = WIDTH if width is None else width
-    prior = _checked_prior(StandardNormal(z_dim) if prior is None else prior, z_dim)
-    encoder = encoder_for(x_shape, units) if encoder is None else encoder
-    outputs: int = likelihood.outputs  # type: ignore[assignment]
-    decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
-
-    model = LatentVariableModel(prior, decoder, likelihood, x_shape, parts["penalties"])
-    inference = guide(encoder, x_shape, z_dim)
-    model.kl_weight = inference.kl_weight = kl_weight
-    given = {keyword: part for keyword, part in parts.items() if part is not None}
-    model.recipe = recipe(PAIR, x_shape, z_dim, given)
-    return Variant(model, inference, _estimator(loss))
-
-
-def _checked_shape(x_shape: Iterable[int], z_dim: int) -> tuple[int, ...]:
-    if isinstance(x_shape, str | int):
-        raise ValueError(f"x_shape must be the shape of a datum, such as (1, 28, 28), got {x_shape!r}")
-    shape = tuple(int(side) for side in x_shape)
-    if not shape or min(shape) < 1 or z_dim < 1:
-        raise ValueError(f"x_shape and z_dim must be positive, got {shape} and {z_dim}")
-    return shape
-
-
-def _check_parts(parts: dict[str, Any]) -> None:
-    """Check the types of the parts, so that a wrong one is reported by its name."""
-    for name in ("likelihood", "prior", "encoder", "decoder"):
-        _check_module(name, parts[name])
-    if not isinstance(getattr(parts["likelihood"], "outputs", None), int):
-        name = type(parts["likelihood"]).__name__
-        raise ValueError(f"{name} has no outputs: set it to the number of decoder outputs that it wants per coordinate")
-    if not callable(parts["guide"]):
-        raise ValueError(f"guide must be a family such as MeanField, got {parts['guide']!r}")
-    if not isinstance(parts["loss"], ELBO | str | None):
-        raise ValueError(f"loss must be an instance of pyro.infer.ELBO or a name such as 'dreg', got {parts['loss']!r}")
-    _check_width(parts)
-
-
-def _check_module(name: str, part: Any) -> None:
-    if isinstance(part, torch.distributions.Distribution):
-        raise ValueError(
-            f"{name} is a distribution, {type(part).__name__}, wanted a module whose forward returns it: the module "
-            "holds what is learned as nn.Parameter, and the transforms of a flow in nn.ModuleList"
-        )
-    if part is not None and not isinstance(part, nn.Module):
-        raise ValueError(f"{name} must be an instance of nn.Module, got {part!r}")
-
-
-def _check_width(parts: dict[str, Any]) -> None:
-    width = parts["width"]
-    if width is None:
-        return
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
-    if parts["encoder"] is not None and parts["decoder"] is not None:
-        raise ValueError("width is for networks chosen by x_shape, and both encoder and decoder were given: drop it")
-
-
-def _checked_prior(prior: nn.Module, z_dim: int) -> nn.Module:
-    event_shape = tuple(of_pyro("the prior", prior()).event_shape)
-    if event_shape != (z_dim,):
-        raise ValueError(f"the prior has event shape {list(event_shape)}, wanted [{z_dim}]: try .to_event(1)")
-    return prior
-
-
-def _estimator(loss: ELBO | str | None) -> ELBO:
-    if loss is None:
-        return PathwiseELBO()
-    return estimator(loss) if isinstance(loss, str) else loss
-
-
 def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
     """The modules that have parameters of which none requires a gradient, by name; none inside another one."""
     found: dict[str, nn.Module] = {}
@@ -342,113 +207,3 @@ def in_mode(variant: Variant, *, training: bool) -> Iterator[None]:
 def evaluating(variant: Variant) -> AbstractContextManager[None]:
     """Eval mode, in which the model is p(x, z) and nothing else."""
     return in_mode(variant, training=False)
-
-
-def with_prior(variant: Variant, prior: nn.Module) -> Variant:
-    """The same variant with another p(z), every other part shared: an ex-post mixture, say."""
-    model = copy.copy(variant.model)
-    model._modules = dict(variant.model._modules)
-    model.prior = prior
-    model.recipe = model.recipe and with_part(model.recipe, "prior", prior)
-    return variant._replace(model=model)
-
-
-def encode(variant: Variant, x: Any) -> Tensor:
-    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim].
-
-    Here and in every function that judges data, x is an array, a tensor, a data frame, a list of rows or a Dataset.
-    ``Data`` stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
-
-    Raises:
-        ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
-    """
-    return torch.cat([mean_codes(variant, variant.in_model_units(rows)) for rows in chunks_of(x)])
-
-
-def mean_codes(variant: Variant, y: Tensor) -> Tensor:
-    """The mean of q(z | x): y [rows, *x_shape] in the model's units to [rows, z_dim]."""
-    with evaluating(variant):
-        return torch.cat([variant.guide.posterior(rows).mean for rows in y.split(variant.at_once)])
-
-
-def decode(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units.
-
-    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
-    """
-    return in_data_units(variant, mean_data(variant, z))
-
-
-def mean_data(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z): z [rows, z_dim] to y [rows, *x_shape] in the model's units.
-
-    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
-    """
-    with evaluating(variant):
-        means = torch.cat([moment(variant.model.x_given_z(rows), "mean", rows) for rows in z.split(variant.at_once)])
-    missing = missing_mean(variant, z) if bool(means.isnan().any()) else None
-    if missing is not None:
-        warnings.warn(missing, stacklevel=3)
-    return means
-
-
-def in_data_units(variant: Variant, y: Tensor) -> Tensor:
-    """Convert y [rows, *x_shape] from the model's units back to the data's units."""
-    return torch.cat([variant.model.scale.inverse(rows) for rows in y.split(variant.at_once)])
-
-
-def missing_mean(variant: Variant, z: Tensor) -> str | None:
-    """Say that p(x | z) has no mean, where that is so at every one of the codes z [rows, z_dim]; else None."""
-    with evaluating(variant), pyro.validation_enabled(False):
-        outputs = variant.model.outputs(z[: variant.at_once])
-        law: Any = variant.model.law(*outputs)
-        mean = moment(law, "mean", z)
-        if bool(mean.isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
-            return None
-    name = type(of_coordinate(law)).__name__
-    return (
-        f"p(x | z), a {name}, has no mean: reconstruct, RMSE and distances need one "
-        "(give the distribution a mean, a mode say)"
-    )
-
-
-def reconstruct(variant: Variant, x: Any) -> Tensor:
-    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units.
-
-    x is as for ``encode``, except that a Dataset which is too large to hold is refused, as its reconstruction would be
-    too large as well.
-    """
-    return decode(variant, mean_codes(variant, variant.admit(x)))
-
-
-def sample(
-    variant: Variant, count: int, *, prior: nn.Module | None = None, mean: bool = False, seed: int = 0
-) -> Tensor:
-    """Draw data: ``z ~ prior``, then ``x ~ p(x | z)``.
-
-    Args:
-        variant: The pair to sample from.
-        count: Number of data.
-        prior: Another p(z), as ``ex_post.fit`` returns it; the model's own unless given.
-        mean: Return the mean of p(x | z), a picture without observation noise, instead of a draw.
-        seed: Seed of the draws; the caller's random stream is left as it was.
-
-    Returns:
-        [count, *x_shape], in the data's units. The dtype is float64 where these are far from 0, as unix seconds are,
-        and that of the model otherwise.
-    """
-    return in_data_units(variant, draw_data(variant, count, prior=prior, mean=mean, seed=seed))
-
-
-def draw_data(
-    variant: Variant, count: int, *, prior: nn.Module | None = None, mean: bool = False, seed: int = 0
-) -> Tensor:
-    """``sample`` in the model's units, y [count, *x_shape]."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count!r}")
-    variant = variant if prior is None else with_prior(variant, prior)
-    with evaluating(variant), seeded(seed):
-        z = variant.model.prior().sample((count,))
-        if mean:
-            return mean_data(variant, z)
-        return torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)])

@@ -19,6 +19,7 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, evaluate, fit, pair, reconstruct
+from ppl_vae.assembly import with_prior
 from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
@@ -44,7 +45,6 @@ from ppl_vae.models import (
     linear,
     switch,
 )
-from ppl_vae.variant import with_prior
 
 Z_DIM, ROWS = 3, 6
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {

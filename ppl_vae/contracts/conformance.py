@@ -17,12 +17,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ..checkpoint import load, save
+from ..coding import missing_mean
 from ..data.data_set import tensor_of
 from ..models import Half
 from ..models.half import is_point_mass
 from ..models.likelihoods import moment, of_coordinate
 from ..streams import seeded
-from ..variant import Variant, densities, evaluating, missing_mean, set_mode
+from ..variant import Variant, densities, evaluating, set_mode
 from .support import check_support
 from .training_pass import READINGS, one_pass
 

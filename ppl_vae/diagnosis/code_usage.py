@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from ..coding import encode
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data
 from ..evaluation.codes import ACTIVE, divergence
 from ..evaluation.lower_bounds import draws
 from ..streams import seeded
-from ..variant import Variant, encode, evaluating
+from ..variant import Variant, evaluating
 
 __all__ = ["Collapse", "collapse"]
 

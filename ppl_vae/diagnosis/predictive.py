@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..coding import sample
 from ..data.data_set import tensor_of
 from ..estimate import Number, share_over_data
 from ..evaluation.lower_bounds import draws
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
 from ..noise import at_floor
 from ..streams import seeded, stream_seed
-from ..variant import Variant, evaluating, sample
+from ..variant import Variant, evaluating
 
 __all__ = ["CENTRAL", "Check", "NoiseCalibration", "noise_calibration", "prior_predictive"]
 
