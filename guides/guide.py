@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..models.half import Half, of_pyro
-from .networks import features, width_of
+from .networks import encoded, width_of
 
 __all__ = ["Guide"]
 
@@ -55,7 +55,7 @@ class Guide(Half):
 
     def posterior(self, x: Tensor) -> TorchDistributionMixin:
         """q(z | x) for x [batch, *x_shape] in the model's units."""
-        h = features(self.encoder, x)
+        h = encoded(self.encoder, x)
         return of_pyro("the guide", self.distribution(*(head(h) for head in self.heads)))
 
     def forward(self, x: Tensor, size: int | None = None) -> Any:

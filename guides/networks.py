@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.networks import WIDTH, halvings, is_image, one_tensor
 
-__all__ = ["encoder", "features", "width_of"]
+__all__ = ["encoded", "encoder", "width_of"]
 
 
 def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
@@ -43,7 +43,7 @@ RECURRENT = (
 )
 
 
-def features(network: nn.Module, x: Tensor) -> Tensor:
+def encoded(network: nn.Module, x: Tensor) -> Tensor:
     """What the heads are given: the encoder's output, [rows, width].
 
     Raises:
@@ -63,7 +63,7 @@ def width_of(network: nn.Module, x_shape: tuple[int, ...]) -> int:
     x = torch.zeros(2, *x_shape) if like is None else torch.zeros(2, *x_shape, dtype=like.dtype, device=like.device)
     modes = [(module, module.training) for module in network.modules()]
     try:
-        return features(network.eval(), x).shape[1]
+        return encoded(network.eval(), x).shape[1]
     finally:
         for module, mode in modes:
             module.training = mode
