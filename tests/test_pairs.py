@@ -559,10 +559,10 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
         ({"guide": "laplace"}, "guide must be a family"),
         ({"prior": "mixture"}, "prior must be an instance of nn.Module, got 'mixture'"),
         ({"likelihood": Gaussian}, "likelihood must be an instance of nn.Module"),
-        ({"likelihood": nn.Identity()}, "Identity has no outputs"),
+        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs"),
         ({"loss": PathwiseELBO}, "loss must be an instance of pyro.infer.ELBO or a name"),
         ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
-        ({"x_shape": 5}, "x_shape must be the shape of a datum"),
+        ({"x_shape": 5}, "x_shape must be the shape of one datum"),
     ],
 )
 def test_a_part_of_another_kind_is_refused_in_one_line(parts: dict[str, Any], message: str) -> None:
@@ -688,7 +688,8 @@ class OfTorch(nn.Module):
 
 def test_a_prior_of_torchs_own_is_told_its_name_in_pyro() -> None:
     with pytest.raises(
-        ValueError, match=r"the prior returned a torch\..*wanted a Pyro distribution: use pyro\.distributions\.MultivariateNormal$"
+        ValueError,
+        match=r"the prior returned a torch\..*wanted a Pyro .*: use pyro\.distributions\.MultivariateNormal$",
     ):
         pair((5,), Z_DIM, likelihood=Gaussian(), prior=OfTorch())
 
