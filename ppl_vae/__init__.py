@@ -1,7 +1,9 @@
 """Variational and regularised autoencoders as Pyro programs: swap a part, train, and trust the numbers."""
 
+from .assembly import pair, with_prior
 from .catalogue import VARIANTS
 from .checkpoint import load, save
+from .coding import encode, reconstruct, sample
 from .contracts import check
 from .conversion import convert
 from .data import Data, prepare
@@ -10,7 +12,7 @@ from .diagnosis import collapse, diagnose, sbc, to_inferencedata
 from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post, gaps, paired, stack
 from .svi import SVI
 from .training import Fit, fit
-from .variant import Variant, encode, pair, reconstruct, sample, with_prior
+from .variant import Variant
 from .verification import compare_estimators, verify
 
 __all__ = [

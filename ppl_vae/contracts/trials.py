@@ -14,11 +14,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ..checkpoint import load, save
+from ..coding import missing_mean
 from ..models import Half
 from ..models.half import is_point_mass
 from ..models.likelihoods import moment, of_coordinate
 from ..streams import seeded
-from ..variant import Variant, densities, evaluating, missing_mean, set_mode
+from ..variant import Variant, densities, evaluating, set_mode
 from .registry import Contract, Trial, contract
 
 __all__ = ["TRIALS"]
