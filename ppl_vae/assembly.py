@@ -1,4 +1,4 @@
-"""How a variant is put together from parts, and how one of its parts is replaced."""
+"""Put a variant together from parts, or replace its prior."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -35,21 +35,22 @@ def pair(
     loss: ELBO | str | None = None,
     width: int | None = None,
 ) -> Variant:
-    """Put a model and a guide together from parts; every builder of the catalogue calls it.
+    """Put a model and a guide together from parts. Every builder of the catalogue calls this function.
 
     Args:
-        x_shape: Shape of one datum, without the batch: ``(3, 32, 32)``.
+        x_shape: Shape of one datum, without the batch, for example ``(3, 32, 32)``.
         z_dim: Size of a code.
-        likelihood: p(x | z), a module with ``outputs``; see ``ppl_vae.models``.
-        guide: Family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
-        prior: p(z), of event shape [z_dim]; a standard normal unless given.
-        encoder: Module from [rows, *x_shape] to [rows, width]; chosen by ``x_shape`` unless given.
-        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row; chosen unless given.
-        penalties: Explicit regularisers of the training objective.
-        kl_weight: ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
-        loss: The estimator of the bound, or its name and options, ``"dreg:num_particles=16"``. It is ``PathwiseELBO``
-            with one draw unless given.
-        width: Units of a hidden layer in the networks that are chosen by ``x_shape``; 256 unless given.
+        likelihood: The likelihood p(x | z), a module with an attribute ``outputs``. See ``ppl_vae.models``.
+        guide: The family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
+        prior: The prior p(z), of event shape [z_dim]. By default it is a standard normal.
+        encoder: A module from [rows, *x_shape] to [rows, width]. By default it is chosen by ``x_shape``.
+        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row. By default it is chosen
+            by ``x_shape``.
+        penalties: Terms that are added to the training objective. See ``ppl_vae.models.penalties``.
+        kl_weight: A ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
+        loss: The estimator of the bound, or its name with options, ``"dreg:num_particles=16"``. By default it is
+            ``PathwiseELBO`` with one draw.
+        width: Units of a hidden layer in the networks that are chosen by ``x_shape``, 256 by default.
 
     Raises:
         ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is of the wrong kind.
@@ -84,7 +85,7 @@ def pair(
 
 def _checked_shape(x_shape: Iterable[int], z_dim: int) -> tuple[int, ...]:
     if isinstance(x_shape, str | int):
-        raise ValueError(f"x_shape must be the shape of a datum, such as (1, 28, 28), got {x_shape!r}")
+        raise ValueError(f"x_shape must be the shape of one datum, such as (1, 28, 28), got {x_shape!r}")
     shape = tuple(int(side) for side in x_shape)
     if not shape or min(shape) < 1 or z_dim < 1:
         raise ValueError(f"x_shape and z_dim must be positive, got {shape} and {z_dim}")
@@ -97,7 +98,7 @@ def _check_parts(parts: dict[str, Any]) -> None:
         _check_module(name, parts[name])
     if not isinstance(getattr(parts["likelihood"], "outputs", None), int):
         name = type(parts["likelihood"]).__name__
-        raise ValueError(f"{name} has no outputs: set it to the number of decoder outputs that it wants per coordinate")
+        raise ValueError(f"{name} has no attribute outputs: set it to its number of decoder outputs per coordinate")
     if not callable(parts["guide"]):
         raise ValueError(f"guide must be a family such as MeanField, got {parts['guide']!r}")
     if not isinstance(parts["loss"], ELBO | str | None):
@@ -108,8 +109,8 @@ def _check_parts(parts: dict[str, Any]) -> None:
 def _check_module(name: str, part: Any) -> None:
     if isinstance(part, torch.distributions.Distribution):
         raise ValueError(
-            f"{name} is a distribution, {type(part).__name__}, wanted a module whose forward returns it: the module "
-            "holds what is learned as nn.Parameter, and the transforms of a flow in nn.ModuleList"
+            f"{name} is a distribution, {type(part).__name__}, wanted a module whose forward returns it: keep learned "
+            "numbers in nn.Parameter, and the transforms of a flow in nn.ModuleList"
         )
     if part is not None and not isinstance(part, nn.Module):
         raise ValueError(f"{name} must be an instance of nn.Module, got {part!r}")
@@ -122,13 +123,15 @@ def _check_width(parts: dict[str, Any]) -> None:
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
     if parts["encoder"] is not None and parts["decoder"] is not None:
-        raise ValueError("width is for networks chosen by x_shape, and both encoder and decoder were given: drop it")
+        raise ValueError("width is for default networks, and both encoder and decoder were given: drop it")
 
 
 def _checked_prior(prior: nn.Module, z_dim: int) -> nn.Module:
     event_shape = tuple(of_pyro("the prior", prior()).event_shape)
     if event_shape != (z_dim,):
-        raise ValueError(f"the prior has event shape {list(event_shape)}, wanted [{z_dim}]: try .to_event(1)")
+        raise ValueError(
+            f"the prior has event shape {list(event_shape)}, wanted [{z_dim}]: call .to_event(1) in its forward"
+        )
     return prior
 
 
@@ -139,7 +142,7 @@ def _estimator(loss: ELBO | str | None) -> ELBO:
 
 
 def with_prior(variant: Variant, prior: nn.Module) -> Variant:
-    """The same variant with another p(z), every other part shared: an ex-post mixture, say."""
+    """The same variant with another prior p(z), for example an ex-post mixture. All other parts are shared."""
     model = copy.copy(variant.model)
     model._modules = dict(variant.model._modules)
     model.prior = prior

@@ -27,10 +27,10 @@ __all__ = [
 
 
 def encode(variant: Variant, x: Any) -> Tensor:
-    """The mean of q(z | x): x [rows, *x_shape] in the data's units to [rows, z_dim].
+    """Encode data: the mean of q(z | x), [rows, z_dim], for x [rows, *x_shape] in the data's units.
 
-    Here and in every function that judges data, x is an array, a tensor, a data frame, a list of rows or a Dataset.
-    ``Data`` stands for its test part. A Dataset that is too large to hold is encoded as a whole, some rows at a time.
+    As in every function that evaluates data, x is an array, a tensor, a data frame, a list of rows or a Dataset. Of a
+    ``Data``, the test part is taken. A Dataset that is too large for memory is encoded some rows at a time.
 
     Raises:
         ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
@@ -39,23 +39,23 @@ def encode(variant: Variant, x: Any) -> Tensor:
 
 
 def mean_codes(variant: Variant, y: Tensor) -> Tensor:
-    """The mean of q(z | x): y [rows, *x_shape] in the model's units to [rows, z_dim]."""
+    """The mean of q(z | x), [rows, z_dim], for y [rows, *x_shape] in the model's units."""
     with evaluating(variant):
         return torch.cat([variant.guide.posterior(rows).mean for rows in y.split(variant.at_once)])
 
 
 def decode(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z): z [rows, z_dim] to [rows, *x_shape] in the data's units.
+    """Decode codes: the mean of p(x | z), [rows, *x_shape] in the data's units, for z [rows, z_dim].
 
-    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
+    Where p(x | z) has no mean, the result is NaN, with a UserWarning.
     """
     return in_data_units(variant, mean_data(variant, z))
 
 
 def mean_data(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z): z [rows, z_dim] to y [rows, *x_shape] in the model's units.
+    """The mean of p(x | z), y [rows, *x_shape] in the model's units, for z [rows, z_dim].
 
-    Where p(x | z) has no mean, the result is NaN, and a UserWarning says so.
+    Where p(x | z) has no mean, the result is NaN, with a UserWarning.
     """
     with evaluating(variant):
         means = torch.cat([moment(variant.model.x_given_z(rows), "mean", rows) for rows in z.split(variant.at_once)])
@@ -71,25 +71,27 @@ def in_data_units(variant: Variant, y: Tensor) -> Tensor:
 
 
 def missing_mean(variant: Variant, z: Tensor) -> str | None:
-    """Say that p(x | z) has no mean, where that is so at every one of the codes z [rows, z_dim]; else None."""
+    """A message if p(x | z) has no mean at any of the codes z [rows, z_dim], and None otherwise."""
     with evaluating(variant), pyro.validation_enabled(False):
         outputs = variant.model.outputs(z[: variant.at_once])
         law: Any = variant.model.law(*outputs)
         mean = moment(law, "mean", z)
-        if bool(mean.isfinite().any()) or not all(bool(output.isfinite().all()) for output in outputs):
-            return None
+        has_mean = bool(mean.isfinite().any())
+        outputs_are_finite = all(bool(output.isfinite().all()) for output in outputs)
+    if has_mean or not outputs_are_finite:
+        return None
     name = type(of_coordinate(law)).__name__
     return (
         f"p(x | z), a {name}, has no mean: reconstruct, RMSE and distances need one "
-        "(give the distribution a mean, a mode say)"
+        "(give the distribution a mean, for example its mode)"
     )
 
 
 def reconstruct(variant: Variant, x: Any) -> Tensor:
-    """The mean of p(x | z) at the mean of q(z | x): [rows, *x_shape] to the same, in the data's units.
+    """Reconstruct data: the mean of p(x | z) at the mean of q(z | x), [rows, *x_shape] in the data's units.
 
-    x is as for ``encode``, except that a Dataset which is too large to hold is refused, as its reconstruction would be
-    too large as well.
+    x is as for ``encode``. A Dataset that is too large for memory is refused, because its reconstruction would be too
+    large as well.
     """
     return decode(variant, mean_codes(variant, variant.admit(x)))
 
@@ -102,13 +104,16 @@ def sample(
     Args:
         variant: The pair to sample from.
         count: Number of data.
-        prior: Another p(z), as ``ex_post.fit`` returns it; the model's own unless given.
-        mean: Return the mean of p(x | z), a picture without observation noise, instead of a draw.
-        seed: Seed of the draws; the caller's random stream is left as it was.
+        prior: Another prior p(z), as ``ex_post.fit`` returns it. By default it is the prior of the model.
+        mean: Whether to return the mean of p(x | z), which has no observation noise, in place of a draw.
+        seed: Seed of the draws. The caller's random stream is not changed.
 
     Returns:
-        [count, *x_shape], in the data's units. The dtype is float64 where these are far from 0, as unix seconds are,
-        and that of the model otherwise.
+        The data [count, *x_shape], in their own units. The dtype is float64 where these are far from 0, for example
+        unix seconds, and otherwise that of the model.
+
+    Raises:
+        ValueError: If ``count`` is below 1.
     """
     return in_data_units(variant, draw_data(variant, count, prior=prior, mean=mean, seed=seed))
 
@@ -116,7 +121,7 @@ def sample(
 def draw_data(
     variant: Variant, count: int, *, prior: nn.Module | None = None, mean: bool = False, seed: int = 0
 ) -> Tensor:
-    """``sample`` in the model's units, y [count, *x_shape]."""
+    """Draw data y [count, *x_shape] in the model's units. The arguments are those of ``sample``."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
     variant = variant if prior is None else with_prior(variant, prior)

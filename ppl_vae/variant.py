@@ -1,4 +1,4 @@
-"""A variant, what is trained: the record of a pair, its modes, and the densities that it gives to draws."""
+"""A variant, which is what is trained: the record of a pair, its modes, and the densities of its draws."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,8 +33,13 @@ __all__ = [
 class Variant(NamedTuple):
     """A model p(x, z), a guide q(z | x), and the loss that trains them, in nats summed over the data set.
 
-    Both of these train it: ``SVI(optim=..., **variant._asdict())`` with stock Pyro, and
-    ``variant.loss(variant.model, variant.guide)`` as a module under any torch optimizer.
+    Besides ``fit``, two other ways train it: ``SVI(optim=..., **variant._asdict())`` of stock Pyro, and any optimizer
+    of torch on ``variant.loss(variant.model, variant.guide)``, which is a module.
+
+    Attributes:
+        model: The model p(x, z).
+        guide: The guide q(z | x).
+        loss: The estimator of the bound.
     """
 
     model: LatentVariableModel
@@ -46,29 +51,30 @@ class Variant(NamedTuple):
         """Size of a code."""
         event_shape = self.model.prior().event_shape
         if len(event_shape) != 1:
-            remedy = "prior.forward makes coordinates an event: .to_event(1)"
+            remedy = "prior.forward must end in .to_event(1)"
             raise ValueError(f"p(z) has event shape {list(event_shape)}, wanted [z_dim] ({remedy})")
         return int(event_shape[0])
 
     @property
     def name(self) -> str:
-        """Its name in the catalogue, or the names of its parts."""
+        """Its name in the catalogue. A pair of your own has the names of its likelihood and guide."""
         recipe = self.model.recipe
-        name = PAIR if recipe is None else str(recipe["variant"])
-        return f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}" if name == PAIR else name
+        if recipe is None or recipe["variant"] == PAIR:
+            return f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
+        return str(recipe["variant"])
 
     @property
     def kl_weight(self) -> float:
-        """The current weight of the KL: 1 unless it is scheduled, 0 where p(z) is not in the objective."""
+        """The current weight of the KL. Without a schedule it is 1, or 0 if p(z) is not in the objective."""
         return float(getattr(self.model.kl_weight, "value", self.codes_are_scored))
 
     @property
     def has_bound(self) -> bool:
         """Whether q(z | x) has a density, so that there is a bound of log p(x).
 
-        The guide declares it, ``has_density``, and ``check`` holds the declaration against its posterior. The posterior
-        is asked where a guide declares nothing. A point mass (``Delta``) has no density. What trains it is a MAP
-        objective.
+        A guide declares this as ``has_density``, and ``check`` compares the declaration with its posterior. For a guide
+        without a declaration, the posterior itself is examined. A point mass (``Delta``) has no density, and its
+        training objective is a MAP objective.
         """
         declared: bool | None = getattr(self.guide, "has_density", None)
         if declared is not None:
@@ -79,35 +85,35 @@ class Variant(NamedTuple):
 
     @property
     def codes_are_scored(self) -> bool:
-        """Whether log p(z) is part of the training objective; it is not in a plain autoencoder or WAE."""
+        """Whether log p(z) is part of the training objective. It is not in a plain autoencoder or in WAE."""
         return not isinstance(self.model.kl_weight, Masked)
 
     @property
     def noise(self) -> Any:
-        """p(x | z) of each coordinate, in the model's units, at the code 0: of batch shape [1, *x_shape]."""
+        """p(x | z) of each coordinate at the code 0, in the model's units, of batch shape [1, *x_shape]."""
         parameter = next(self.model.parameters())
         with evaluating(self), pyro.validation_enabled(False):
             outputs = self.model.outputs(torch.zeros(2, self.z_dim).to(parameter))
-            law: Any = self.model.law(*(output[:1] for output in outputs))  # one row fits all
+            law: Any = self.model.law(*(output[:1] for output in outputs))
         return of_coordinate(law)
 
     @property
     def support(self) -> Any:
-        """Where a coordinate of x given z can lie, in the model's units; discrete for a mass, else a density."""
+        """The support of a coordinate of p(x | z), in the model's units. It is discrete for a probability mass."""
         return self.noise.support
 
     @property
     def at_once(self) -> int:
-        """How many data, or codes, the networks are given at once outside training: fewer where a datum is large."""
+        """The number of data or codes that the networks get at once outside training, fewer where a datum is large."""
         return rows_at_once(self.model.x_shape)
 
     def admit(self, x: Any, name: str = "x") -> Tensor:
-        """Check data and convert them to the model's units: the one door of every function that judges data.
+        """Check data and convert them to the model's units. Every function that evaluates data calls this once.
 
         Args:
-            x: Data [rows, *x_shape] in their own units: an array, a tensor, a data frame, a list of rows, a Dataset, or
-                ``Data``, which stands for its test part.
-            name: What to call the data in a message.
+            x: Data [rows, *x_shape] in their own units: an array, a tensor, a data frame, a list of rows or a Dataset.
+                Of a ``Data``, the test part is taken.
+            name: The name of the data in a message.
 
         Returns:
             ``y`` [rows, *x_shape], in the model's units and dtype and on its device. Inner functions take ``y``.
@@ -120,7 +126,10 @@ class Variant(NamedTuple):
     def in_model_units(self, x: Tensor) -> Tensor:
         """Convert a checked tensor [rows, *x_shape] from the data's units to the model's units, dtype and device.
 
-        The shift and the division are in float64. ``admit`` checks x first.
+        The shift and the division are in float64. Unlike ``admit``, this checks only the shape.
+
+        Raises:
+            ValueError: If x has another shape than the model's data.
         """
         if tuple(x.shape[1:]) != self.model.x_shape:
             raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
@@ -131,22 +140,22 @@ class Variant(NamedTuple):
 
 
 def needs_density(variant: Variant) -> None:
-    """Refuse what only a guide with a density has.
+    """Check that a guide has a density, and so a bound.
 
     Raises:
         ValueError: If q(z | x) is a point mass.
     """
     if not variant.has_bound:
         raise ValueError(
-            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. "
-            "For a bound of its model give it a proposal, variant._replace(guide=Laplace(variant.guide, variant.model))"
+            "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. For a bound of "
+            "its model, give it a proposal with variant._replace(guide=Laplace(variant.guide, variant.model))"
         )
 
 
 def densities(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None = None) -> Draws:
-    """Read draws of z for each datum, and the log densities that the two halves give them.
+    """Draw z for each datum, and read the log densities of the draws under the model and the guide.
 
-    Call it under ``evaluating``, where the pair is p(x, z) and nothing else.
+    Call it under ``evaluating``, so that the model is p(x, z) without training terms.
 
     Args:
         variant: The pair.
@@ -162,38 +171,46 @@ def densities(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None 
 
 
 def log_jacobian(variant: Variant) -> Tensor:
-    """What turns a log density in the model's units into one in the data's, nats per datum; 0 for a mass."""
+    """The number, in nats per datum, that turns a log density of y into one of x. It is 0 for a probability mass."""
     scale = variant.model.scale.log_jacobian()
     return torch.zeros_like(scale) if variant.support.is_discrete else scale
 
 
 def frozen_parts(variant: Variant) -> dict[str, nn.Module]:
-    """The modules that have parameters of which none requires a gradient, by name; none inside another one."""
+    """The frozen modules by name: they have parameters, and none of these requires a gradient.
+
+    A module inside another frozen module is left out.
+    """
     found: dict[str, nn.Module] = {}
-    for half, whole in zip(variant._fields, variant[:2], strict=False):
-        for name, module in whole.named_modules(prefix=half):
-            parameters = list(module.parameters())
-            frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-            if frozen and not any(name.startswith(f"{outer}.") for outer in found):
-                found[name] = module
+    named = [*variant.model.named_modules(prefix="model"), *variant.guide.named_modules(prefix="guide")]
+    for name, module in named:
+        parameters = list(module.parameters())
+        is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        is_inside = any(name.startswith(f"{outer}.") for outer in found)
+        if is_frozen and not is_inside:
+            found[name] = module
     return found
 
 
 def set_mode(variant: Variant, *, training: bool) -> None:
-    """Put a pair into training or eval mode; what is frozen stays in eval mode, so that its statistics do not move.
+    """Put a pair into training or eval mode. Frozen parts stay in eval mode, so that their statistics do not move.
 
-    Of a frozen model or guide this is said of its parts: in training mode itself, it is weighted as the other half is.
+    If the whole model or the whole guide is frozen, only its parts are put into eval mode. The module itself is in
+    training mode, so that the KL weight acts in the model and in the guide alike.
     """
     variant.model.train(training)
     variant.guide.train(training)
-    for part in frozen_parts(variant).values() if training else ():
-        for module in part.children() if part in variant[:2] else [part]:
+    if not training:
+        return
+    for frozen in frozen_parts(variant).values():
+        is_half = frozen in (variant.model, variant.guide)
+        for module in frozen.children() if is_half else [frozen]:
             module.eval()
 
 
 @contextmanager
 def in_mode(variant: Variant, *, training: bool) -> Iterator[None]:
-    """Training or eval mode, without gradients; every module's own mode is restored afterwards."""
+    """A context in training or eval mode, without gradients. The mode of each module is restored afterwards."""
     modes = [(module, module.training) for half in variant[:2] for module in half.modules()]
     try:
         with torch.no_grad():
@@ -205,5 +222,5 @@ def in_mode(variant: Variant, *, training: bool) -> Iterator[None]:
 
 
 def evaluating(variant: Variant) -> AbstractContextManager[None]:
-    """Eval mode, in which the model is p(x, z) and nothing else."""
+    """A context in eval mode without gradients, in which the model is p(x, z) without training terms."""
     return in_mode(variant, training=False)

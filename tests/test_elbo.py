@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms import AffineTransform
 from pyro.infer import ELBO, SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -763,7 +764,7 @@ MISSPELLED = {
     "miwae:num_particles=6,groups=4": "groups must divide num_particles, got 4 and 6",
     "piwae:groups=0": "groups must be a whole number of at least 1, got 0",
     "piwae:num_particles=6,groups=4": "groups must divide num_particles, got 4 and 6",
-    "renyi:alpha=1": "alpha must be finite and not 1, where the bound is the ELBO: got 1",
+    "renyi:alpha=1": "alpha must be finite and not 1 .at 1 the bound is the ELBO., got 1",
     "renyi:alpha=NaN": "alpha must be finite",
     "ciwae:beta=1.5": r"beta is a share in \[0, 1\], got 1.5",
     "beta:beta=-1": "beta must be finite and not negative, got -1",
@@ -836,7 +837,7 @@ REFUSED: dict[str, tuple[Callable[[], Variant], tuple[type[ELBO], ...], str]] = 
     "masked": (lambda: built(kl_weight=Masked()), (*WEIGHING, StickingTheLanding, FreeBits), "is masked"),
     "batch norm": (lambda: batch_normed(training=True), WEIGHING, "BatchNorm1d in training mode.* eval mode, or use"),
     "no path": (lambda: built(guide=FromLaplace), OURS, "path gradients, and q.z . x. is not repar.* use Trace_ELBO"),
-    "out of reach": (lambda: built(guide=Tilted), PATH, "stand in functions .*: use IWAE or Trace_ELBO"),
+    "out of reach": (lambda: built(guide=Tilted), PATH, "are inside functions .*: use IWAE or Trace_ELBO"),
     "full rank": (lambda: built(guide=FullRank), (FreeBits,), "does not factorise.* use independent coordinates"),
 }
 REFUSALS = [(name, loss) for name, (_, losses, _) in REFUSED.items() for loss in losses]
@@ -914,15 +915,15 @@ STRANGE: dict[str, tuple[dict[str, Any], str]] = {
         "'g' stands outside .*with Pyro's Trace_ELBO",
     ),
     "global datum": ({"model": site("y", obs=torch.zeros(()))}, "'y' stands outside the plate of the data"),
-    "drawn by the model": ({"model": site("g")}, r"draw the same sites, one at least, \['g'\] are of one alone"),
-    "observed by the guide": ({"guide": site("y", obs=torch.zeros(()))}, r"the same sites.* \['y'\] are of one alone"),
+    "drawn by the model": ({"model": site("g")}, r"draw the same sites, but only one of them has \['g'\]"),
+    "observed by the guide": ({"guide": site("y", obs=torch.zeros(()))}, r"but only one of them has \['y'\]"),
     "scaled in the guide": (
         {"guide_handler": lambda hide: poutine.scale(scale=2.0)},
-        "'z' has another scale",
+        "'z' has different scales in model and guide",
     ),
     "masked in the guide": (
         {"guide_handler": lambda hide: poutine.mask(mask=False)},
-        "'z' has another mask",
+        "'z' has different masks in model and guide",
     ),
 }
 
@@ -936,15 +937,33 @@ def test_sites_without_a_bound_a_datum_are_refused(loss: type[ELBO], outside: di
 
 
 def test_a_guide_that_draws_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="must draw the same sites, one at least"):
+    with pytest.raises(ValueError, match="must draw at least one site"):
         IWAE().loss(site("x", obs=torch.zeros(())), tuple)
 
 
 @pytest.mark.parametrize("loss", WEIGHING)
 def test_importance_weights_of_a_part_of_a_datum_are_refused(loss: type[ELBO]) -> None:
     model, guide = shallow(torch.randn(ROWS, X_DIM), by_pixel=True, pixels=torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"site 'x' counts 5 times .*subsample plates of data alone"):
+    with pytest.raises(ValueError, match=r"site 'x' counts 5 times .*subsample only plates of data"):
         with_slopes(loss(max_plate_nesting=2), model, guide)
+
+
+def test_a_mask_around_an_expanded_distribution_is_a_mask() -> None:
+    """Pyro wraps a distribution that cannot expand itself."""
+
+    def guide() -> Tensor:
+        wrapped = ExpandedDistribution(dist.Normal(torch.tensor(0.5), 1.0), torch.Size([3]))
+        with pyro.plate("data", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+            return pyro.sample("z", wrapped)
+
+    def model() -> None:
+        z = guide()
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+
+    for loss in (IWAE(), StickingTheLanding()):
+        with pytest.raises(ValueError, match="is masked"):
+            loss.loss(model, guide)
 
 
 def test_a_mask_of_the_distribution_is_a_mask() -> None:
