@@ -196,7 +196,7 @@ def set_mode(variant: Variant, *, training: bool) -> None:
     """Put a pair into training or eval mode. Frozen parts stay in eval mode, so that their statistics do not move.
 
     If the whole model or the whole guide is frozen, only its parts are put into eval mode. The module itself is in
-    training mode, so that the KL weight acts in the model and in the guide alike.
+    training mode, so that the KL weight acts in both the model and the guide.
     """
     variant.model.train(training)
     variant.guide.train(training)

@@ -951,15 +951,18 @@ def test_importance_weights_of_a_part_of_a_datum_are_refused(loss: type[ELBO]) -
 def test_a_mask_around_an_expanded_distribution_is_a_mask() -> None:
     """Pyro wraps a distribution that cannot expand itself."""
 
-    def guide() -> Tensor:
+    def draw() -> Tensor:
         wrapped = ExpandedDistribution(dist.Normal(torch.tensor(0.5), 1.0), torch.Size([3]))
-        with pyro.plate("data", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+        with poutine.mask(mask=torch.tensor([True, False, True])):
             return pyro.sample("z", wrapped)
 
-    def model() -> None:
-        z = guide()
+    def guide() -> None:
         with pyro.plate("data", 3):
-            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+            draw()
+
+    def model() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(draw(), 1.0), obs=torch.zeros(3))
 
     for loss in (IWAE(), StickingTheLanding()):
         with pytest.raises(ValueError, match="is masked"):
