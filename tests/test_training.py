@@ -46,16 +46,16 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-TABLES = [
-    pytest.param(torch.as_tensor(load_digits().data / 16), 4, id="digits"),
-    pytest.param(torch.as_tensor(load_diabetes(scaled=True).data * math.sqrt(442)), 2, id="diabetes"),
-]
+TABLES = {
+    "digits": (torch.as_tensor(load_digits().data / 16), 4),
+    "diabetes": (torch.as_tensor(load_diabetes(scaled=True).data * math.sqrt(442)), 2),
+}
 
 
-@pytest.mark.parametrize("name", ["sigma_vae", "optimal_sigma_vae"])
-@pytest.mark.parametrize(("x", "z_dim"), TABLES)
-def test_a_linear_vae_reaches_the_closed_form_maximum_likelihood(name: str, x: Tensor, z_dim: int) -> None:
+@pytest.mark.parametrize(("name", "table"), [("sigma_vae", "digits"), ("optimal_sigma_vae", "diabetes")])
+def test_a_linear_vae_reaches_the_closed_form_maximum_likelihood(name: str, table: str) -> None:
     """Within .05 nats per datum, and its sigma within 1 %: the mean-field guide costs nothing at the optimum."""
+    x, z_dim = TABLES[table]
     variant = linear(name, x.shape[1], z_dim)
     quick(variant, x, epochs=300, batch_size=300, lr=2e-2, schedule="cosine", validation=None)
 
@@ -394,15 +394,7 @@ def test_a_batch_below_a_grain_of_work_is_trained_by_one_thread_and_the_rest_is_
     assert torch.get_num_threads() == before
 
 
-TRAINED = {
-    "sigma_vae": {},
-    "optimal_sigma_vae": {},
-    "beta_vae": {"anneal": "linear"},
-    "heteroscedastic_vae": {},
-    "rae_gp": {},
-    "rae_sn": {},
-    "wae_mmd": {},
-}
+TRAINED = {"optimal_sigma_vae": {}, "beta_vae": {"anneal": "linear"}, "rae_sn": {}}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -428,8 +420,9 @@ def test_a_pair_that_is_not_static_is_trained_eagerly_and_the_settings_say_so() 
     assert trained.settings["backend"].startswith("eager: aten._local_scalar_dense.default makes a Python value")
 
 
-@pytest.mark.parametrize("precision", ["full", "bf16", "bf16_matmul"])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "channels_last"), [("full", True), ("bf16", False), ("bf16", True), ("bf16_matmul", False)]
+)
 def test_every_weight_moves_in_any_precision_and_layout(precision: str, channels_last: bool) -> None:
     """The same parameter objects, contiguous again when training is done; the loss is that in full, nearly."""
     variant = VARIANTS["sigma_vae"]((1, 8, 8), 2)
@@ -455,8 +448,7 @@ def normed(*last: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), *last)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("backend", ["fx", "eager"])
+@pytest.mark.parametrize(("training", "backend"), [(True, "fx"), (False, "eager")])
 def test_a_frozen_part_stays_as_it_is(training: bool, backend: str) -> None:
     """Weights and statistics, in whatever mode it came; it runs in eval mode, so that its dropout does not act."""
     encoder = normed(nn.Linear(7, 4)).requires_grad_(requires_grad=False).train(training)
