@@ -32,6 +32,7 @@ from ..elbo import (
     StickingTheLanding,
 )
 from ..elbo.reading import Reading
+from ..estimate import standard_error
 from ..models import LinearGaussian
 from ..streams import seeded
 from ..verification.exact_pair import linear_pair
@@ -167,7 +168,7 @@ def subsampled() -> Iterator[Claim]:
         values = torch.tensor(
             [-r.value for i in range(5) for r in replicates(variant, loss, (y[10 * i : 10 * i + 10], 50), DRAWS, 1)]
         ).double()
-        mean, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
+        mean, error = float(values.mean()), float(standard_error(values))
         above = mean - evidence > 4 * error
         yield Claim(
             f"{name}: mean of subsampled bounds is {'above' if above else 'below'} log p(X)",

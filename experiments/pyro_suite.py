@@ -1,29 +1,32 @@
-"""Do Pyro's own tests and examples pass when ``pyro.infer.SVI`` is replaced by ours, and how fast are they?
+"""Do Pyro's own tests and examples pass if ``pyro.infer.SVI`` is replaced by ours, and how fast are they?
 
     python -m ppl_vae.experiments.pyro_suite PATH_TO_PYRO [--only NAME ...] [--data-root FOLDER] [--jobs 2] [--quick]
 
-PATH_TO_PYRO is a checkout of Pyro's repository, of which nothing is copied. Each test file and each example runs in a
-process of its own, first with Pyro as it is and then with ``pyro.infer.SVI`` replaced by ``ppl_vae.SVI`` before the
-file is imported. Both use the Pyro of the checkout and start every test from the same seed. Tests that pass
-under Pyro's SVI and make one are repeated under ours, and have to pass there too.
+PATH_TO_PYRO is a checkout of Pyro's repository, from which nothing is copied into this library. Each test file and
+each example runs twice, each time in its own process: first with Pyro as it is, and then with ``pyro.infer.SVI``
+replaced by ``ppl_vae.SVI`` before the file is imported. Both runs use the Pyro of the checkout, and start every test
+from the same seed. A test that passes with Pyro's SVI and makes an SVI object is repeated with ours, and has to pass
+there too. The losses of the first ten steps of every SVI object have to agree to one part in a thousand: a test may
+pass although ours takes another step than Pyro's.
 
 For every SVI object the table says whether its steps ran from a graph or eagerly, and why. A step ran from a graph if
-no ``poutine.trace`` was entered during it. Time is that spent in ``SVI.step``, summed over tests that pass under both.
-The losses of the first ten steps of every SVI object have to agree within a thousandth too: they part where ours takes
-another step than Pyro's, and a test may pass all the same.
+no ``poutine.trace`` was entered during it. Times are those spent in ``SVI.step``, summed over the tests that pass on
+both sides.
 
-Examples that need MNIST look for ``MNIST/raw`` in --data-root (or PYRO_SUITE_DATA), in torchvision's layout, and are
-entered as "no data" without it. The chorales of ``dmm.py`` and the faces of ``sparse_gamma_def.py`` are replaced by
-random data of the same layout where ``jsb_chorales.pkl`` and ``faces_training.csv`` are not there: "stand-in".
+Examples that need MNIST look for ``MNIST/raw`` in --data-root (or PYRO_SUITE_DATA), in the layout of torchvision.
+Without it they are listed as "no data". If ``jsb_chorales.pkl`` (for ``dmm.py``) or ``faces_training.csv`` (for
+``sparse_gamma_def.py``) is not there, random data of the same layout take its place, listed as "stand-in".
 
-The whole takes hours, for many of Pyro's tests take thousands of steps. With --quick each test ends, as passed, after
-20 steps of SVI: this finds what ours refuses and where losses differ, not whether the inference arrives.
+A full run takes hours, because many of Pyro's tests take thousands of steps. With --quick each test ends after 20
+steps of SVI and counts as passed. This finds steps that ours refuses and losses that differ. It does not tell whether
+the inference converges.
 
-Pyro's suite makes warnings errors. FutureWarnings are ignored here, for newer versions of torch give some that no SVI
-is the cause of, and both sides would fail.
+Pyro's test suite turns warnings into errors. FutureWarnings are ignored here, because newer versions of torch give
+some that have nothing to do with SVI, and both sides would fail.
 
-A stopped run resumes: what each test did is kept in --work, in a folder for this Pyro, this torch and this
-``ppl_vae/svi``. Results are written to pyro_suite.json (every test) and pyro_suite.csv (one row per file or example).
+A run that was stopped can be resumed: the outcome of each test is kept in --work, in a folder for this Pyro, this
+torch and this ``ppl_vae/svi``. The results are written to pyro_suite.json (every test) and pyro_suite.csv (one row per
+file or example).
 """
 
 import argparse
@@ -56,9 +59,9 @@ from pyro.poutine.trace_messenger import TraceMessenger
 import ppl_vae
 
 SIDES = ("Pyro", "ours")
-COMPARED = 10  # steps of each SVI object whose losses are compared
-AGREED = 1e-3  # relative difference of these losses that float32 and ten steps may make of another order of sums
-QUICK = 20  # steps of all SVI objects together after which --quick ends a test
+COMPARED = 10  # the losses of so many first steps of each SVI object are compared
+AGREED = 1e-3  # relative difference of losses that another order of sums may cause in ten steps of float32
+QUICK = 20  # --quick ends a test after so many steps, which all SVI objects take together
 TESTS = (
     "tests/infer/test_inference.py",
     "tests/infer/test_gradient.py",
@@ -80,7 +83,7 @@ TESTS = (
     "tests/integration_tests/test_conjugate_gaussian_models.py",
     "tests/integration_tests/test_tracegraph_elbo.py",
 )
-EXAMPLES = {  # command lines, below the folder examples, and the data that each needs
+EXAMPLES = {  # command lines, relative to the folder examples, with the data that each needs
     "vae/vae.py --num-epochs=1": "MNIST",
     "vae/vae_comparison.py --num-epochs=1 --skip_eval": "MNIST",
     "vae/ss_vae_M2.py --num-epochs=1": "MNIST",
@@ -111,7 +114,19 @@ FILES = {"MNIST": "MNIST/raw", "chorales": "jsb_chorales.pkl", "faces": "faces_t
 
 
 class Job(NamedTuple):
-    """One test file or example under one SVI, as the process that runs it is told."""
+    """One test file or example with one SVI. The process that runs it reads this record.
+
+    Attributes:
+        side: "Pyro" or "ours".
+        name: The test file or the command line of the example.
+        log: The path of the log.
+        data: The folder with the data of examples.
+        limit: The seconds that one test may take.
+        keyword: The expression for pytest's ``-k``.
+        quick: Whether a test ends after ``QUICK`` steps.
+        wanted: The tests to run. None means all.
+        done: Tests that are left out because they have an outcome.
+    """
 
     side: str = ""
     name: str = ""
@@ -120,19 +135,19 @@ class Job(NamedTuple):
     limit: float = math.inf
     keyword: str = ""
     quick: bool = False
-    wanted: list[str] | None = None  # None: every test
+    wanted: list[str] | None = None
     done: tuple[str, ...] = ()
 
 
-# The process of one job: what is patched and what is noted.
+# The process of one job: it replaces SVI and notes what each test does.
 
 
 class EnoughSteps(Exception):
-    """Ends a test under --quick."""
+    """Raised to end a test under --quick."""
 
 
 class Made:
-    """An SVI object and what its steps did."""
+    """An SVI object, with the losses and times of its steps."""
 
     def __init__(self, svi: Any) -> None:
         self.svi = svi
@@ -142,7 +157,7 @@ class Made:
         self.returned = ""
 
     def row(self) -> dict[str, Any]:
-        """The figures of this object, for JSON."""
+        """The record of this object in a log."""
         return {
             "steps": len(self.seconds),
             "from graph": self.from_graph,
@@ -154,10 +169,10 @@ class Made:
 
 
 class Watch:
-    """Replaces SVI, notes what every SVI object does, and keeps a log; a plugin of pytest as well.
+    """Replaces SVI, notes what every SVI object does, and writes a log. It is also a plugin of pytest.
 
     Args:
-        job: What this process runs.
+        job: The job of this process.
     """
 
     def __init__(self, job: Job) -> None:
@@ -167,14 +182,16 @@ class Watch:
         self.outcome: dict[str, Any] = {}
 
     def install(self) -> None:
-        """Watch the SVI of this side, and put ours in the place of Pyro's if the side is ours."""
-        stock, family = pyro.infer.SVI, pyro.infer.SVI if self.job.side == "Pyro" else ppl_vae.SVI
+        """Watch the SVI of this side. If the side is ours, our SVI takes the place of Pyro's in Pyro's modules."""
+        stock = pyro.infer.SVI
+        family = stock if self.job.side == "Pyro" else ppl_vae.SVI
         self._watch(family)
         for module in [found for name, found in sys.modules.items() if name.partition(".")[0] == "pyro"]:
             if vars(module).get("SVI") is stock:
                 vars(module)["SVI"] = family
 
     def _watch(self, family: Any) -> None:
+        """Wrap the methods of an SVI class, and the entry of Pyro's trace, so that each call is noted."""
         start, step, enter = family.__init__, family.step, TraceMessenger.__enter__
 
         @wraps(start)
@@ -205,7 +222,7 @@ class Watch:
         messenger_class.__enter__ = counted
 
     def start(self, test: str) -> None:
-        """Seed, arm the limit of time and note that a test begins."""
+        """Begin a test: set the seed, start the limit of time and write to the log."""
         pyro.set_rng_seed(0)
         self.made.clear()
         self.outcome = outcome(test)
@@ -213,13 +230,13 @@ class Watch:
         append(self.job.log, {"start": test})
 
     def end(self) -> None:
-        """Note what the test did."""
+        """End a test: write its outcome and its SVI objects to the log."""
         faulthandler.cancel_dump_traceback_later()
         append(self.job.log, self.outcome | {"svis": [made.row() for made in self.made.values()]})
         self.made.clear()
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Keep the tests that are wanted and not yet done."""
+        """Keep the tests that are wanted and not done."""
         wanted, done = self.job.wanted and set(self.job.wanted), set(self.job.done)
         items[:] = [item for item in items if item.nodeid not in done and (wanted is None or item.nodeid in wanted)]
 
@@ -228,7 +245,7 @@ class Watch:
         self.start(nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Read the outcome of setup, call and teardown."""
+        """Note the outcome of setup, call and teardown."""
         if report.when == "call":
             self.outcome["seconds"] = report.duration
         if report.outcome != "passed" and EnoughSteps.__name__ not in last_line(report):
@@ -239,13 +256,13 @@ class Watch:
 
 
 def numbers(loss: Any) -> list[float]:
-    """The loss of a step as a list: of one number, or of several where the estimator returns several."""
+    """The loss of a step as a list, because some estimators return several numbers."""
     parts = loss if isinstance(loss, tuple | list) else [loss]
     return [number for part in parts for number in torch.as_tensor(part).flatten().tolist()]
 
 
 def kind_of(loss: Any) -> str:
-    """What a step returned: "number", for a tensor of shape [] as well, or how many parts or which shape."""
+    """The kind of value that a step returned: "number" (or a tensor of shape []), "3 parts" or "shape (2,)"."""
     if isinstance(loss, tuple | list):
         return f"{len(loss)} parts"
     shape = tuple(getattr(loss, "shape", ()))
@@ -253,25 +270,25 @@ def kind_of(loss: Any) -> str:
 
 
 def last_line(report: Any) -> str:
-    """Why a test did not pass, in one line."""
+    """One line that says why a test did not pass."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr or getattr(report, "wasxfail", ""))
     return str(text).strip().partition("\n")[0][:300]
 
 
 def outcome(test: str, word: str = "passed", message: str = "") -> dict[str, Any]:
-    """What a test did, before anything is noted."""
+    """The record of a test in a log, before any SVI object is noted."""
     return {"test": test, "outcome": word, "seconds": 0.0, "message": message, "svis": []}
 
 
 def append(log: str | Path, row: dict[str, Any]) -> None:
-    """Add a line to a log; it starts with a newline, for the line before it may have been cut off."""
+    """Add a line to a log. It starts with a newline, because the line before it may have been cut off."""
     with Path(log).open("a") as file:
         file.write("\n" + json.dumps(row) + "\n")
 
 
 def child() -> None:
-    """Run the job that stands on the standard input, as JSON."""
+    """Run the job that is read from the standard input, as JSON."""
     job = Job(**json.load(sys.stdin))
     watch = Watch(job)
     watch.install()
@@ -288,13 +305,13 @@ def child() -> None:
 
 
 def run_example(job: Job, watch: Watch) -> None:
-    """Run an example as a program, with its data from ``job.data``."""
+    """Run an example as a program that finds its data in ``job.data``."""
     from pyro.contrib.examples import util
 
     mnist: Any = util.MNIST
     util.get_data_directory = lambda filepath=None: job.data
     mnist.raw_folder = property(lambda dataset: str(Path(job.data) / FILES["MNIST"]))
-    for absent in ("visdom", "wget"):  # imported at the top, used for plots and downloads alone
+    for absent in ("visdom", "wget"):  # examples import these, and use them only for plots and downloads
         sys.modules.setdefault(absent, stub(absent))
     path, *arguments = job.name.split()
     program = str(Path.cwd() / "examples" / path)
@@ -305,7 +322,7 @@ def run_example(job: Job, watch: Watch) -> None:
         runpy.run_path(program, run_name="__main__")
     except EnoughSteps:
         pass
-    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is belongs into the table
+    except (Exception, SystemExit) as error:  # noqa: BLE001  any error is an outcome in the table
         if not (isinstance(error, SystemExit) and not error.code):
             message = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
             watch.outcome |= {"outcome": "failed", "message": message}
@@ -314,17 +331,24 @@ def run_example(job: Job, watch: Watch) -> None:
 
 
 def stub(name: str) -> ModuleType:
-    """An empty module, for one that an example imports and does not need."""
+    """An empty module in the place of one that an example imports and does not need."""
     module: Any = ModuleType(name)
     module.Visdom = object
     return module
 
 
-# The process that starts the others and reads their logs.
+# The parent process: it starts the jobs and reads their logs.
 
 
 class Log(NamedTuple):
-    """What a log says: outcomes by test, the test that was running at the end, and whether the file was finished."""
+    """The content of a log.
+
+    Attributes:
+        results: The record of each test, by its name.
+        pending: The test that was running when the log ended. None if there is none.
+        ended: Whether the process came to its end.
+        whole: Whether it ran all tests of the file, without a keyword.
+    """
 
     results: dict[str, dict[str, Any]]
     pending: str | None
@@ -333,7 +357,7 @@ class Log(NamedTuple):
 
 
 def read(path: Path) -> Log:
-    """Read a log; a line that was cut off is left out."""
+    """Read a log. A line that was cut off is left out."""
     results: dict[str, dict[str, Any]] = {}
     pending, ended, whole = None, False, False
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -355,9 +379,9 @@ class Suite:
 
     Args:
         checkout: Pyro's repository.
-        work: Where logs, data and copies of the examples are kept.
-        data_root: Where MNIST may lie; None if nowhere.
-        template: The limit of time, pytest's ``-k`` and ``--quick`` of every job.
+        work: The folder for logs and data.
+        data_root: The folder in which to look for MNIST, chorales and faces. None if there is none.
+        template: A job with the settings that all jobs share.
     """
 
     def __init__(self, checkout: Path, work: Path, data_root: Path | None, template: Job) -> None:
@@ -367,7 +391,7 @@ class Suite:
         self.kinds = lay_out(data_root, self.data)
 
     def log(self, side: str, name: str) -> Path:
-        """Where the log of a job is; the folder changes with everything that may change the outcome."""
+        """The path of a job's log. The folder is another one if anything changes that may change the outcome."""
         parts = [side, str(self.template.quick), json.dumps(self.environment, sort_keys=True)]
         if side == "ours":
             parts += [path.read_text() for path in sorted((Path(ppl_vae.__file__).parent / "svi").glob("*.py"))]
@@ -376,34 +400,36 @@ class Suite:
         return self.work / f"{side}-{digest}" / f"{stem}.jsonl"
 
     def run(self, name: str) -> None:
-        """Run one file or example under both."""
+        """Run one file or example with both SVIs."""
         if self.kinds.get(EXAMPLES.get(name, ""), "") == "no data":
             return
         for side in SIDES:
-            self._attend(
-                self.template._replace(side=side, name=name, log=str(self.log(side, name)), data=str(self.data))
-            )
-            print(f"{side:<6}{name}: {dict(outcomes(read(self.log(side, name)).results.values()))}", flush=True)
+            log = self.log(side, name)
+            self._attend(self.template._replace(side=side, name=name, log=str(log), data=str(self.data)))
+            print(f"{side:<6}{name}: {dict(outcomes(read(log).results.values()))}", flush=True)
 
     def _attend(self, job: Job) -> None:
-        """Start the job's process until every test has an outcome: one that ends the process is noted."""
+        """Start a job's process, and start it again after a test that ended it, until every test has an outcome."""
         path = Path(job.log)
+        output = path.with_suffix(".out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        while (job := self._remaining(job)).wanted != [] and not (job.wanted is None and read(path).whole):
-            status = self._start(job, path.with_suffix(".out"))
+        job = self._remaining(job)
+        while not is_finished(job, read(path)):
+            status = self._start(job, output)
             log = read(path)
             if log.pending:
                 message = f"its process ended with status {status}, or it ran for more than {job.limit:g} s"
                 append(path, outcome(log.pending, "stopped", message))
             elif not log.ended:
-                message = (path.with_suffix(".out").read_text().strip().splitlines() or [""])[-1][:300]
-                append(path, outcome(job.name, "error", message))
+                last = (output.read_text().strip().splitlines() or [""])[-1]
+                append(path, outcome(job.name, "error", last[:300]))
                 return
             elif job.wanted is None or job.keyword:
                 return
+            job = self._remaining(job)
 
     def _remaining(self, job: Job) -> Job:
-        """The job without what is done; under ours, tests that passed and made an SVI under Pyro's."""
+        """The job without the tests that are done. Ours runs the tests that made an SVI and passed with Pyro's."""
         done = read(Path(job.log)).results
         if job.side == "Pyro":
             return job._replace(done=tuple(done), wanted=[] if job.name in done else None)
@@ -417,15 +443,20 @@ class Suite:
         variables = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [sys.executable, "-c", f"from {__package__}.pyro_suite import child; child()"]
         with tempfile.TemporaryDirectory() as folder, output.open("w") as file:
-            if job.name in EXAMPLES:  # they write beside themselves
+            if job.name in EXAMPLES:  # examples write files into their own folder
                 shutil.copytree(self.checkout / "examples", Path(folder) / "examples")
             where = folder if job.name in EXAMPLES else str(self.checkout)
             start = partial(subprocess.run, input=json.dumps(job._asdict()), text=True, env=variables, cwd=where)
             return start(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
 
 
+def is_finished(job: Job, log: Log) -> bool:
+    """Whether no test of a job remains."""
+    return log.whole if job.wanted is None else not job.wanted
+
+
 def environment(checkout: Path) -> dict[str, str]:
-    """What the outcomes belong to."""
+    """The versions of Pyro, Python and torch, and the machine, that the outcomes belong to."""
     commit = ""
     if (checkout / ".git").exists():
         asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
@@ -438,7 +469,12 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def lay_out(data_root: Path | None, folder: Path) -> dict[str, str]:
-    """Copy the data that are there, draw stand-ins of those that can be drawn, and say which is which."""
+    """Copy the data that are there, and draw stand-ins for the others if that is possible.
+
+    Returns:
+        For each kind of data that an example may need, the word for the table: the name of the data, "stand-in",
+        "no data", or "its own" if it needs none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"": "its own"}
     for name, file in FILES.items():
@@ -458,7 +494,7 @@ def lay_out(data_root: Path | None, folder: Path) -> dict[str, str]:
 
 
 def chorales(path: Path) -> None:
-    """Sequences of chords: four of 88 notes at a time."""
+    """Write random sequences of chords, each of four notes out of 88."""
     generator = torch.Generator().manual_seed(0)
     data: dict[str, dict[str, Any]] = {}
     for split, count in {"train": 60, "valid": 20, "test": 20}.items():
@@ -470,7 +506,7 @@ def chorales(path: Path) -> None:
 
 
 def faces(path: Path) -> None:
-    """Counts of 64 x 64 pixels, 320 rows."""
+    """Write 320 rows of random counts, one for each of 64 x 64 pixels."""
     import numpy as np
 
     counts = torch.poisson(torch.full((320, 64 * 64), 50.0), generator=torch.Generator().manual_seed(0))
@@ -480,16 +516,16 @@ def faces(path: Path) -> None:
 STAND_INS: dict[str, Callable[[Path], None]] = {"chorales": chorales, "faces": faces}
 
 
-# What the logs amount to.
+# The table that is made from the logs.
 
 
 def outcomes(rows: Iterable[dict[str, Any]]) -> Counter[str]:
-    """How many tests had each outcome."""
+    """The number of tests with each outcome."""
     return Counter(row["outcome"] for row in rows)
 
 
 def way(row: dict[str, Any]) -> str:
-    """How the steps of a test ran: "graph", "no step", or why they ran eagerly."""
+    """How the steps of a test ran: "graph", "no step", or the reason why they ran eagerly."""
     stepped = [svi for svi in row["svis"] if svi["steps"]]
     if not stepped:
         return "no step"
@@ -503,30 +539,35 @@ def way(row: dict[str, Any]) -> str:
 
 
 def shown(difference: float) -> float | str:
-    """A difference of losses for JSON, which has no infinity."""
+    """A difference of losses as it stands in JSON, which has no infinity."""
     return difference if math.isfinite(difference) else "not comparable"
 
 
 def loss_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
     """The largest relative difference of losses at the same step, over the first steps of each SVI object.
 
-    It is infinite if the two tests made unequal numbers of SVI objects, took unequal numbers of steps, or if a step
-    returned something of another kind: a tensor, say, where Pyro's returns a tuple.
+    It is infinite if the two runs made different numbers of SVI objects, took different numbers of steps, or if a step
+    returned another kind of value, such as a tensor in the place of a tuple.
     """
-    kinds = [[svi["returned"] for svi in row["svis"]] for row in (theirs, ours)]
-    one, two = ([svi["losses"] for svi in row["svis"]] for row in (theirs, ours))
-    flat = [[loss for losses in found for step in losses for loss in step] for found in (one, two)]
-    if (
-        kinds[0] != kinds[1]
-        or [len(losses) for losses in one] != [len(losses) for losses in two]
-        or len(flat[0]) != len(flat[1])
-    ):
+    if layout(theirs) != layout(ours):
         return math.inf
-    return max((relative(a, b) for a, b in zip(*flat, strict=True)), default=0.0)
+    pairs = zip(all_losses(theirs), all_losses(ours), strict=True)
+    return max((relative(a, b) for a, b in pairs), default=0.0)
+
+
+def layout(row: dict[str, Any]) -> tuple[list[Any], int]:
+    """The kind of value and the number of noted losses of each SVI object of a test, and the number of all losses."""
+    kinds = [(svi["returned"], len(svi["losses"])) for svi in row["svis"]]
+    return kinds, len(all_losses(row))
+
+
+def all_losses(row: dict[str, Any]) -> list[float]:
+    """The noted losses of all steps of all SVI objects of a test."""
+    return [loss for svi in row["svis"] for step in svi["losses"] for loss in step]
 
 
 def relative(a: float, b: float) -> float:
-    """|a - b| / max(|a|, |b|); equal infinities and two NaN are equal."""
+    """|a - b| / max(|a|, |b|). Equal infinities count as equal, and so do two NaN."""
     if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
     difference = abs(a - b) / max(abs(a), abs(b))
@@ -534,15 +575,13 @@ def relative(a: float, b: float) -> float:
 
 
 def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table, from the outcomes of a file or an example under Pyro's SVI and under ours."""
+    """One row of the table, from the outcomes of a file or an example with Pyro's SVI and with ours."""
     passed = {test for test, row in theirs.items() if row["outcome"] == "passed" and row["svis"]}
     both = {test for test in passed if ours.get(test, {}).get("outcome") == "passed"}
     ways = Counter(way(ours[test]) for test in sorted(passed) if test in ours)
     differences = [loss_difference(theirs[test], ours[test]) for test in both]
     eager = {reason: count for reason, count in ways.most_common() if reason not in ("graph", "no step")}
-    seconds = [
-        sum(svi["seconds"] for test in both for svi in side[test]["svis"] if svi["steps"]) for side in (theirs, ours)
-    ]
+    their_seconds, our_seconds = (sum(seconds(side[test]) for test in both) for side in (theirs, ours))
     return {
         "name": name,
         "data": data,
@@ -554,34 +593,44 @@ def compare(name: str, data: str, theirs: dict[str, Any], ours: dict[str, Any]) 
         "eagerly": sum(eager.values()),
         "no step": ways["no step"],
         "steps": sum(svi["steps"] for test in both for svi in ours[test]["svis"]),
-        "Pyro, s": round(seconds[0], 3),
-        "ours, s": round(seconds[1], 3),
-        "ours / Pyro": round(seconds[1] / seconds[0], 3) if seconds[0] else "",
-        "losses part": sum(difference > AGREED for difference in differences),
+        "Pyro, s": round(their_seconds, 3),
+        "ours, s": round(our_seconds, 3),
+        "ours / Pyro": round(our_seconds / their_seconds, 3) if their_seconds else "",
+        "losses differ": sum(difference > AGREED for difference in differences),
         "largest difference of losses": shown(max(differences, default=0.0)),
         "why eagerly": "; ".join(f"{count} x {reason[:160]}" for reason, count in eager.items()),
     }
 
 
 def details(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every test that passed and made an SVI under Pyro's: the outcome under ours, how it ran, the time in steps."""
+    """One row for every test that passed and made an SVI object with Pyro's SVI.
+
+    A row has a message if the test does not pass with ours, or if it passes and its losses differ.
+    """
     rows = []
     for test, row in theirs.items():
-        own = ours.get(test, {"outcome": "not run", "message": "", "svis": []})
-        if row["svis"] and row["outcome"] == "passed":
-            found = {"test": test, "ours": own["outcome"], "way": way(own)}
-            if own["outcome"] == "passed":
-                difference = loss_difference(row, own)
-                found["difference of losses"] = shown(difference)
-                own = own if difference <= AGREED else own | {"message": f"losses part by {difference:.2g}, relatively"}
-            found |= {"message": own["message"]} if own["message"] else {}
-            times = [sum(svi["seconds"] for svi in side["svis"]) for side in (row, own)]
-            rows.append({"file": name} | found | {"Pyro, s": round(times[0], 4), "ours, s": round(times[1], 4)})
+        if row["outcome"] != "passed" or not row["svis"]:
+            continue
+        own = ours.get(test, outcome(test, "not run"))
+        found = {"file": name, "test": test, "ours": own["outcome"], "way": way(own)}
+        message = own["message"]
+        if own["outcome"] == "passed":
+            difference = loss_difference(row, own)
+            found["difference of losses"] = shown(difference)
+            message = message if difference <= AGREED else f"the relative difference of losses is {difference:.2g}"
+        if message:
+            found["message"] = message
+        rows.append(found | {"Pyro, s": round(seconds(row), 4), "ours, s": round(seconds(own), 4)})
     return rows
 
 
+def seconds(row: dict[str, Any]) -> float:
+    """The time that a test spent in steps."""
+    return sum(svi["seconds"] for svi in row["svis"])
+
+
 def collect(suite: Suite, names: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The table, and every test behind it."""
+    """The rows of the table, and one row per test."""
     table, tests = [], []
     for name in names:
         theirs, ours = (read(suite.log(side, name)).results for side in SIDES)
@@ -591,7 +640,7 @@ def collect(suite: Suite, names: list[str]) -> tuple[list[dict[str, Any]], list[
 
 
 def write(path: Path, written: dict[str, Any]) -> None:
-    """Write the JSON and, beside it, the CSV."""
+    """Write everything as JSON, and the table as CSV beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
@@ -601,27 +650,41 @@ def write(path: Path, written: dict[str, Any]) -> None:
 
 
 def chosen_names(only: list[str]) -> list[str]:
-    """The files and examples whose names contain one of ``only``; all if there is none."""
+    """The files and examples whose names contain one of ``only``. All of them if ``only`` is empty."""
     names = [*TESTS, *EXAMPLES]
     return [name for name in names if not only or any(part in name for part in only)]
 
 
-def main() -> None:
-    """Run, print, write; the exit status is 1 if a test that passes under Pyro's SVI fails or its losses part."""
+def options() -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path, help="a checkout of Pyro's repository")
-    parser.add_argument("--only", nargs="+", default=[], help="parts of names of test files and examples")
-    parser.add_argument("--keyword", default="", help="an expression of pytest's -k, to try a few tests")
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("PYRO_SUITE_DATA"), help="where MNIST/raw is")
-    parser.add_argument("--quick", action="store_true", help=f"end each test after {QUICK} steps of SVI")
-    parser.add_argument("--jobs", type=int, default=1, help="files at a time; times are less exact with more than one")
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one test or example may take")
-    parser.add_argument("--work", type=Path, default=Path("runs/pyro_suite"), help="where a stopped run resumes from")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    data_help = "Folder that has MNIST/raw (default: the variable PYRO_SUITE_DATA)."
+    out, out_help = Path(__file__).parent / "results", "Folder of the results (default: %(default)s)."
+    parser.add_argument("checkout", type=Path, help="Checkout of Pyro's repository.")
+    parser.add_argument("--only", nargs="+", default=[], help="Run files and examples with these parts of names.")
+    parser.add_argument("--keyword", default="", help="Expression for pytest's -k, to try a few tests.")
+    parser.add_argument("--data-root", type=Path, default=os.environ.get("PYRO_SUITE_DATA"), help=data_help)
+    parser.add_argument("--quick", action="store_true", help=f"End each test after {QUICK} steps of SVI.")
+    parser.add_argument("--jobs", type=int, default=1, help="Files at a time (default: 1, for exact times).")
+    parser.add_argument(
+        "--limit", type=float, default=1800.0, help="Seconds per test or example (default: %(default)g)."
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pyro_suite"), help="Folder of the logs (default: %(default)s)."
+    )
+    parser.add_argument("--out", type=Path, default=out, help=out_help)
+    return parser
+
+
+def main() -> None:
+    """Run the suite and write the results. The exit status is 1 if a test fails with ours or its losses differ."""
+    parser = options()
     chosen = parser.parse_args()
     names, checkout = chosen_names(chosen.only), chosen.checkout.resolve()
     if not (checkout / "tests" / "infer").is_dir() or not names:
-        parser.error(f"{checkout} has no folder tests/infer" if names else f"no name contains {chosen.only}")
+        missing = f"{checkout} has no folder tests/infer: give a checkout of Pyro's repository"
+        unknown = f"no test file or example has a name that contains one of {chosen.only}"
+        parser.error(missing if names else unknown)
     template = Job(limit=chosen.limit, keyword=chosen.keyword, quick=chosen.quick)
     suite = Suite(checkout, chosen.work.resolve(), chosen.data_root, template)
     with ThreadPoolExecutor(chosen.jobs) as pool:
@@ -632,10 +695,10 @@ def main() -> None:
     path = chosen.out / ("pyro_suite-quick.json" if chosen.quick else "pyro_suite.json")
     write(path, {**settings, **suite.environment, "table": table, "tests": tests})
     for row in failed:
-        print(f"{'FAILS' if row['ours'] != 'passed' else 'PARTS':<7}{row['test']}: {row['message']}")
-    print(
-        f"\n{len(tests) - len(failed)} of {len(tests)} that pass with an SVI of Pyro's pass with ours, with its losses"
-    )
+        word = "DIFFERS" if row["ours"] == "passed" else "FAILS"
+        print(f"{word:<8}{row['test']}: {row['message']}")
+    good = len(tests) - len(failed)
+    print(f"\nOf {len(tests)} tests that pass with Pyro's SVI, {good} pass with ours and have the same losses.")
     print(f"wrote {path} and its .csv", file=sys.stderr)
     sys.exit(bool(failed))
 

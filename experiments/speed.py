@@ -1,16 +1,19 @@
-"""How fast is a training step, beside hand-written PyTorch, stock Pyro and the other libraries?
+"""How fast is a training step, compared with hand-written PyTorch, Pyro's own SVI and other libraries?
 
     python -m ppl_vae.experiments.speed [--device cuda] [--quick]
 
-One process, one data set, one optimizer (Adam, fused where torch has it), the same start. Each contestant runs in
-bursts, interleaved, in alternating order; its time is the median of its burst means, and its ratio to hand-written
-eager PyTorch is taken burst by burst, with the 10 % and 90 % quantiles over rounds. Losses are checked to agree and
-weights to move before anything is timed. Denormal numbers are flushed to zero for all, as XLA does for NumPyro: after
-some thousand steps on twenty batches they fill Adam's averages, and a processor takes half as long again over them.
-Peak is of resident memory, of a process that holds every contestant (of the device's memory, on CUDA). The limit of
-the machine is the step's matrix products and convolutions, each alone.
+All contestants run in one process, on the same data, with Adam (fused if the library allows it) and from the same
+initial weights. They take turns: in each round every contestant runs for one burst of steps, and every other round
+goes in reverse order. The time of a contestant is the median of its burst means. Its ratio to hand-written eager
+PyTorch is computed per round; the table shows the median ratio and the 10 % and 90 % quantiles. Before anything is
+timed, the first losses have to agree, and the loss has to fall.
 
-NumPyro and pythae take part where they are installed: pip install "ppl_vae[bench]".
+Denormal numbers are set to zero for all contestants, as XLA does for NumPyro. Without this they fill Adam's averages
+after some thousand steps on twenty batches, and a step takes half as long again. The peak of memory is that of the
+whole process, which holds all contestants; on CUDA it is the memory of the device. The limit of the machine is the
+time of the step's matrix products and convolutions, each run alone.
+
+NumPyro and pythae take part if they are installed: pip install "ppl_vae[bench]".
 """
 
 import argparse
@@ -40,16 +43,26 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from .. import VARIANTS, Variant
 from ..svi import SVI, Adam, Step
 from ..svi.capture import record
-from ..svi.precision import networks_in_bf16, products_in_bf16
+from ..svi.precision import TOLERANCES, networks_in_bf16, products_in_bf16
 from ..training.machine import threads_for
 
-LR, BATCHES = 1e-3, 20
-HAND = "hand-written, eager"
-Run = Callable[[int], Any]  # from a number of steps to the last loss
+LR = 1e-3
+BATCHES = 20
+HAND = "hand-written, eager"  # the contestant that all others are compared with
+Run = Callable[[int], Any]  # takes a number of steps and returns the last loss
+Build = Callable[[Variant, list[Tensor]], Run]  # from a model, a guide and batches
 
 
 class Net(NamedTuple):
-    """An architecture of the ladder."""
+    """An architecture and its data.
+
+    Attributes:
+        x_shape: The shape of a datum.
+        z_dim: The number of latent dimensions.
+        rows: The size of a batch.
+        width: The width of the hidden layer of a perceptron.
+        channels: The channels of a convolutional network. If there are none, it is a perceptron.
+    """
 
     x_shape: tuple[int, ...]
     z_dim: int
@@ -58,7 +71,7 @@ class Net(NamedTuple):
     channels: tuple[int, ...] = ()
 
     def encoder(self) -> nn.Sequential:
-        """From x to features."""
+        """The network from x to features."""
         if not self.channels:
             return nn.Sequential(nn.Flatten(), nn.Linear(self.x_shape[0], self.width), nn.ReLU())
         layers: list[nn.Module] = []
@@ -67,7 +80,7 @@ class Net(NamedTuple):
         return nn.Sequential(*layers, nn.Flatten())
 
     def decoder(self) -> nn.Sequential:
-        """From z to logits."""
+        """The network from z to logits."""
         if not self.channels:
             return nn.Sequential(nn.Linear(self.z_dim, self.width), nn.ReLU(), nn.Linear(self.width, self.x_shape[0]))
         side, back = self.x_shape[1] >> len(self.channels), self.channels[::-1]
@@ -83,7 +96,8 @@ NETS = {
     "conv, batch 128": Net((1, 32, 32), 16, 128, channels=(32, 64, 128, 256)),
     "tiny, batch 32": Net((8,), 2, 32, 16),
 }
-TARGETS = {  # at most so much of a contestant's time, for our best in that precision, in the order of NETS
+# By precision and contestant: the largest wanted ratio of our best time to the contestant's, for each of NETS.
+TARGETS = {
     ("full", HAND): (0.80, 0.90, 0.90, 0.25),
     ("full", "hand-written, torch.compile"): (0.82, 0.92, 1.0, 0.25),
     ("full", "Pyro SVI"): (0.35, 0.60, 0.82, 0.05),
@@ -95,11 +109,11 @@ TARGETS = {  # at most so much of a contestant's time, for our best in that prec
 }
 
 
-# Contestants: from a pair and its data to what runs a number of steps.
+# The contestants: functions that build a ``Run`` from a variant and its batches.
 
 
 def hand_loss(variant: Variant, x: Tensor) -> Tensor:
-    """The negative bound as one writes it by hand, the KL in closed form."""
+    """The negative bound in nats, written by hand, with the KL divergence in closed form."""
     h = variant.guide.encoder(x).flatten(1)
     loc, log_scale = (head(h) for head in variant.guide.heads)
     z = loc + log_scale.exp() * torch.randn_like(loc)
@@ -109,7 +123,7 @@ def hand_loss(variant: Variant, x: Tensor) -> Tensor:
 
 
 def laid_out(variant: Variant, batches: list[Tensor]) -> list[Tensor]:
-    """Put kernels in the layout channels_last, and return the data in it."""
+    """Convert model and guide to the layout channels_last, and return the batches in it."""
     for half in variant[:2]:
         half.to(memory_format=torch.channels_last)
     return [x.contiguous(memory_format=torch.channels_last) for x in batches]
@@ -123,7 +137,7 @@ def hand(
     channels_last: bool = False,
     bf16: bool = False,
 ) -> Run:
-    """Hand-written PyTorch with the fused Adam."""
+    """Hand-written PyTorch, with torch's fused Adam."""
     if channels_last:
         batches = laid_out(variant, batches)
     networks = nn.ModuleList([*variant.guide.children(), variant.model.decoder])
@@ -142,12 +156,12 @@ def hand(
 
 
 def pyro_adam() -> Any:
-    """Adam as a user of Pyro writes it."""
+    """The Adam that a user of Pyro writes."""
     return pyro.optim.Adam({"lr": LR})  # type: ignore[attr-defined]
 
 
 def stock(variant: Variant, batches: list[Tensor], *, validation: bool) -> Run:
-    """``pyro.infer.SVI``, whose step reads its loss back."""
+    """``pyro.infer.SVI``, whose step waits for the value of its loss."""
     svi = pyro.infer.SVI(optim=pyro_adam(), **variant._asdict())
 
     def step(x: Tensor) -> Any:
@@ -160,8 +174,8 @@ def stock(variant: Variant, batches: list[Tensor], *, validation: bool) -> Run:
 def ours(
     variant: Variant, batches: list[Tensor], *, backend: str, precision: str = "full", channels_last: bool = False
 ) -> Run:
-    """This library's step, in the precisions and layouts of ``fit``."""
-    if precision == "full" and not channels_last:  # the others stay out of Pyro's store, which would copy kernels
+    """The step of this library, in the precisions and layouts of ``fit``."""
+    if precision == "full" and not channels_last:  # the others avoid Pyro's store, which would copy the kernels
         svi = SVI(optim=pyro_adam(), backend=backend, **variant._asdict())
         return proved(in_own_store(stepping(svi.step, batches)), svi)
     objective = variant.loss(variant.model, variant.guide)
@@ -173,8 +187,7 @@ def ours(
             return objective(x)
 
     optimizer = Adam(objective.parameters(), LR)
-    tolerance = 1e-3 if precision == "full" else 0.1
-    step = Step(lowered, optimizer, objective.modules(), backend, variant.loss, tolerance=tolerance)
+    step = Step(lowered, optimizer, objective.modules(), backend, variant.loss, tolerance=TOLERANCES[precision])
 
     def run(x: Tensor) -> Tensor:
         with products_in_bf16() if precision == "bf16_matmul" else nullcontext():
@@ -184,19 +197,19 @@ def ours(
 
 
 def proved(run: Run, step: SVI | Step) -> Run:
-    """The same, refusing to be timed while it runs eagerly."""
+    """The same run. It raises if its steps run eagerly, so that they are not timed as steps from a graph."""
 
     def checked(steps: int) -> Any:
         loss = run(steps)
         if step.reason is not None:
-            raise RuntimeError(f"runs eagerly: {step.reason}")
+            raise RuntimeError(f"the step runs eagerly: {step.reason}")
         return loss
 
     return checked
 
 
 def in_own_store(run: Run) -> Run:
-    """The same, with a parameter store of its own: names are those of every other contestant."""
+    """The same run with its own parameter store, because all contestants use the same names of parameters."""
     state: Any = {"params": {}, "constraints": {}}
 
     def alone(steps: int) -> Any:
@@ -207,7 +220,7 @@ def in_own_store(run: Run) -> Run:
 
 
 def stepping(step: Callable[[Tensor], Any], batches: list[Tensor]) -> Run:
-    """Many steps, over the batches in turn."""
+    """A run that steps over the batches in turn."""
 
     def run(steps: int) -> Any:
         loss = None
@@ -219,7 +232,7 @@ def stepping(step: Callable[[Tensor], Any], batches: list[Tensor]) -> Run:
 
 
 def by_pythae(variant: Variant, batches: list[Tensor]) -> Run:
-    """Model and loss of pythae, with torch's default Adam as its trainer has it."""
+    """The model and loss of pythae, with torch's default Adam, which pythae's trainer takes."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -256,7 +269,7 @@ def by_pythae(variant: Variant, batches: list[Tensor]) -> Run:
 
 
 def numpyro_pair(variant: Variant) -> tuple[Any, Any]:
-    """The perceptrons of a pair, from the same start, as a model and a guide of NumPyro."""
+    """A model and a guide of NumPyro, with the perceptrons of a variant and their initial weights."""
     import jax
     import numpyro
     import numpyro.distributions as dist
@@ -285,7 +298,13 @@ def numpyro_pair(variant: Variant) -> tuple[Any, Any]:
 
 
 def by_numpyro(variant: Variant, batches: list[Tensor], *, how: str) -> Run:
-    """NumPyro's SVI of the same perceptrons: ``jit`` of update, with donated state, or a scan of many steps."""
+    """NumPyro's SVI.
+
+    Args:
+        variant: The model and the guide, both of perceptrons.
+        batches: The batches.
+        how: "jit" compiles ``update``, "donated" lets it overwrite its state, and "scan" compiles a loop of steps.
+    """
     import jax
     import numpyro
     from jax import numpy as jnp
@@ -314,8 +333,8 @@ def by_numpyro(variant: Variant, batches: list[Tensor], *, how: str) -> Run:
     return in_a_scan if how == "scan" else one_by_one
 
 
-def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tensor]], Run]]:
-    """Who takes part on this machine."""
+def contestants(net: Net, device: str) -> dict[str, Build]:
+    """All contestants that can run on this machine, by name."""
     field: dict[str, Any] = {
         HAND: hand,
         "hand-written, torch.compile": partial(hand, compiled=True),
@@ -345,19 +364,25 @@ def contestants(net: Net, device: str) -> dict[str, Callable[[Variant, list[Tens
     return field
 
 
-# Measuring.
+# The measurement.
 
 
 class Entrant(NamedTuple):
-    """A contestant that is ready to run."""
+    """A contestant that is ready to run.
+
+    Attributes:
+        run: Takes a number of steps.
+        start: The seconds that the first three steps took, compilation included.
+        loss: The loss of the first step.
+    """
 
     run: Run
-    start: float  # seconds of the first three steps, what compiles included
-    loss: float  # of the first step
+    start: float
+    loss: float
 
 
-def enter(build: Callable[[Variant, list[Tensor]], Run], variant: Variant, batches: list[Tensor]) -> Entrant:
-    """Set a contestant up on a copy of the pair, and see that its first loss is a number and its weights move."""
+def enter(build: Build, variant: Variant, batches: list[Tensor]) -> Entrant:
+    """Set up a contestant on a copy of the variant, and take its first three steps."""
     variant = copy.deepcopy(variant)
     torch.manual_seed(1)
     started = time.perf_counter()
@@ -368,22 +393,24 @@ def enter(build: Callable[[Variant, list[Tensor]], Run], variant: Variant, batch
 
 
 def agree(name: str, entrant: Entrant, reference: Entrant) -> None:
-    """The loss of the first step is that of the reference, and after 40 more on the same batch it is lower."""
+    """Raise unless the first loss agrees with the reference, and the loss of the same batch is lower 40 steps later."""
     other_draws = any(word in name for word in ("NumPyro", "pythae", "bf16", "compile"))
-    if abs(entrant.loss / reference.loss - 1) > (0.02 if other_draws else 1e-4):
-        raise RuntimeError(f"the first loss is {entrant.loss:.6g}, that of {HAND} {reference.loss:.6g}")
-    if not (last := float(entrant.run(2 * BATCHES + 1))) < entrant.loss:
-        raise RuntimeError(f"the weights do not move: the loss went from {entrant.loss:.6g} to {last:.6g}")
+    tolerance = 0.02 if other_draws else 1e-4
+    if abs(entrant.loss / reference.loss - 1) > tolerance:
+        raise RuntimeError(f"the first loss is {entrant.loss:.6g}, and that of {HAND} is {reference.loss:.6g}")
+    last = float(entrant.run(2 * BATCHES + 1))
+    if not last < entrant.loss:
+        raise RuntimeError(f"the loss does not fall: it went from {entrant.loss:.6g} to {last:.6g}")
 
 
 def synchronise(device: str) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def burst(run: Run, steps: int, device: str) -> float:
-    """Mean seconds of a step."""
+    """The mean time of a step in seconds."""
     synchronise(device)
     started = time.perf_counter()
     run(steps)
@@ -392,7 +419,7 @@ def burst(run: Run, steps: int, device: str) -> float:
 
 
 def forget_peak(device: str) -> None:
-    """Start a new record of the peak of memory, where the system keeps one."""
+    """Reset the peak of memory, if the system keeps a record of it."""
     record_of_process = Path("/proc/self/clear_refs")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -401,7 +428,7 @@ def forget_peak(device: str) -> None:
 
 
 def peak(device: str) -> float:
-    """The peak since then, in MiB; NaN where there is no record."""
+    """The peak of memory since the last reset, in MiB. NaN if the system keeps no record."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
@@ -409,22 +436,40 @@ def peak(device: str) -> float:
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), math.nan)
 
 
-def timed(field: dict[str, Entrant], device: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Interleaved bursts, the order reversed in every other round."""
+class Effort(NamedTuple):
+    """How long to measure.
+
+    Attributes:
+        rounds: The number of bursts per contestant.
+        seconds: The length of a burst.
+        repeats: How often each matrix product or convolution runs alone.
+    """
+
+    rounds: int
+    seconds: float
+    repeats: int
+
+
+FULL = Effort(rounds=21, seconds=0.3, repeats=30)
+SHORT = Effort(rounds=3, seconds=0.02, repeats=3)
+
+
+def timed(field: dict[str, Entrant], device: str, effort: Effort) -> dict[str, dict[str, Any]]:
+    """Run the bursts in turn, every other round in reverse order. Returns one row of the table per contestant."""
     steps, peaks = {}, {}
     for name, entrant in field.items():
         forget_peak(device)
-        steps[name] = max(2, round(seconds / burst(entrant.run, 5, device)))
+        steps[name] = max(2, round(effort.seconds / burst(entrant.run, 5, device)))
         peaks[name] = peak(device)
         if "scan" in name:
-            steps[name] += -steps[name] % BATCHES
+            steps[name] += -steps[name] % BATCHES  # a scan takes whole sweeps over the batches
     means: dict[str, list[float]] = {name: [] for name in field}
-    for index in range(rounds):
+    for index in range(effort.rounds):
         for name in reversed(field) if index % 2 else field:
             means[name].append(burst(field[name].run, steps[name], device))
     table = {}
     for name, entrant in field.items():
-        ratios = sorted(a / b for a, b in zip(means[name], means[HAND], strict=True))
+        ratios = [ours / theirs for ours, theirs in zip(means[name], means[HAND], strict=True)]
         low, *_, high = statistics.quantiles(ratios, n=10, method="inclusive")
         table[name] = {
             "ms": 1e3 * statistics.median(means[name]),
@@ -438,7 +483,10 @@ def timed(field: dict[str, Entrant], device: str, rounds: int, seconds: float) -
 
 
 def products_alone(variant: Variant, x: Tensor, device: str, repeats: int) -> tuple[float, float]:
-    """Seconds of a step's matrix products and convolutions, each run alone, and their number of operations."""
+    """The time in seconds of a step's matrix products and convolutions, each run alone, and their operations.
+
+    Each product runs ``repeats`` times, and its median counts.
+    """
     from torch.fx import GraphModule, Interpreter
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -462,8 +510,8 @@ def products_alone(variant: Variant, x: Tensor, device: str, repeats: int) -> tu
     return seconds, float(counter.get_total_flops())
 
 
-def race(net: Net, device: str, *, quick: bool) -> dict[str, Any]:
-    """Everything of one architecture."""
+def race(net: Net, device: str, effort: Effort) -> dict[str, Any]:
+    """Time all contestants on one architecture. A contestant that fails is listed as absent, with its error."""
     torch.manual_seed(0)
     parts = {"encoder": net.encoder(), "decoder": net.decoder()}
     variant = VARIANTS["bernoulli_vae"](net.x_shape, net.z_dim, **parts, loss=TraceMeanField_ELBO())
@@ -479,41 +527,40 @@ def race(net: Net, device: str, *, quick: bool) -> dict[str, Any]:
             field.setdefault(HAND, entrant)
             agree(name, entrant, field[HAND])
             field[name] = entrant
-        except Exception as error:  # noqa: BLE001  one that fails must not end the race, nor vanish
+        except Exception as error:  # noqa: BLE001  the race goes on without it
             absent[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     absent |= {name: "not installed" for name in ("numpyro", "pythae") if find_spec(name) is None}
-    table = timed(field, device, 3 if quick else 21, 0.02 if quick else 0.3)
-    seconds, flops = products_alone(variant, batches[0], device, 3 if quick else 30)
+    table = timed(field, device, effort)
+    seconds, flops = products_alone(variant, batches[0], device, effort.repeats)
     for row in table.values():
         row |= {"GFLOP/s": flops / row["ms"] / 1e6, "share_of_limit": 1e3 * seconds / row["ms"]}
     limit = {"ms": 1e3 * seconds, "GFLOP": flops / 1e9}
     return {"table": table, "absent": absent, "products_alone": limit, "threads": torch.get_num_threads()}
 
 
-# Reporting.
+# The report.
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """Each target, reached or missed, by our best backend in that precision."""
+    """One line per target, which says whether our fastest backend in that precision reaches it."""
     lines = []
     for (precision, name), bounds in TARGETS.items():
         for net, bound in zip(NETS, bounds, strict=True):
             table = results.get(net, {}).get("table", {})
-            ours = [
-                row["ms"] for key, row in table.items() if "ours" in key and ("bf16" in key) == (precision == "bf16")
-            ]
+            ours = [key for key in table if "ours" in key and ("bf16" in key) == (precision == "bf16")]
             if bound is None or not ours or name not in table:
                 continue
-            ratio = min(ours) / table[name]["ms"]
+            best = min(table[key]["ms"] for key in ours)
+            ratio = best / table[name]["ms"]
             word = "reached" if ratio <= bound else "missed"
             lines.append(f"{net}: ours, {precision} / {name} = {ratio:.2f}, wanted at most {bound:.2f}: {word}")
     return lines
 
 
 def show(net: str, result: dict[str, Any]) -> None:
-    """Print one table."""
+    """Print the table of one architecture."""
     limit = result["products_alone"]
-    print(f"\n{net}: {limit['GFLOP']:.3g} GFLOP a step, its products alone {limit['ms']:.3g} ms")
+    print(f"\n{net}: {limit['GFLOP']:.3g} GFLOP per step, whose products alone take {limit['ms']:.3g} ms")
     titles = {"ms": 9, "ratio": 7, "q10": 7, "q90": 7, "start s": 9, "MiB": 7, "GFLOP/s": 9, "limit": 7}
     print(" " * 44 + "".join(f"{title:>{width}}" for title, width in titles.items()))
     for name, row in sorted(result["table"].items(), key=lambda item: item[1]["ms"]):
@@ -526,7 +573,7 @@ def show(net: str, result: dict[str, Any]) -> None:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Ratios to hand-written eager, an architecture a panel, with their spread."""
+    """Draw the ratios to hand-written eager PyTorch with their quantiles, one panel per architecture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3 * len(results)), layout="constrained")
@@ -538,13 +585,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
         colours = ["#2a6f97" if name.startswith("ours") else "#adb5bd" for name, _ in rows]
         axes.barh([name for name, _ in rows], ratios, xerr=spread, color=colours, error_kw={"lw": 1})
         axes.axvline(1.0, color="black", lw=0.8)
-        axes.set_title(f"{net}: time of a step beside {HAND}", fontsize=10)
+        axes.set_title(f"{net}: time per step relative to {HAND}", fontsize=10)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
 
 
 def processor() -> str:
-    """The name of the processor, as the system gives it."""
+    """The name of the processor that the system gives."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -552,7 +599,7 @@ def processor() -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """The machine and the versions that the numbers were measured with."""
     versions = {}
     for package in ("torch", "pyro-ppl", "ppl_vae", "numpyro", "jax", "pythae"):
         try:
@@ -564,19 +611,20 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Race, print, write."""
+    """Run the races, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="three short rounds: see that it runs")
-    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    nets_help = "Architectures to time (default: all)."
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="Device (default: %(default)s).")
+    parser.add_argument("--quick", action="store_true", help="Run three short rounds, to see that everything works.")
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS), help=nets_help)
     chosen = parser.parse_args()
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers slows every step beside it
-    torch.set_flush_denormal(True)  # before there are threads, which inherit it
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers would slow every step
+    torch.set_flush_denormal(True)  # before there are threads, which inherit the setting
     torch.optim.Adam([torch.zeros(1)])  # the first optimizer of a process imports for a second
     results = {}
     for net in chosen.nets:
-        with threads_for(NETS[net].rows * math.prod(NETS[net].x_shape)):  # as fit chooses them, for all of torch
-            results[net] = race(NETS[net], chosen.device, quick=chosen.quick)
+        with threads_for(NETS[net].rows * math.prod(NETS[net].x_shape)):  # the number of threads that fit chooses
+            results[net] = race(NETS[net], chosen.device, SHORT if chosen.quick else FULL)
         show(net, results[net])
     lines = verdicts(results)
     print("", *lines, sep="\n")

@@ -1,23 +1,19 @@
 """Variational and regularised autoencoders as Pyro programs: swap a part, train, and trust the numbers."""
 
+from .assembly import pair, with_prior
 from .catalogue import VARIANTS
 from .checkpoint import load, save
-from .contracts.conformance import check
+from .coding import encode, reconstruct, sample
+from .contracts import check
 from .conversion import convert
-from .data.data_set import Data
-from .data.prepared import prepare
+from .data import Data, prepare
+from .description import describe
 from .diagnosis import collapse, diagnose, sbc, to_inferencedata
-from .evaluation import ex_post
-from .evaluation.annealing import annealed, bracket
-from .evaluation.evaluation import Evaluation, evaluate
-from .evaluation.inference_gaps import gaps
-from .evaluation.lower_bounds import bounds
-from .evaluation.stacking import paired, stack
+from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post, gaps, paired, stack
 from .svi import SVI
-from .training.fitting import Fit, fit
-from .variant import Variant, encode, pair, reconstruct, sample, with_prior
-from .verification.estimator_table import compare_estimators
-from .verification.verdict import verify
+from .training import Fit, fit
+from .variant import Variant
+from .verification import compare_estimators, verify
 
 __all__ = [
     "SVI",
@@ -33,6 +29,7 @@ __all__ = [
     "collapse",
     "compare_estimators",
     "convert",
+    "describe",
     "diagnose",
     "encode",
     "evaluate",

@@ -142,7 +142,18 @@ def test_no_experiment_imports_another() -> None:
 
 # The rooms, from the ground up. Each answers one question, and imports from those below it alone.
 GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
-PAIR = ("catalogue", "checkpoint", "conversion", "description", "noise", "recipes", "snapshot", "variant")
+PAIR = (
+    "assembly",
+    "catalogue",
+    "checkpoint",
+    "coding",
+    "conversion",
+    "description",
+    "noise",
+    "recipes",
+    "snapshot",
+    "variant",
+)
 ROOMS = (
     "ground",
     "models",

@@ -24,7 +24,8 @@ from ppl_vae.checkpoint import notes_of
 from ppl_vae.cli import app, main
 from ppl_vae.cli.options import TrainingOptions
 from ppl_vae.data.data_set import BINARIZE
-from ppl_vae.data.prepared import SCALES, SPLITS
+from ppl_vae.data.splits import SPLITS
+from ppl_vae.data.units import SCALES
 from ppl_vae.evaluation.metrics import COLUMNS
 from ppl_vae.report.comparison import compare
 from ppl_vae.streams import seeded

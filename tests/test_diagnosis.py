@@ -1,11 +1,10 @@
-"""diagnose: verdicts that follow from the numbers, and a page, numbers and draws that stand alone."""
+"""diagnose: the verdicts follow from the numbers, and the page, the numbers and the draws need no other file."""
 
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, bounds, convert, ex_post, pair, prepare, save
 from ppl_vae.cli import main
-from ppl_vae.diagnosis import Diagnosis, diagnose, page, write
+from ppl_vae.diagnosis import Diagnosis, diagnose, diagnosis_page, write_diagnosis
 from ppl_vae.diagnosis.code_usage import collapse
-from ppl_vae.diagnosis.inference_data import arviz
-from ppl_vae.diagnosis.verdicts import errors, weights, wilson
+from ppl_vae.diagnosis.grades import interval_reach, wilson
+from ppl_vae.diagnosis.inference_data import import_arviz
+from ppl_vae.diagnosis.verdicts import judge_weights
 from ppl_vae.evaluation.pareto import k_threshold
 from ppl_vae.guides import FullRank, Laplace, PointMass
 from ppl_vae.models import DiscretizedLogistic, DiscretizedNormal, Gaussian, LinearGaussian, StudentT
@@ -48,18 +48,18 @@ def answers(found: Diagnosis) -> dict[str, bool]:
     return {verdict.title: verdict.good for verdict in found.verdicts}
 
 
-def test_an_exact_guide_of_the_right_model_is_told_that_all_is_well() -> None:
+def test_all_verdicts_on_an_exact_guide_of_the_right_model_are_good() -> None:
     variant, x = problem(200)
 
     found = diagnose(variant, x, num_particles=60, simulations=300)
 
     assert set(answers(found).values()) == {True}
-    text = page(found)
+    text = diagnosis_page(found)
     assert re.findall(r'<td class="(?:good|look|bad)">(\w+)</td>', text) == ["good"] * 6
     assert "No datum has a finite tail index" in text  # weights are equal: -inf
 
 
-def test_a_narrow_guide_is_told_what_is_wrong_and_what_to_do() -> None:
+def test_verdicts_on_a_narrow_guide_say_what_is_wrong_and_what_to_do() -> None:
     variant, x = problem(stretch=0.1)
 
     found = diagnose(variant, x, num_particles=400, simulations=300)
@@ -67,7 +67,7 @@ def test_a_narrow_guide_is_told_what_is_wrong_and_what_to_do() -> None:
     verdict = found.verdicts[0]
     share = int((found.bounds.k_hat > k_threshold(400)).sum())
     assert not verdict.good
-    assert f"{share} of 60 data ({share / 60:.1%})" in verdict.text
+    assert f"{share} of 60 data ({100 * share / 60:.1f} %," in verdict.text
     assert "raise K" in verdict.text
     assert "widen q" in verdict.text
     assert "too narrow" in found.verdicts[2].text
@@ -76,34 +76,32 @@ def test_a_narrow_guide_is_told_what_is_wrong_and_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("high", "rows", "grade"), [(0, 100, "good"), (1, 100, "good"), (6, 100, "look"), (30, 100, "bad"), (0, 8, "look")]
 )
-def test_a_few_high_k_hats_are_no_no_and_few_data_no_yes(high: int, rows: int, grade: str) -> None:
-    """Wilson's intervals: 0 of 100 reach 4 %, 1 of 100 5 %, 6 of 100 begin at 3 %, and 0 of 8 reach a third."""
+def test_weights_are_graded_by_the_interval_of_the_share_of_high_k_hats(high: int, rows: int, grade: str) -> None:
+    """By Wilson's intervals: 0 of 100 reaches 4 %, 1 of 100 reaches 5 %, 6 of 100 begins at 3 %, 0 of 8 reaches 1/3."""
     k_hat = torch.tensor([2.0] * high + [0.0] * (rows - high))
-    drawn = bounds(*problem(rows), 60)._replace(k_hat=k_hat)
-    found: Any = SimpleNamespace(bounds=drawn, rows=rows, num_particles=60, proposal="")
 
-    verdict = weights(found)
+    verdict = judge_weights(bounds(*problem(rows), 60)._replace(k_hat=k_hat), 60)
 
     assert verdict.grade == grade
     assert verdict.figure.value == high / rows
     assert verdict.figure.error > 0  # type: ignore[operator]
 
 
-def test_an_interval_of_a_share_never_closes() -> None:
-    """Wilson's roots of ``(p - s)**2 = 4 p (1 - p) / n``: 4 / (n + 4) where none was seen."""
+def test_the_interval_of_a_share_has_a_positive_width() -> None:
+    """The ends are the roots p of ``(p - s)**2 = 4 p (1 - p) / n``. For s = 0 they are 0 and 4 / (n + 4)."""
     assert wilson(0, 60) == pytest.approx((0, 4 / 64))
     assert wilson(60, 60) == pytest.approx((60 / 64, 1))
     for p in wilson(7, 50):
         assert (p - 7 / 50) ** 2 == pytest.approx(4 * p * (1 - p) / 50)
 
 
-def test_two_errors_are_student_s_where_data_are_few() -> None:
-    assert errors(2) == pytest.approx(12.706, abs=1e-3)
-    assert errors(1000) == 2
+def test_the_reach_of_an_interval_is_that_of_student_s_t_and_at_least_2() -> None:
+    assert interval_reach(2) == pytest.approx(12.706, abs=1e-3)
+    assert interval_reach(1000) == 2
 
 
-def test_an_exact_sigma_is_right_in_an_autoencoder_too() -> None:
-    """Residuals at z ~ p(z | x) have the variance of the noise; twice the covariance would add a part k / D = 1 / 2."""
+def test_an_exact_sigma_of_an_autoencoder_is_judged_right() -> None:
+    """Residuals at z ~ p(z | x) have the variance of the noise. Twice the covariance would add k / D = 1 / 2."""
     torch.manual_seed(0)
     model = LinearGaussian(2 * torch.randn(6, 3), torch.zeros(6), torch.tensor(0.5))
     x = torch.randn(200, 3) @ model.loading.mT + 0.5 * torch.randn(200, 6)
@@ -119,7 +117,7 @@ def test_an_exact_sigma_is_right_in_an_autoencoder_too() -> None:
 
 
 def test_a_scale_at_its_floor_is_named_with_the_remedy() -> None:
-    """Volts: x is a hundredth of what sigma can go down to, so that no code is used."""
+    """Data in volts: x is a hundredth of the floor of sigma, so no code is used."""
     torch.manual_seed(0)
     variant, x = VARIANTS["sigma_vae"]((X_DIM,), Z_DIM), 1e-5 * torch.randn(50, X_DIM)
     variant.model.likelihood.set_scale(0.003)  # type: ignore[operator]
@@ -135,7 +133,7 @@ def test_a_scale_at_its_floor_is_named_with_the_remedy() -> None:
 
 
 class Classes(nn.Module):
-    """Four classes a number, which have neither mean nor variance."""
+    """Four classes per coordinate, which have neither a mean nor a variance."""
 
     outputs = 4
 
@@ -143,7 +141,7 @@ class Classes(nn.Module):
         return dist.Categorical(logits=torch.stack(logits, -1))
 
 
-def test_classes_without_a_mean_are_diagnosed_and_the_noise_left_out() -> None:
+def test_the_noise_of_classes_without_a_mean_is_left_out() -> None:
     found = diagnose(pair((X_DIM,), Z_DIM, likelihood=Classes()), torch.randint(4, (20, X_DIM)).double(), **SMALL)
 
     left = [verdict for verdict in found.verdicts if verdict.grade == "left out"]
@@ -162,7 +160,7 @@ def test_an_autoencoder_of_any_likelihood_is_diagnosed(likelihood: nn.Module) ->
 
 
 def test_the_numbers_are_those_of_the_parts() -> None:
-    """Bounds and codes, with the same seed, and the ladder's errors from them."""
+    """Bounds and codes are those of the same seed, and the errors of the ladder follow from them."""
     variant, x = problem(stretch=1.5)
 
     found = diagnose(variant, x, seed=4, **SMALL)
@@ -186,10 +184,10 @@ def test_the_ex_post_mixture_is_judged_by_the_same_draws() -> None:
     assert list(found.checks) == ["p(z)", "the ex-post mixture"]
     assert [rung.text.partition(":")[0] for rung in found.ladder[2:]] == ["the ex-post mixture as p(z)"] * 2
     z_score = (found.ex_post.elbo - found.bounds.elbo).mean() / found.bounds.elbo.std()
-    assert z_score.abs() < 0.5  # a mixture that was fitted on draws of a standard normal
+    assert z_score.abs() < 0.5  # the mixture was fitted to draws of a standard normal
 
 
-def test_annealing_is_run_on_some_data_when_it_is_asked_for() -> None:
+def test_annealing_is_run_on_some_of_the_data_if_it_is_asked_for() -> None:
     variant, x = problem(30, stretch=1.5)
 
     found = diagnose(variant, x, temperatures=2, **SMALL)
@@ -198,7 +196,7 @@ def test_annealing_is_run_on_some_data_when_it_is_asked_for() -> None:
     assert found.annealed.annealed is not None
     assert [rung.title for rung in found.ladder][-3:] == ["ELBO", "importance-weighted", "annealed"]
     assert found.ladder[-1].text == (
-        "20 of the data alone, drawn at random; 16 chains, fewer than K, so that it can be below the weighted bound"
+        "only 20 of the data, drawn at random; 16 chains, which are fewer than K, so it can be below the weighted bound"
     )
 
 
@@ -211,11 +209,11 @@ def test_a_point_mass_is_judged_with_a_laplace_proposal_and_says_so() -> None:
     proposal = variant._replace(guide=Laplace(variant.guide, variant.model))
     assert torch.equal(found.bounds.elbo, bounds(proposal, x, 60).elbo)
     assert found.name == "rae"
-    assert "a proposal that nobody trained" in page(found)
+    assert "a proposal that nobody trained" in diagnosis_page(found)
 
 
 def test_a_point_mass_in_single_precision_has_a_symmetric_proposal() -> None:
-    """A product of Jacobians is symmetric up to rounding, and torch refuses it: small entries beside large ones."""
+    """A product of Jacobians with small and large entries is symmetric only up to rounding, and torch refuses that."""
     torch.manual_seed(0)
     decoder = nn.Linear(8, 64)
     decoder.weight.data *= 3000 ** torch.rand(8)
@@ -232,11 +230,11 @@ def test_a_point_mass_in_single_precision_has_a_symmetric_proposal() -> None:
 def test_every_kind_of_data_gets_a_page(name: str, shape: tuple[int, ...]) -> None:
     x = torch.randint(2, (12, *shape)).double()
 
-    text = page(diagnose(VARIANTS[name](shape, Z_DIM), x, **SMALL))
+    text = diagnosis_page(diagnose(VARIANTS[name](shape, Z_DIM), x, **SMALL))
 
     assert text.count("<section>") == 5
     assert ('<td class="none">left out</td>' in text) == (name == "bernoulli_vae")
-    assert ("p(z) had no part in its training" in text) == (name == "wae_mmd")
+    assert ("p(z) had no part in the training" in text) == (name == "wae_mmd")
     assert "{{" not in text
     assert "nan" not in re.sub(r'src="[^"]*"', "", text)
 
@@ -246,7 +244,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     variant, x = problem(30, stretch=0.3)
-    return write(diagnose(variant, x, **SMALL), tmp_path_factory.mktemp("run")).parent
+    return write_diagnosis(diagnose(variant, x, **SMALL), tmp_path_factory.mktemp("run")).parent
 
 
 def test_three_files_are_written_and_nothing_else(written: Path) -> None:
@@ -274,7 +272,7 @@ def test_the_numbers_are_json_of_the_standard(written: Path) -> None:
 
 
 def test_the_draws_are_read_by_arviz(written: Path) -> None:
-    found = arviz().from_netcdf(str(written / "draws.nc"))
+    found = import_arviz().from_netcdf(str(written / "draws.nc"))
 
     assert found.posterior.z.shape == (1, 60, 30, Z_DIM)
     assert "not of the posterior" in found.posterior.attrs["draws_are"]
@@ -315,7 +313,7 @@ def test_bad_input_is_answered_in_a_line(x: Tensor, settings: dict[str, Any], me
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A checkpoint that says what it was trained on: a small table."""
+    """A checkpoint of a variant for a small table, with the origin of the data."""
     x = torch.randn(60, X_DIM).numpy()
     table = tmp_path / "tiny.csv"
     table.write_text("\n".join(["a,b,c", *(",".join(map(str, row)) for row in x)]) + "\n")

@@ -1,4 +1,4 @@
-"""Calibration, collapse and predictive checks: against the linear-Gaussian model, and each against what it must see."""
+"""Calibration, collapse and predictive checks: they agree with the linear-Gaussian model, and they find faults."""
 
 import math
 
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import VARIANTS, Variant, ex_post, pair, sample, with_prior
-from ppl_vae.diagnosis import predictive, verdicts
-from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, sbc
+from ppl_vae.diagnosis.calibration import FALSE_ALARMS, Ranks, mean_in_errors, rank_log_mass, sbc, uniformity_p_values
 from ppl_vae.diagnosis.code_usage import collapse
-from ppl_vae.diagnosis.predictive import noise_calibration, prior_predictive
-from ppl_vae.estimate import Number
+from ppl_vae.diagnosis.noise_verdict import judge_noise
+from ppl_vae.diagnosis.predictive import Check, prior_predictive, replicated_statistics
+from ppl_vae.diagnosis.residuals import noise_calibration
+from ppl_vae.diagnosis.verdicts import judge_codes, judge_data, judge_prior
+from ppl_vae.estimate import Number, share_over_data
 from ppl_vae.evaluation.evaluation import evaluate
 from ppl_vae.guides import FullRank, Laplace
 from ppl_vae.models import (
@@ -83,8 +85,8 @@ def test_ranks_are_uniform_where_the_guide_is_the_posterior() -> None:
     assert found.spread.abs().max() < 4
 
 
-def test_an_exact_guide_is_accused_as_seldom_as_is_said() -> None:
-    """Of 60 calibrations, 5 % of the whole panels: 0 to 9 are 4 standard errors around 3."""
+def test_an_exact_guide_is_rarely_accused() -> None:
+    """5 % of 60 panels are 3, and 4 standard errors above it is 9."""
     accused = [bool(sbc(program(model_of()), simulations=100, num_particles=19, seed=seed).off) for seed in range(60)]
 
     assert FALSE_ALARMS == 0.05
@@ -111,8 +113,8 @@ def test_the_width_of_a_guide_shows_as_a_u_or_a_hump(stretch: float, how: str) -
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 3.0, 5.0])
 @pytest.mark.parametrize(("stretch", "width"), [(1.0, ""), (0.5, " and are too narrow"), (2.0, " and are too wide")])
-def test_a_guide_that_is_far_off_is_shifted_whatever_its_width(shift: float, stretch: float, width: str) -> None:
-    """Ranks that pile up at one end are no sign of a narrow guide; what no draw reaches tells no width."""
+def test_a_shifted_guide_is_called_shifted_whatever_its_width(shift: float, stretch: float, width: str) -> None:
+    """Ranks that pile up at one end do not mean a narrow guide. If no draw reaches the truth, the width is unknown."""
     model = LinearGaussian(torch.ones(4, 1), torch.zeros(4), torch.tensor(0.4))
     sd = float(model.posterior(torch.zeros(1, 4)).covariance_matrix.squeeze().sqrt())
 
@@ -129,9 +131,8 @@ def test_a_guide_that_is_far_off_is_shifted_whatever_its_width(shift: float, str
 
 @pytest.mark.parametrize(("shift", "width"), [(0.0, 1.0), (0.7, 1.0), (-1.5, 0.4), (2.0, 3.0)])
 def test_the_law_of_ranks_has_the_mean_that_is_known(shift: float, width: float) -> None:
-    """E rank / K = P(guide's draw < z) = Phi(-shift / sqrt(1 + width**2)); uniform for the posterior itself."""
-    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_log_mass"])
-    mass = module._log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
+    """E rank / K = P(guide's draw < z) = Phi(-shift / sqrt(1 + width**2)). The posterior itself has uniform ranks."""
+    mass = rank_log_mass(20, torch.tensor([shift]), torch.tensor([width]).log())[0].exp()
 
     mean = float(mass @ torch.arange(21).double()) / 20
     assert math.isclose(float(mass.sum()), 1, rel_tol=1e-4)
@@ -141,7 +142,7 @@ def test_the_law_of_ranks_has_the_mean_that_is_known(shift: float, width: float)
 
 
 def test_the_distance_of_ranks_is_kolmogorov_s() -> None:
-    """A mean that is k standard deviations off shows ``2 Phi(k / 2) - 1``."""
+    """A mean that is k standard deviations off has the distance ``2 Phi(k / 2) - 1``."""
     found = sbc(program(model_of(), shift=float(covariance(model_of())[0, 0].sqrt())), simulations=2000)
 
     distance, error = found.distance
@@ -149,8 +150,8 @@ def test_the_distance_of_ranks_is_kolmogorov_s() -> None:
     assert 0 < float(error[0]) <= 0.5 / math.sqrt(2000)
 
 
-def test_a_guide_with_the_right_margins_alone_is_seen_by_the_joint_density_alone() -> None:
-    """The mean and each variance are the posterior's, its correlation of -.8 is not: no coordinate can tell."""
+def test_a_guide_with_only_the_margins_right_is_seen_by_the_log_densities_only() -> None:
+    """The guide has the posterior's means and variances, but not its correlation of -0.8. No coordinate shows it."""
     model = model_of()
     exact = covariance(model)
     assert exact[0, 1] / exact.diagonal().prod().sqrt() < -0.75
@@ -171,7 +172,7 @@ def test_the_best_mean_field_guide_is_too_narrow() -> None:
 
 
 def test_ties_are_broken_at_random() -> None:
-    """One datum in {0, 1} from a decoder that ignores z: log p(x | z) is the same for every draw."""
+    """x is one binary number from a decoder that ignores z, so log p(x | z) is the same for every draw."""
     variant = pair((1,), 1, likelihood=Bernoulli(), encoder=nn.Identity(), decoder=nn.Linear(1, 1))
     variant.model.decoder.weight.data.zero_()
 
@@ -182,12 +183,11 @@ def test_ties_are_broken_at_random() -> None:
 
 
 def test_a_hand_made_panel_has_the_moments_and_the_p_value_of_its_ranks() -> None:
-    """Ranks 0 and 1 of K = 1, 60 to 40: a binomial, 2 standard errors; chi-square 4 with 1 degree of freedom."""
-    module = __import__("ppl_vae.diagnosis.calibration", fromlist=["_uniformity"])
+    """With K = 1, 60 ranks are 0 and 40 are 1: 2 standard errors, and chi-square 4 with 1 degree of freedom."""
     ranks = torch.tensor([0] * 60 + [1] * 40).unsqueeze(1)
 
-    assert math.isclose(float(module._in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)
-    assert math.isclose(float(module._uniformity(ranks, 1)), math.erfc(2 / math.sqrt(2)), rel_tol=1e-9)
+    assert math.isclose(float(mean_in_errors(ranks.double(), torch.arange(2).double())), -2.0, rel_tol=1e-12)
+    assert math.isclose(float(uniformity_p_values(ranks, 1)), math.erfc(2 / math.sqrt(2)), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("settings", [{"simulations": 10}, {"num_particles": 0}])
@@ -196,7 +196,7 @@ def test_too_little_to_calibrate_with_is_refused(settings: dict[str, int]) -> No
         sbc(program(model_of()), **settings)
 
 
-def test_a_point_mass_is_not_calibrated_and_its_proposal_is_too_wide_as_it_says() -> None:
+def test_a_point_mass_is_not_calibrated_and_its_doubled_proposal_is_too_wide() -> None:
     variant = VARIANTS["rae"]((X_DIM,), Z_DIM)
     with pytest.raises(ValueError, match=r"point-mass guide has no density.*Laplace"):
         sbc(variant)
@@ -224,8 +224,8 @@ def test_calibration_leaves_the_caller_s_stream_and_repeats() -> None:
 
 
 def information(model: LinearGaussian, q: Tensor, shift: float) -> tuple[float, float]:
-    """I(x; z) and KL(q(z) || p(z)): x is the model's, q has the exact mean, off by ``shift``, and covariance q."""
-    aggregate = torch.eye(Z_DIM) - covariance(model) + q  # of the means, and q
+    """I(x; z) and KL(q(z) || p(z)) for x from the model and a guide of covariance q whose mean is off by ``shift``."""
+    aggregate = torch.eye(Z_DIM) - covariance(model) + q  # covariance of the means, plus q
     mutual = 0.5 * (torch.logdet(aggregate) - torch.logdet(q))
     loc = torch.tensor([shift, 0.0])
     normal = MultivariateNormal(torch.zeros(Z_DIM), torch.eye(Z_DIM))
@@ -240,7 +240,7 @@ def close(number: Number, exact: float, bias: float = 0.0) -> bool:
 
 @pytest.mark.parametrize(("stretch", "shift"), [(1.0, 0.0), (2.5, 0.0), (1.5, 0.8)])
 def test_mutual_information_and_aggregate_kl_are_those_of_gaussians(stretch: float, shift: float) -> None:
-    """Up to four standard errors, and to a bias of some exp(I) / (2 rows), known by its sign."""
+    """Up to four standard errors and a bias of about exp(I) / (2 rows)."""
     model = model_of(sigma=1.0)
     variant, x = program(model, stretch * covariance(model), shift), drawn_from(model, 3000)
 
@@ -249,7 +249,7 @@ def test_mutual_information_and_aggregate_kl_are_those_of_gaussians(stretch: flo
     mutual, aggregate = information(model, stretch * covariance(model), shift)
     assert close(found.mutual_information, mutual, bias=math.exp(mutual) / len(x))
     assert close(found.aggregate_kl, aggregate, bias=math.exp(mutual) / len(x))
-    assert not close(found.mutual_information, mutual + 0.3)  # it can tell
+    assert not close(found.mutual_information, mutual + 0.3)  # the test has the power to tell
 
 
 @pytest.mark.parametrize("name", ["sigma_vae", "cv_vae", "bernoulli_vae"])
@@ -264,7 +264,7 @@ def test_the_kl_is_information_and_the_aggregate_together(name: str) -> None:
 
 @pytest.mark.parametrize(("stretch", "shift"), [(1.0, 0.0), (2.5, 0.0), (1.5, 0.8)])
 def test_two_moments_of_each_unit_bound_the_aggregate_kl(stretch: float, shift: float) -> None:
-    """``sum_j (s_j**2 + m_j**2 - 1 - log s_j**2) / 2``, below KL by the correlation of the units."""
+    """The bound is ``sum_j (s_j**2 + m_j**2 - 1 - log s_j**2) / 2``, below KL because the units are correlated."""
     model = model_of(sigma=1.0)
     found = collapse(program(model, stretch * covariance(model), shift), drawn_from(model, 3000)).aggregate_kl_least
 
@@ -278,26 +278,26 @@ def test_two_moments_of_each_unit_bound_the_aggregate_kl(stretch: float, shift: 
     ("sigma", "rows", "shift", "grade"),
     [(0.6, 500, 0.0, "good"), (0.6, 500, 1.5, "look"), (0.6, 500, 3.0, "bad"), (0.01, 40, 0.0, "left out")],
 )
-def test_codes_outside_the_prior_are_told_by_a_bound_and_not_by_its_bias(
+def test_codes_outside_the_prior_are_graded_by_a_bound_and_not_by_its_bias(
     sigma: float, rows: int, shift: float, grade: str
 ) -> None:
-    """Shifts of 1.5 and 3 are 1.1 and 4.5 nats; narrow codes of 40 data seem nats away from p(z), and are not."""
+    """Shifts of 1.5 and 3 are 1.1 and 4.5 nats. Narrow codes of 40 data only seem to be nats away from p(z)."""
     model = model_of(sigma)
     found = collapse(program(model, shift=shift), drawn_from(model, rows))
 
-    assert verdicts.prior(found, rows).grade == grade
+    assert judge_prior(found, rows).grade == grade
 
 
 def test_units_of_two_data_are_not_judged() -> None:
     model = model_of()
     found = collapse(program(model), drawn_from(model, 2))
 
-    assert verdicts.codes(found, noise_calibration(program(model), drawn_from(model, 2)), 2).grade == "look"
+    assert judge_codes(found, noise_calibration(program(model), drawn_from(model, 2)), 2).grade == "look"
     assert min(found.variance_error) > 0
 
 
-def test_no_more_information_is_shown_than_tells_the_data_apart() -> None:
-    """Codes far apart and narrow: the estimate stops at log rows, from below, where the truth is beyond."""
+def test_the_estimate_of_information_is_at_most_the_log_of_the_rows() -> None:
+    """For narrow codes that are far apart, the estimate approaches log rows from below, and the truth is larger."""
     model = model_of(sigma=0.001)
     found = collapse(program(model), drawn_from(model, 40))
 
@@ -306,7 +306,7 @@ def test_no_more_information_is_shown_than_tells_the_data_apart() -> None:
     assert information(model, covariance(model), 0.0)[0] > 2 * found.log_rows
 
 
-def test_the_estimate_is_too_low_on_average() -> None:
+def test_the_estimate_of_information_is_too_low_on_average() -> None:
     model = model_of(sigma=0.3)
     values = torch.tensor(
         [collapse(program(model), drawn_from(model, 20, s), seed=s).mutual_information.value for s in range(60)]
@@ -316,7 +316,7 @@ def test_the_estimate_is_too_low_on_average() -> None:
     assert values.mean() + 4 * values.std() / math.sqrt(60) < exact
 
 
-def test_units_are_counted_as_evaluate_counts_them() -> None:
+def test_active_units_are_those_of_evaluate() -> None:
     variant, x = VARIANTS["sigma_vae"]((X_DIM,), 5), drawn_from(model_of(), 100)
     variant.guide.heads[0].weight.data[3:] *= 1e-4  # two units whose mean hardly moves
 
@@ -377,8 +377,8 @@ def test_data_that_are_not_the_model_s_are_seen(change: object, seen: str) -> No
     assert {check.statistic: check.p_value for check in found}[seen] < FALSE_ALARMS / len(found)
 
 
-def test_p_values_reject_the_model_s_own_data_as_seldom_as_they_say() -> None:
-    """At a level of .1, for each statistic over 25 data sets, with 4 standard errors of a share."""
+def test_p_values_reject_the_model_s_own_data_no_more_often_than_their_level() -> None:
+    """At the level 0.1, for each statistic over 25 data sets, up to 4 standard errors of a share."""
     model = model_of()
     variant = program(model)
     found = [prior_predictive(variant, drawn_from(model, 30, s), replicates=99, seed=1000 * s) for s in range(25)]
@@ -389,8 +389,8 @@ def test_p_values_reject_the_model_s_own_data_as_seldom_as_they_say() -> None:
     assert min(check.p_value for checks in found for check in checks) >= 2 / 100
 
 
-def test_the_ex_post_mixture_is_checked_in_the_place_of_the_prior() -> None:
-    """Data whose codes lie elsewhere than the prior's: the mixture of their law passes, the prior does not."""
+def test_the_ex_post_mixture_is_checked_instead_of_the_prior() -> None:
+    """The codes of the data do not follow the prior. The mixture with their law passes, and the prior does not."""
     model = model_of()
     elsewhere = MultivariateNormal(torch.tensor([3.0, -2.0]), 0.2 * torch.eye(Z_DIM))
     x = elsewhere.sample((300,)) @ model.loading.mT + model.loc + model.sigma * torch.randn(300, X_DIM)
@@ -403,16 +403,15 @@ def test_the_ex_post_mixture_is_checked_in_the_place_of_the_prior() -> None:
 
 
 def test_neighbouring_seeds_share_no_replicate() -> None:
-    module = __import__("ppl_vae.diagnosis.predictive", fromlist=["_replicated"])
     variant = program(model_of())
-    means = [found["mean"] for seed in range(3) for found in module._replicated(variant, 1200, None, 20, seed)]
+    means = [found["mean"] for seed in range(3) for found in replicated_statistics(variant, 1200, None, 20, seed)]
 
     assert len(set(means)) == 60
     assert len({stream_seed(seed, index) for seed in range(20) for index in (*range(500), 999_999)}) == 20 * 501
 
 
 def test_statistics_that_differ_by_rounding_are_equal() -> None:
-    """Eleven grey values in three units; the largest is one unit in the last place above what the model makes."""
+    """Eleven grey values in three units. The largest is one unit in the last place above what the model makes."""
     variant = pair((3,), 1, likelihood=DiscretizedNormal(11, 1.0))
     variant.model.scale = Scale((3,), torch.tensor([0.1, -3.3, 7.7]), torch.tensor([7.0, 13.0, 21.0]))
     x = sample(variant, 300, seed=7)
@@ -435,7 +434,33 @@ def test_statistics_are_in_the_model_s_units() -> None:
     assert all(torch.allclose(torch.tensor(a[1:]), torch.tensor(b[1:])) for a, b in zip(plain, moved, strict=True))
 
 
-def test_one_datum_is_no_set() -> None:
+@pytest.mark.parametrize(
+    ("shift", "p_of_mean", "p_of_minimum", "grade", "remedy"),
+    [
+        (0.3, 1.0, 1.0, "good", ""),
+        (0.6, 1.0, 1.0, "look", ""),  # the replicates explain it, but it could hide a bad difference
+        (0.3, 0.001, 1.0, "look", "larger decoder"),
+        (0.6, 0.001, 1.0, "bad", "larger decoder"),
+        (0.3, 1.0, 0.001, "bad", "other tails"),  # the minimum is 2 standard deviations off
+    ],
+)
+def test_data_are_graded_by_the_difference_in_standard_deviations(
+    shift: float, p_of_mean: float, p_of_minimum: float, grade: str, remedy: str
+) -> None:
+    checks = [
+        Check("mean", 2 * shift, 0.0, 0.02, p_of_mean),
+        Check("standard deviation", 2.0, 2.0, 0.02, 1.0),
+        Check("minimum", -9.0, -5.0, 0.02, p_of_minimum),
+    ]
+
+    found = judge_data(checks, "p(z)", 100)
+
+    assert found.grade == grade
+    assert remedy in found.remedy
+    assert (found.remedy == "") == (remedy == "")
+
+
+def test_one_datum_is_too_few_for_predictive_checks() -> None:
     with pytest.raises(ValueError, match="at least 2 data and 1 replicate, got 1"):
         prior_predictive(program(model_of()), torch.randn(1, X_DIM))
 
@@ -443,8 +468,8 @@ def test_one_datum_is_no_set() -> None:
 # Noise.
 
 
-def test_noise_is_calibrated_where_the_guide_is_the_posterior_and_the_data_are_the_model_s() -> None:
-    """x given z ~ p(z | x) is Normal(loc(z), sigma), on average over the model's data: no factor for fitted codes."""
+def test_noise_is_calibrated_if_the_guide_is_the_posterior_and_the_data_are_the_model_s() -> None:
+    """For z ~ p(z | x), x is Normal(loc(z), sigma) over the model's data. No factor corrects for fitted codes."""
     model = model_of()
 
     found = noise_calibration(program(model), drawn_from(model, 3000))
@@ -459,8 +484,8 @@ def test_noise_is_calibrated_where_the_guide_is_the_posterior_and_the_data_are_t
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_a_sigma_that_is_off_is_told_by_its_factor(factor: float) -> None:
-    """The guide stays the posterior of the right sigma, so that residuals stay where they are."""
+def test_the_ratio_is_the_factor_by_which_sigma_is_off(factor: float) -> None:
+    """The guide stays the posterior under the right sigma, so the residuals do not change."""
     model = model_of()
     variant = program(model)
     variant.model.likelihood = Gaussian(0.6 * factor)
@@ -476,7 +501,7 @@ def test_a_sigma_that_is_off_is_told_by_its_factor(factor: float) -> None:
 
 
 def test_residuals_count_the_spread_of_the_guide() -> None:
-    """E_q |x - loc(z)|**2 is the square at the mean and the trace of W V W^T, as in the closed form of the bound."""
+    """E_q |x - loc(z)|**2 is the square at the mean plus the trace of W V W^T, as in the closed form of the bound."""
     model = model_of()
     variant, x = program(model, 3 * covariance(model)), drawn_from(model, 2000)
 
@@ -485,18 +510,18 @@ def test_residuals_count_the_spread_of_the_guide() -> None:
     at_mean = (x - model.loc - model.posterior(x).loc @ model.loading.mT).square().sum(-1).mean()
     spread = (model.loading @ (3 * covariance(model)) @ model.loading.mT).trace()
     assert close(found.residual, float(((at_mean + spread) / X_DIM).sqrt()))
-    assert not close(found.residual, float((at_mean / X_DIM).sqrt()))  # it can tell
+    assert not close(found.residual, float((at_mean / X_DIM).sqrt()))  # the test has the power to tell
 
 
 class Draws(dist.Normal):
-    """A normal whose distribution function nobody wrote."""
+    """A normal law without a distribution function."""
 
     def cdf(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 def test_a_family_without_a_distribution_function_is_placed_by_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a hundredth of the function's answer, and errors."""
+    """Shares agree with those by the distribution function up to 0.01 and errors."""
     model = model_of()
     variant, x = program(model), drawn_from(model, 1000)
     variant.model.likelihood = Gaussian(0.3)
@@ -511,8 +536,8 @@ def test_a_family_without_a_distribution_function_is_placed_by_draws(monkeypatch
 
 
 @pytest.mark.parametrize("likelihood", [StudentT(3.0), ContinuousBernoulli(), LaplaceNoise(), Heteroscedastic()])
-def test_any_density_can_be_asked(likelihood: nn.Module) -> None:
-    """Data of the model itself, by a guide that is far from the posterior: coverage is a share, the ratio is finite."""
+def test_the_noise_of_any_density_is_calibrated_on_its_own_data(likelihood: nn.Module) -> None:
+    """The guide is far from the posterior, so the ratio and the coverage are only roughly right."""
     variant = pair((X_DIM,), Z_DIM, likelihood=likelihood)
     found = noise_calibration(variant, sample(variant, 200))
 
@@ -521,7 +546,7 @@ def test_any_density_can_be_asked(likelihood: nn.Module) -> None:
 
 
 class Cauchy(nn.Module):
-    """A law without mean or variance."""
+    """A law without a mean or a variance."""
 
     outputs = 1
 
@@ -557,10 +582,10 @@ HALF = 0.5  # the scale of every likelihood below
         (Cauchy(), dist.Cauchy(0.0, 1.0), 1.5, "too narrow"),
     ],
 )
-def test_noise_is_told_by_what_is_wrong_with_it(
+def test_the_verdict_on_the_noise_says_what_is_wrong_with_it(
     likelihood: nn.Module, residual: dist.TorchDistribution, width: float, said: str
 ) -> None:
-    """A decoder that ignores z, so that residuals are those that were drawn, whatever the guide."""
+    """The decoder ignores z, so the residuals are those that were drawn, whatever the guide."""
     variant = pair((8,), 2, likelihood=likelihood)
     decoder = variant.model.decoder = nn.Linear(2, 8)
     decoder.weight.data.zero_()
@@ -568,7 +593,7 @@ def test_noise_is_told_by_what_is_wrong_with_it(
     x = width * residual.sample((800, 8))
 
     calibration = noise_calibration(variant, x)
-    found = verdicts.noise(calibration, len(x))
+    found = judge_noise(calibration, len(x))
 
     assert (found.grade == "good") == (said == "")
     assert said in found.text
@@ -576,22 +601,22 @@ def test_noise_is_told_by_what_is_wrong_with_it(
     assert not (calibration.learned and "learn it" in found.text)
 
 
-def test_an_error_of_a_share_is_not_zero() -> None:
-    """Every number inside the interval, of 96 data: two errors reach 4 / 100."""
-    found = predictive.share_over_data(torch.ones(96))
+def test_the_error_of_a_share_is_not_zero() -> None:
+    """If all numbers of 96 data are inside the interval, two errors reach 4 / 100."""
+    found = share_over_data(torch.ones(96))
 
     assert found == Number(1.0, 0.02)
 
 
-def test_a_mass_has_no_noise_to_calibrate() -> None:
+def test_the_noise_of_a_mass_is_left_out() -> None:
     found = noise_calibration(VARIANTS["bernoulli_vae"]((X_DIM,), Z_DIM), torch.randint(2, (20, X_DIM)).double())
 
     assert "discrete" in found.reason
     assert (found.sigma.value, found.coverage, found.pit) == (None, (), ())
 
 
-def test_a_mixture_fitted_ex_post_is_a_prior_like_another() -> None:
-    """Calibration under it, and collapse where no KL is in closed form."""
+def test_calibration_and_collapse_take_an_ex_post_mixture_as_the_prior() -> None:
+    """There is no closed form of its KL."""
     model = model_of()
     variant, x = program(model), drawn_from(model, 300)
     mixed = with_prior(variant, ex_post.fit(variant, x, 2))

@@ -1,4 +1,4 @@
-"""compare_estimators: on a linear-Gaussian pair, where every column of the table is known."""
+"""compare_estimators is held against a linear-Gaussian pair, where every column of the table is known."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from ppl_vae import VARIANTS, Variant, compare_estimators, prepare, save
 from ppl_vae.cli import app
 from ppl_vae.models import LinearGaussian, Scale
 from ppl_vae.streams import seeded
-from ppl_vae.verification.exact_pair import gaussian_guide, linear_gaussian, linear_pair
+from ppl_vae.verification.exact_pair import as_linear_gaussian, gaussian_guide, linear_pair
 from ppl_vae.verification.memory import peak_bytes
 from ppl_vae.verification.repeated_draws import frozen, parameters, replicates, spans
 
@@ -25,7 +25,7 @@ DRAWS = 200
 
 
 def problem(shift: float = 0.3) -> tuple[Variant, Tensor]:
-    """Orthogonal columns in double precision, so that a mean-field guide can be the posterior: it is at shift 0."""
+    """The columns are orthogonal, so that the mean-field guide is the posterior at shift 0; in double precision."""
     model = LinearGaussian(*(part.double() for part in EXACT))
     variant = linear_pair(model, shift=shift)
     return variant, torch.randn(16, 3)
@@ -33,7 +33,7 @@ def problem(shift: float = 0.3) -> tuple[Variant, Tensor]:
 
 def test_the_value_of_each_row_is_its_bound_and_its_bias_is_within_its_error() -> None:
     variant, x = problem()
-    q, model = gaussian_guide(variant, x), linear_gaussian(variant)
+    q, model = gaussian_guide(variant, x), as_linear_gaussian(variant)
     assert q is not None
     assert model is not None
 
@@ -52,7 +52,7 @@ def test_the_value_of_each_row_is_its_bound_and_its_bias_is_within_its_error() -
 
 def test_a_biased_estimator_shows_beside_the_noise() -> None:
     class Doubled(Trace_ELBO):
-        """Twice the gradient."""
+        """An estimator with twice the gradient."""
 
         def loss_and_grads(self, model: object, guide: object, *args: object) -> float:
             loss = super().loss_and_grads(model, guide, *args)
@@ -83,7 +83,7 @@ def test_moments_are_those_of_the_replicates() -> None:
 
 @pytest.mark.parametrize("draws", [40, 27])
 def test_the_error_of_a_ratio_is_its_jackknife_over_ten_batches(draws: int) -> None:
-    """The whole ratio again without a tenth of the draws, also where tenths differ in size."""
+    """The ratio is computed again without each tenth of the draws, also where the tenths differ in size."""
     variant, x = problem()
     cold = frozen(variant)
     found = torch.stack([each.gradient for each in replicates(cold, Trace_ELBO(), (x, len(x)), draws, 0)])
@@ -199,7 +199,7 @@ def test_renyi_of_pyro_is_compared_with_its_own_target() -> None:
 
 
 def test_the_peak_is_what_is_held_at_once() -> None:
-    """A chain of ten products without a graph holds three matrices of 8 bytes a number; with one, all of them."""
+    """Without a graph, a chain of ten products holds only the newest matrices; with a graph, it holds all of them."""
     weight = torch.randn(100, 100, requires_grad=True)
 
     def chain() -> Tensor:
@@ -215,6 +215,19 @@ def test_the_peak_is_what_is_held_at_once() -> None:
     matrix = 8 * 100 * 100
     assert peak_bytes(quietly) == 2 * matrix
     assert 11 * matrix <= peak_bytes(lambda: chain().backward()) <= 15 * matrix
+
+
+def test_a_tensor_at_the_address_of_a_freed_one_counts() -> None:
+    """Tensors that existed before count nothing, and those that take their place in memory count."""
+    outside = [torch.ones(1000) for _ in range(50)]
+
+    def replaced() -> list[Tensor]:
+        while outside:
+            outside.pop().sum()
+        return [torch.ones(1000) for _ in range(50)]
+
+    expected = sum(tensor.nbytes for tensor in outside)
+    assert peak_bytes(replaced) == expected
 
 
 # The command.

@@ -70,7 +70,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def streams() -> tuple[Any, ...]:
+def stream_states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what may not move
     return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
 
@@ -96,11 +96,11 @@ def test_parameters_buffers_modes_and_random_streams_are_left_bit_for_bit(
     mixture = Mixture(Z_DIM, 2)
     variant.model.train(training)
     variant.guide.train(not training)  # a mixed state, so that setting one mode for all would show
-    before, drawn = state(variant), streams()
+    before, drawn = state(variant), stream_states()
 
     evaluate(variant, x, 3, train=train, ex_post=mixture)
 
-    assert streams() == drawn
+    assert stream_states() == drawn
     assert same(state(variant), before)
 
 
@@ -108,15 +108,15 @@ FIRST = """
 import random, numpy, torch
 from ppl_vae import VARIANTS, evaluate, ex_post
 
-def streams():
+def stream_states():
     return random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 variant, x = VARIANTS["sigma_vae"]((5,), 2), torch.randn(30, 5)
-before = streams()
+before = stream_states()
 evaluate(variant, x, 2)
-assert streams() == before, "evaluate"
+assert stream_states() == before, "evaluate"
 ex_post.fit(variant, x, components=2)
-assert streams() == before, "ex_post.fit"
+assert stream_states() == before, "ex_post.fit"
 """
 
 
@@ -937,8 +937,8 @@ def test_distances_take_rows_at_random_where_there_are_too_many(monkeypatch: pyt
 
 def test_streamed_training_data_are_taken_in_part_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """README's own calls, on data too large to hold."""
-    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
-    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 30 * X_DIM)
+    monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 1)
+    monkeypatch.setattr("ppl_vae.data.items.PART_NUMBERS", 30 * X_DIM)
     data = prepare(torch.utils.data.TensorDataset(torch.randn(100, X_DIM)))
     vae = VARIANTS["sigma_vae"](data.x_shape, Z_DIM)
     mixture = ex_post.fit(vae, data.train, components=1)

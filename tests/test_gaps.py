@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import pair
+from ppl_vae.assembly import GuideFamily
 from ppl_vae.evaluation.inference_gaps import Gaps, gaps
 from ppl_vae.evaluation.lower_bounds import bounds
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, Laplace, MeanField, PointMass
 from ppl_vae.models import Bernoulli, Gaussian, LinearGaussian, Scale
-from ppl_vae.variant import GuideFamily, Variant
+from ppl_vae.variant import Variant
 
 module = importlib.import_module("ppl_vae.evaluation.inference_gaps")
 X_DIM, Z_DIM, ROWS = 5, 2, 20

@@ -1,4 +1,4 @@
-"""to_inferencedata: what arviz is given is what bounds were computed from, under names that claim no more."""
+"""to_inferencedata: arviz gets the draws that bounds are computed from, and labels that claim no posterior."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ppl_vae import VARIANTS, bounds, pair
-from ppl_vae.diagnosis.inference_data import arviz, to_inferencedata, write
+from ppl_vae.diagnosis.inference_data import import_arviz, to_inferencedata, write_draws
 from ppl_vae.evaluation.lower_bounds import draws
 from ppl_vae.models import Bernoulli, Gaussian, Scale
 from ppl_vae.variant import Variant, evaluating
@@ -28,7 +28,7 @@ def variant_of(shape: tuple[int, ...]) -> Variant:
 
 
 def groups(found: Any) -> set[str]:
-    """Names of the groups, of an InferenceData or of a DataTree."""
+    """The names of the groups of an InferenceData or a DataTree."""
     return set(found.children) if hasattr(found, "children") else set(found.groups())
 
 
@@ -55,7 +55,7 @@ def test_groups_dimensions_and_coordinates_are_named(shape: tuple[int, ...]) -> 
 
 
 def test_the_draws_are_those_of_the_bounds(shape: tuple[int, ...]) -> None:
-    """With the same seed: log weights give the bounds, their parts add up, k-hat is that of the bounds."""
+    """With the same seed, log weights give the bounds, their parts add up, and k-hat is that of the bounds."""
     variant, x = variant_of(shape), torch.randn(ROWS, *shape)
 
     found, drawn = to_inferencedata(variant, x, DRAWS, seed=5), draws(variant, x, DRAWS, seed=5)
@@ -69,7 +69,7 @@ def test_the_draws_are_those_of_the_bounds(shape: tuple[int, ...]) -> None:
 
 
 def test_log_densities_are_in_the_data_s_units() -> None:
-    """By the densities themselves: a decoder's mean and sigma carried to the units of the data."""
+    """They equal densities whose mean and sigma are carried to the units of the data."""
     variant, x = variant_of((3,)), torch.randn(ROWS, 3)
     found = to_inferencedata(variant, x, 5)
 
@@ -83,7 +83,7 @@ def test_log_densities_are_in_the_data_s_units() -> None:
 
 
 def test_predictions_are_draws_around_the_decoder_s_mean_in_the_data_s_units() -> None:
-    """For a z each: residuals have mean 0 and the stated sigma, times the width of the units."""
+    """For each z, residuals have mean 0 and the given sigma times the width of the units."""
     variant, x = variant_of((3,)), torch.randn(50, 3)
     found = to_inferencedata(variant, x, 100)
 
@@ -108,20 +108,20 @@ def test_the_labels_claim_no_posterior() -> None:
 
 
 def test_the_container_is_that_of_the_installed_arviz() -> None:
-    """And what arviz computes of it is what numpy computes of the draws."""
+    """The means that arviz computes are those of the draws."""
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 50)
 
-    assert type(found).__name__ == ("InferenceData" if arviz().__version__.startswith("0.") else "DataTree")
-    summary = arviz().summary(found, var_names="z", kind="stats", round_to="none")
+    assert type(found).__name__ == ("InferenceData" if import_arviz().__version__.startswith("0.") else "DataTree")
+    summary = import_arviz().summary(found, var_names="z", kind="stats", round_to="none")
     assert np.allclose(summary["mean"], found.posterior.z.mean(("chain", "draw")).values.ravel(), rtol=1e-10)
 
 
 def test_leave_one_out_is_refused() -> None:
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 50)
 
-    for method in {"loo", "waic"} & set(dir(arviz())):  # arviz 1 has loo alone
+    for method in {"loo", "waic"} & set(dir(import_arviz())):  # arviz 1 has loo alone
         with pytest.raises(TypeError, match="log likelihood not found"):
-            getattr(arviz(), method)(found)
+            getattr(import_arviz(), method)(found)
     assert "leaving it out" in found.sample_stats.attrs["no_log_likelihood"]
 
 
@@ -132,7 +132,7 @@ def test_a_netcdf_file_gives_back_every_bit(dtype: torch.dtype, tmp_path: Path) 
     variant.guide.to(dtype)
     found = to_inferencedata(variant, torch.randn(ROWS, 2, 4, 4), 30)
 
-    again = arviz().from_netcdf(str(write(tmp_path / "draws.nc", found)))
+    again = import_arviz().from_netcdf(str(write_draws(tmp_path / "draws.nc", found)))
 
     assert groups(again) == groups(found)
     for group in groups(found):
@@ -170,16 +170,16 @@ def test_large_data_get_fewer_predictive_draws(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_file_that_could_not_be_written_whole_is_not_left_behind(tmp_path: Path) -> None:
     found = to_inferencedata(variant_of((3,)), torch.randn(ROWS, 3), 5)
-    found.posterior.z.attrs["units"] = object()  # which netCDF has no type for
+    found.posterior.z.attrs["units"] = object()  # netCDF has no type for it
 
     with pytest.raises(TypeError):
-        write(tmp_path / "draws.nc", found)
+        write_draws(tmp_path / "draws.nc", found)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_arviz_is_imported_without_a_word(tmp_path: Path) -> None:
-    """With an empty cache, for arviz 0.23 announces its successor on the first import of a day alone."""
-    code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.arviz()"
+def test_arviz_is_imported_without_a_message(tmp_path: Path) -> None:
+    """The cache is empty, because arviz 0.23 announces its successor only on the first import of a day."""
+    code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.import_arviz()"
 
     ran = subprocess.run(
         [sys.executable, "-c", code],

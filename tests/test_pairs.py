@@ -20,6 +20,7 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Variant, evaluate, fit, pair, reconstruct
+from ppl_vae.assembly import with_prior
 from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
@@ -45,7 +46,6 @@ from ppl_vae.models import (
     linear,
     switch,
 )
-from ppl_vae.variant import with_prior
 
 Z_DIM, ROWS = 3, 6
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
@@ -554,10 +554,10 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
         ({"guide": "laplace"}, "guide must be a family"),
         ({"prior": "mixture"}, "prior must be an instance of nn.Module, got 'mixture'"),
         ({"likelihood": Gaussian}, "likelihood must be an instance of nn.Module"),
-        ({"likelihood": nn.Identity()}, "Identity has no outputs"),
+        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs"),
         ({"loss": PathwiseELBO}, "loss must be an instance of pyro.infer.ELBO or a name"),
         ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
-        ({"x_shape": 5}, "x_shape must be the shape of a datum"),
+        ({"x_shape": 5}, "x_shape must be the shape of one datum"),
     ],
 )
 def test_a_part_of_another_kind_is_refused_in_one_line(parts: dict[str, Any], message: str) -> None:
@@ -639,7 +639,7 @@ class Returning(nn.Module):
         return self.what(self.layer(x))
 
 
-HEADS = r"wanted one tensor \[rows, width\] .*heads of its own.*heads=\[to_loc, to_log_scale\]"
+HEADS = r"wanted one tensor \[rows, width\] .*its own heads.*heads=\[to_loc, to_log_scale\]"
 ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "loc_and_scale": (lambda: Returning(lambda h: (h, h.exp())), (4,), f"returned a tuple of 2, {HEADS}"),
     "by_name": (lambda: Returning(lambda h: {"loc": h}), (4,), f"returned a dict of 1, {HEADS}"),
@@ -647,7 +647,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "nothing": (lambda: Returning(lambda h: None), (4,), "returned a NoneType, wanted"),
     "lstm": (lambda: nn.LSTM(4, 3, batch_first=True), (6, 4), r"a tuple of 2, .*outputs and state.*last state"),
     "gru_at_the_end": (lambda: nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 3)), (6, 4), "outputs and state"),
-    "rows_mixed_up": (lambda: Returning(lambda h: h.transpose(0, 1)), (6, 4), r"\[6, 2, 3\], wanted one row for each"),
+    "rows_mixed_up": (lambda: Returning(lambda h: h.transpose(0, 1)), (6, 4), r"\[6, 2, 3\], wanted one row per datum"),
     "no_axis": (lambda: Returning(lambda h: h.sum(-1)), (4,), r"x \[2, 4\] into \[2\], wanted one row"),
 }
 
@@ -683,7 +683,8 @@ class OfTorch(nn.Module):
 
 def test_a_prior_of_torchs_own_is_told_its_name_in_pyro() -> None:
     with pytest.raises(
-        ValueError, match=r"the prior returned a torch\..*pyro\.distributions\.MultivariateNormal is its"
+        ValueError,
+        match=r"the prior returned a torch\..*wanted a Pyro .*: use pyro\.distributions\.MultivariateNormal$",
     ):
         pair((5,), Z_DIM, likelihood=Gaussian(), prior=OfTorch())
 
@@ -754,7 +755,7 @@ def test_a_sigma_at_its_floor_is_said_beside_the_number_and_by_the_receipt() -> 
     x = 1e-5 * torch.randn(40, 5)
     variant = pair((5,), Z_DIM, likelihood=LearnedSigma(0.003))
     trained = fit(variant, x, epochs=1, lr=1e-6, progress=False)
-    line = r"sigma stands at its floor 0\.0025, 2\d\d times the spread of x: scale='standardize'"
+    line = r"sigma stands at its floor 0\.0025, 2\d\d times the spread of x: use scale='standardize'"
 
     assert re.search(line, str(evaluate(variant, x, 10)))
     assert re.search(f"caution +{line}", trained.receipt())

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from ppl_vae.diagnosis.inference_data import arviz
+from ppl_vae.diagnosis.inference_data import import_arviz
 from ppl_vae.evaluation import pareto as module
 from ppl_vae.evaluation.pareto import effective_sample_size, k_threshold, psis
 
-OF_ARVIZ_0 = hasattr(arviz(), "psislw")  # arviz 1 keeps its function in arviz_stats
+OF_ARVIZ_0 = hasattr(import_arviz(), "psislw")  # arviz 1 keeps its function in arviz_stats
 
 
 def reference(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def reference(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if OF_ARVIZ_0:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it divides by zero where a tail is short
-            smoothed, k_hat = arviz().psislw(log_weights.clone().numpy())
+            smoothed, k_hat = import_arviz().psislw(log_weights.clone().numpy())
     else:
         from arviz_stats.base import array_stats
 

@@ -1,4 +1,4 @@
-"""SVI: a step run from a graph is Pyro's step to the last bit, and what cannot be one is refused and never wrong."""
+"""SVI: a step that runs from a graph equals Pyro's step to the last bit, and any other step is refused."""
 
 import copy
 import random
@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae import VARIANTS, Variant
 from ppl_vae.elbo import ESTIMATORS, PathwiseELBO, estimator
-from ppl_vae.svi import SVI, Adam, Stale, Step, backends, clean
-from ppl_vae.svi.capture import prove, record
+from ppl_vae.svi import SVI, Adam, Stale, Step, backends, shortening
+from ppl_vae.svi.capture import record
+from ppl_vae.svi.movers import Mover
+from ppl_vae.svi.proof import prove
 from ppl_vae.svi.step import APART, Graph
 
 X_DIM, Z_DIM, SIZE = 6, 2, 40
@@ -55,7 +57,7 @@ def eval_at(step: int) -> bool:
 
 
 def by_hand(variant: Variant, data: list[Tensor], mode: Callable[[int], bool] = lambda step: False) -> list[Tensor]:
-    """Training as torch and Pyro do it; what it leaves: weights, buffers, the random stream."""
+    """Train as torch and Pyro do. Returns the weights, the buffers and the random stream."""
     pyro.set_rng_seed(7)
     objective = variant.loss(variant.model, variant.guide)
     optimizer = torch.optim.Adam(objective.parameters(), 1e-2, fused=True)
@@ -75,7 +77,7 @@ def by_svi(
     backend: str = "fx",
     reason: str | None = None,
 ) -> list[Tensor]:
-    """The same by our SVI, from a graph unless there is a reason."""
+    """Train with our SVI, which runs from a graph unless ``reason`` is given."""
     pyro.set_rng_seed(7)
     with pyro.get_param_store().scope():
         fast = SVI(optim=pyro.optim.Adam({"lr": 1e-2}), backend=backend, **variant._asdict())
@@ -120,9 +122,20 @@ CASES |= {
 }
 
 
+def test_the_same_parameters_in_a_new_list_are_moved_by_the_same_adam() -> None:
+    """Another object would be another kind of step each time, and its averages would start anew."""
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    mover = Mover(pyro.optim.Adam({"lr": 0.1}))
+    first = mover.fused(parameters)
+
+    assert first is not None
+    assert mover.fused(list(parameters)) is first
+    assert mover.fused(parameters[::-1]) is not first
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_training_from_a_graph_is_training_by_hand_to_the_last_bit(case: str) -> None:
-    """Weights, buffers and the random stream, over short batches and schedules."""
+    """Weights, buffers and the random stream are equal, with short batches and schedules."""
     variant = CASES[case]()
     assert same(by_svi(copy.deepcopy(variant), batches()), by_hand(variant, batches()))
 
@@ -139,7 +152,7 @@ def test_images_are_trained_as_vectors_are() -> None:
 
 
 class Doubling(Trace_ELBO):
-    """An estimator that works on the gradient of each draw, by a hook on an intermediate tensor."""
+    """An estimator that changes the gradient of each draw by a hook on an intermediate tensor."""
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
@@ -168,7 +181,7 @@ NET = {"encoder": (X_DIM, 5, 2 * Z_DIM), "decoder": (Z_DIM, 5, X_DIM)}
 
 
 def functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A plate that subsamples by itself, modules and a constrained parameter in the store."""
+    """A pair with a plate that subsamples, with modules, and with a constrained parameter in the store."""
     torch.manual_seed(3)
     encoder, decoder = (net(*widths) for widths in NET.values())
 
@@ -189,7 +202,7 @@ def functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def discrete() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A latent that cannot be reparameterised: the score function estimator."""
+    """A latent variable that cannot be reparameterised, for which Pyro takes the score function estimator."""
     weight = torch.linspace(-1.0, 1.0, X_DIM)
 
     def model(x: Tensor) -> None:
@@ -213,7 +226,7 @@ def stored() -> list[Tensor]:
 def run(
     library: Any, pair: Callable[[], Any], loss: Any, data: list[Tensor], **options: Any
 ) -> tuple[Any, list[Tensor]]:
-    """Parameters in the store after training, and the stream, under ``pyro.infer.SVI`` or ours."""
+    """Train with ``pyro.infer.SVI`` or ours. Returns the parameters in the store and the random stream."""
     with pyro.get_param_store().scope():
         model, guide = pair()
         pyro.set_rng_seed(7)
@@ -225,7 +238,7 @@ def run(
 
 
 def automatic() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A guide of Pyro's, which makes its parameters when it first sees the model."""
+    """A pair with a guide of Pyro's that makes its parameters in its first call."""
 
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(X_DIM), 1.0).to_event(1))
@@ -255,7 +268,7 @@ def test_a_foreign_pair_trains_as_under_stock_svi(pair: Callable[[], Any], loss:
 
 
 def without_fused(library: Any) -> Any:
-    """Our Adam is the fused one, and takes no word for it."""
+    """Drop the option ``fused``, because our Adam is always fused."""
     return lambda model, guide, optim, loss: library(
         model, guide, pyro.optim.Adam({"lr": optim.pt_optim_args["lr"]}), loss
     )
@@ -293,7 +306,7 @@ def test_any_optimizer_of_torch_will_do(make: Any) -> None:
 
 
 def test_our_adam_is_that_of_torch_and_loads_its_state() -> None:
-    """A parameter that sometimes has no gradient keeps a count of its own; a loaded state goes on."""
+    """A parameter that sometimes has no gradient has its own counter of steps, and a loaded state continues."""
     start = [torch.randn(3, 2), torch.randn(2), torch.randn(4, dtype=torch.float32)]
     ends = []
     for make in (Adam, lambda p, **options: torch.optim.Adam(p, fused=True, **options)):
@@ -313,7 +326,7 @@ def test_our_adam_is_that_of_torch_and_loads_its_state() -> None:
 
 
 class Net(nn.Module):
-    """A model whose decoder does something to its code that a test names."""
+    """A decoder that does to its code what a test asks for."""
 
     def __init__(self, deed: Callable[["Net", Tensor], Any]) -> None:
         super().__init__()
@@ -352,7 +365,7 @@ REFUSED = {
     "a shape from values": (lambda net, z: 1.0 + z[z > 0].sum(), "aten.index.Tensor"),
     "NumPy randomness": (lambda net, z: np.random.rand(), "NumPy's random stream"),  # noqa: NPY002
     "NumPy randomness in a tensor": (lambda net, z: torch.from_numpy(np.random.rand(X_DIM)), "NumPy's"),  # noqa: NPY002
-    "a generator of NumPy": (lambda net, z: 1 + GENERATOR.random(), "two recorded steps part"),
+    "a generator of NumPy": (lambda net, z: 1 + GENERATOR.random(), "two recorded steps differ"),
     "a generator of torch": (lambda net, z: 1 + torch.rand((), generator=torch.Generator()), "torch.Generator"),
     "Python randomness": (lambda net, z: random.random(), "Python's random stream"),
     "one Python draw in two": (lambda net, z: 2.0 if random.random() < 0.5 else 1.0, ""),
@@ -427,7 +440,7 @@ def test_renyi_trains_as_under_stock_svi() -> None:
 
 
 def test_an_error_of_the_pair_is_raised_as_it_is_and_nothing_moves_twice() -> None:
-    """The step that fails in the recording fails again eagerly, from where it began."""
+    """A step that fails while it is recorded fails again eagerly, from the same start."""
 
     class Failing(Net):
         def forward(self, z: Tensor) -> Tensor:
@@ -449,7 +462,7 @@ def test_an_error_of_the_pair_is_raised_as_it_is_and_nothing_moves_twice() -> No
 BAD = [
     ({"backend": "turbo"}, "backend must be one of auto, eager, fx, inductor, cudagraph, got 'turbo'"),
     ({"optim": 3}, r"optim has to be pyro.optim.Adam\({...}\) or a function of the parameters.*got int"),
-    *([] if torch.cuda.is_available() else [({"backend": "cudagraph"}, "this torch sees no CUDA device: use fx")]),
+    *([] if torch.cuda.is_available() else [({"backend": "cudagraph"}, "needs a CUDA device, and torch sees none")]),
 ]
 
 
@@ -465,12 +478,12 @@ def test_without_a_compiler_inductor_is_fx_with_one_line(
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     assert backends.backend_for("inductor") == "fx"
     assert [entry.getMessage() for entry in caplog.records] == [
-        "backend inductor needs a C++ compiler and finds none: fx runs instead"
+        "backend 'inductor' needs a C++ compiler and finds none: backend 'fx' is used instead"
     ]
 
 
 def test_a_launch_reads_inputs_and_learning_rate_where_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a graph of the device played by calling again what was captured, on the tensors that it held."""
+    """Without a device: replaying is played by calling the captured step again on the tensors that it held."""
     optimizer, held = Adam([torch.zeros(1, requires_grad=True)], lr=0.5), []
 
     def step(x: Tensor) -> Tensor:
@@ -494,10 +507,10 @@ def test_a_launch_reads_inputs_and_learning_rate_where_they_are_now(monkeypatch:
 
 
 def graph_of(function: Any, *inputs: Tensor) -> tuple[Any, Any]:
-    """What repeats a function of tensors, and the operations that are left of it."""
+    """A proved function that repeats a function of tensors, and the operations that are left in its graph."""
     recordings = [record(lambda *tensors: [function(*tensors)], inputs) for _ in range(3)]
     run = prove(*recordings[:2], backends.fx)
-    _, graph = clean.clean(recordings[2])
+    _, graph = shortening.shorten(recordings[2])
     return run, [node.name for node in graph.nodes if node.op.startswith("call")]
 
 
@@ -559,14 +572,14 @@ def test_a_draw_that_nobody_reads_still_moves_the_stream() -> None:
 
 
 def test_a_wrong_rewriting_is_seen_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were 2 x taken for x, the pair would run eagerly."""
-    monkeypatch.setitem(clean._NEUTRAL, torch.ops.aten.mul.Tensor, 2)
+    """If the rewriting takes 2 x for x, the pair runs eagerly."""
+    monkeypatch.setitem(shortening.NEUTRAL, torch.ops.aten.mul.Tensor, 2)
     variant, reason = small("gaussian_vae"), "the graph does not repeat the recorded step"
     assert same(by_svi(copy.deepcopy(variant), batches(), reason=reason), by_hand(variant, batches()))
 
 
 def test_the_compiled_step_has_the_gradients_of_the_eager_one() -> None:
-    """1e-5 in the norm of them all; the same noise, the same running statistics."""
+    """The relative error is below 1e-5 in the norm; noise and running statistics are the same."""
 
     class Spy(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -598,7 +611,7 @@ def test_the_compiled_step_has_the_gradients_of_the_eager_one() -> None:
 
 
 class Owner:
-    """An object that owns a model and a guide, with numbers that its training loop may move."""
+    """An object that owns a model and a guide, with numbers that its training loop may change."""
 
     def __init__(self) -> None:
         torch.manual_seed(3)
@@ -623,7 +636,7 @@ class Owner:
 def trained(
     library: Any, optim: Callable[[], Any], act: Callable[[int, Owner, Any], Any] = lambda step, owner, svi: None
 ) -> tuple[Any, list[Tensor]]:
-    """Sixteen steps of an ``Owner``; what they leave in the store, and the losses."""
+    """Take sixteen steps of an ``Owner``. Returns the parameters in the store and the losses."""
     with pyro.get_param_store().scope():
         owner = Owner()
         svi = library(owner.model, owner.guide, optim(), Trace_ELBO())
@@ -733,7 +746,7 @@ EVENTS = [
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")  # Pyro's, of a frozen decoder
 @pytest.mark.parametrize("event", EVENTS)
 def test_what_happens_between_steps_happens_as_under_pyro(event: Callable[[int, Owner, Any], Any]) -> None:
-    """To the last bit: what Python can see chooses a graph, or makes the step eager."""
+    """A change that Python can see chooses a graph or makes the step eager; the result is equal to the last bit."""
     _, theirs = trained(pyro.infer.SVI, fused_adam(), event)
     _, ours = trained(SVI, fused_adam(), event)
     _, calm = trained(SVI, fused_adam())
@@ -767,7 +780,7 @@ OPTIMIZERS: dict[str, tuple[Callable[[], Any], Callable[[int, Owner, Any], Any] 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_pyro_moves_as_under_pyro_and_is_saved_and_resumed(name: str) -> None:
-    """Sixteen steps are eight, a state, and eight more; a fresh optimizer in its place is seen."""
+    """Sixteen steps equal eight steps, a saved state and eight more. Without the state they differ."""
     optim, act = OPTIMIZERS[name]
     act = act or (lambda step, owner, svi: None)
     fast, ours = trained(SVI, optim, act)
@@ -791,7 +804,7 @@ def test_every_optimizer_of_pyro_moves_as_under_pyro_and_is_saved_and_resumed(na
 
 
 def test_losses_that_come_as_a_list_are_those_of_pyro() -> None:
-    """Reweighted wake-sleep has one loss for the model and one for the guide, and its own gradients."""
+    """Reweighted wake-sleep has one loss for the model, one for the guide, and its own gradients."""
     ends = []
     for library in (pyro.infer.SVI, SVI):
         with pyro.get_param_store().scope():
@@ -807,7 +820,7 @@ def test_losses_that_come_as_a_list_are_those_of_pyro() -> None:
 
 
 class Doubled(Trace_ELBO):
-    """Gradients of its own, which ``differentiable_loss`` does not have."""
+    """An estimator whose gradients are not those of its ``differentiable_loss``."""
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         loss = 2 * self.differentiable_loss(model, guide, *args, **kwargs)
@@ -836,7 +849,7 @@ def test_gradients_are_those_that_pyro_would_take(name: str) -> None:
 
 
 def test_a_model_that_holds_its_argument_reads_both() -> None:
-    """An argument that is an attribute of the pair, too, may be another tensor in the next step."""
+    """An argument that is also an attribute of the pair may be another tensor in the next step."""
 
     class Centred(Owner):
         def model(self, x: Tensor) -> None:
@@ -862,7 +875,7 @@ def test_a_model_that_holds_its_argument_reads_both() -> None:
 
 @pytest.mark.parametrize("place", ["a list", "a file"])
 def test_a_graph_that_has_become_stale_raises_at_the_next_proof_and_names_the_last(place: str, tmp_path: Any) -> None:
-    """The calls 4, 8 and 16 prove; what changes after call 9 is found at 16, before anything is moved by it."""
+    """The calls 4, 8 and 16 prove. A change after call 9 is found at call 16, before a parameter is moved by it."""
     settings, file = [0.5], tmp_path / "scale"
     file.write_text("0.5")
 
@@ -888,7 +901,7 @@ def test_a_graph_that_has_become_stale_raises_at_the_next_proof_and_names_the_la
 
 
 def test_a_proof_leaves_no_trace() -> None:
-    """Buffers, streams, and what lists of a closure hold: as if the eager pass had not been."""
+    """Buffers, streams and the lists of a closure are as if the eager pass had not run."""
     log: list[int] = []
 
     class Counting(nn.Module):
@@ -934,7 +947,7 @@ def test_proofs_come_at_growing_intervals_and_no_further_apart_than_500_calls() 
 
 
 def test_autocast_and_eval_mode_choose_a_graph() -> None:
-    """A step in bfloat16 and one in full precision are two graphs; each is that of torch."""
+    """A step in bfloat16 and one in full precision are two graphs, and each equals the eager step."""
     ends = []
     for backend in ("eager", "fx"):
         pyro.set_rng_seed(7)
@@ -967,11 +980,11 @@ def test_a_recurrent_encoder_says_in_words_why_it_runs_eagerly() -> None:
             for y in batches([8] * 4):
                 fast.step(y)
         reasons.append(fast.reason)
-    assert reasons == ["the CPU's kernel of nn.LSTM cannot be recorded (that of nn.GRU can)", None]
+    assert reasons == ["the CPU kernel of nn.LSTM cannot be recorded (the kernel of nn.GRU can)", None]
 
 
 def test_two_that_share_an_optimizer_move_as_under_pyro() -> None:
-    """Where the second loss gives a parameter no gradient, Pyro moves it by its momentum all the same."""
+    """Pyro moves a parameter by its momentum even if the second loss gives it no gradient."""
 
     def model() -> None:
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(3.0)), 1.0), obs=torch.tensor(0.0))
@@ -992,7 +1005,7 @@ def test_two_that_share_an_optimizer_move_as_under_pyro() -> None:
 
 @pytest.mark.parametrize("automatic", [AutoNormal, AutoDelta])
 def test_a_guide_that_makes_its_plates_anew_runs_from_a_graph(automatic: Any) -> None:
-    """Plates are in a dictionary of the guide; classes are counted, so that validation adds in another order."""
+    """The plates are in a dictionary of the guide. The order of sums depends on validation in this model."""
     torch.manual_seed(0)
     classes = dist.OneHotCategorical(torch.tensor([0.15, 0.6, 0.25])).sample(torch.Size([10_000])).float()
 
@@ -1010,7 +1023,7 @@ def test_a_guide_that_makes_its_plates_anew_runs_from_a_graph(automatic: Any) ->
 
 
 def test_a_torch_optimizer_takes_parameters_that_come_later() -> None:
-    """Our Adam over all parameters; the second kind of batch brings one that the first does not have."""
+    """One Adam holds all parameters; the second kind of batch brings a parameter that the first does not have."""
     ends = []
     for backend in ("eager", "fx"):
         with pyro.get_param_store().scope():
@@ -1031,7 +1044,7 @@ def test_a_torch_optimizer_takes_parameters_that_come_later() -> None:
 
 
 def test_states_of_a_step_that_runs_eagerly_are_not_kept() -> None:
-    """A hook makes each step but the first eager, and the loop moves a number: of 16 states two are kept."""
+    """A hook makes each step but the first eager, and the loop changes a number. Of 16 states two are kept."""
 
     def counted(step: int, owner: Owner, svi: Any) -> None:
         if step == 0:

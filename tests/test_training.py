@@ -148,7 +148,8 @@ def test_a_seed_repeats_a_fit_and_another_one_does_not() -> None:
 def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
     x = torch.randn(80, 5)
     variant = VARIANTS["gaussian_vae"]((5,), 2)
-    trained = quick(variant, x, epochs=40, lr=0.05)  # a step this long overfits: the best epoch is not the last
+    # A step this long overfits, so that the best epoch is not the last one.
+    trained = quick(variant, x, epochs=40, batch_size=80, lr=0.05, schedule="constant")
     assert trained.best_epoch == trained.history["held_out_loss"].idxmin() < 40
     short = VARIANTS["gaussian_vae"]((5,), 2)
     short.model.load_state_dict(variant.model.state_dict())
@@ -157,7 +158,8 @@ def test_the_weights_kept_are_those_of_the_best_held_out_epoch() -> None:
 
 
 def test_patience_stops_a_run_that_no_longer_improves() -> None:
-    trained = quick(VARIANTS["gaussian_vae"]((5,), 2), torch.randn(80, 5), epochs=200, lr=0.05, patience=3)
+    variant, long = VARIANTS["gaussian_vae"]((5,), 2), {"batch_size": 80, "lr": 0.05, "schedule": "constant"}
+    trained = quick(variant, torch.randn(80, 5), epochs=200, patience=3, **long)
     assert len(trained.rows) == trained.best_epoch + 3 < 200
 
 
@@ -231,7 +233,7 @@ def test_a_streamed_dataset_is_trained_on_as_a_resident_one_is(monkeypatch: pyte
     """Same rows, same weights of rows: with a step too small to matter the losses agree."""
     x, losses = torch.randn(50, 5), []
     for budget in (2**31, 0):
-        monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", budget)
+        monkeypatch.setattr("ppl_vae.data.items.RESIDENT", budget)
         torch.manual_seed(0)
         variant = VARIANTS["rae"]((5,), 2)
         losses.append(quick(variant, Rows(x), epochs=1, batch_size=16, lr=1e-15, validation=None).rows[0]["loss"])
@@ -262,12 +264,12 @@ def test_a_setting_that_cannot_be_used_is_refused_at_the_door(settings: dict[str
     ("name", "words"),
     [
         ("sigma_vae", ["a lower bound of log p(x)", "LearnedSigma(scale=", "MeanField", "PathwiseELBO, 1 draw"]),
-        ("beta_vae", ["its KL is weighted by 4", "sigma 0.1 it amounts to sigma 0.2 at weight 1"]),
+        ("beta_vae", ["its KL is weighted by 4", "equivalent to sigma 0.2 with weight 1"]),
         (
             "rae_l2",
             ["a MAP objective, log p(x, z)", "not a lower bound", "WeightPrior(scale=0.1, layers=('decoder',))"],
         ),
-        ("ae", ["log p(x | z), with p(z) not in the objective, at a point mass", "none: p(z) is not in"]),
+        ("ae", ["a MAP objective, log p(x | z) without p(z) at a point mass", "none: p(z) is not in"]),
         ("rae", ["no minimiser"]),
         ("wae_mmd", ["MMD(weight=500)", "MAP objective"]),
     ],
@@ -288,22 +290,22 @@ class FixedLaplace(Gaussian):
 @pytest.mark.parametrize(
     ("likelihood", "words"),
     [
-        (lambda: Gaussian(0.1), "with sigma 0.1 it amounts to sigma 0.2 at weight 1"),
-        (lambda: LearnedSigma(0.1).requires_grad_(requires_grad=False), "sigma 0.1 it amounts to sigma 0.2"),
-        (lambda: FixedLaplace(0.1), "with scale 0.1 it amounts to scale 0.4 at weight 1"),
+        (lambda: Gaussian(0.1), "sigma 0.1 with this weight is equivalent to sigma 0.2 with weight 1"),
+        (lambda: LearnedSigma(0.1).requires_grad_(requires_grad=False), "equivalent to sigma 0.2 with weight 1"),
+        (lambda: FixedLaplace(0.1), "scale 0.1 with this weight is equivalent to scale 0.4 with weight 1"),
         (LearnedSigma, ""),
         (OptimalSigma, ""),
         (Laplace, ""),
         (StudentT, ""),
     ],
 )
-def test_a_kl_weight_amounts_to_another_scale_where_the_scale_is_fixed(
+def test_a_kl_weight_is_equivalent_to_another_scale_where_the_scale_is_fixed(
     likelihood: Callable[[], nn.Module], words: str
 ) -> None:
     receipt = quick(VARIANTS["beta_vae"]((5,), 2, beta=4.0, likelihood=likelihood()), torch.randn(64, 5)).receipt()
 
     assert words in receipt
-    assert ("amounts to" in receipt) == bool(words)
+    assert ("is equivalent to" in receipt) == bool(words)
 
 
 @pytest.mark.parametrize(("family", "power"), [(Gaussian, 0.5), (FixedLaplace, 1.0)])
@@ -319,6 +321,14 @@ def test_that_scale_has_the_gradients_of_the_weight(family: Callable[[float], nn
 
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_receipt_leaves_the_random_stream_of_the_caller() -> None:
+    trained = quick(VARIANTS["beta_vae"]((5,), 2), torch.randn(64, 5))
+    state = torch.get_rng_state()
+    trained.receipt()
+
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_sigma_in_the_history_is_that_of_evaluate() -> None:
@@ -406,7 +416,7 @@ def test_a_fit_from_a_graph_is_the_eager_fit_to_the_last_bit(name: str) -> None:
         variant = VARIANTS[name]((5,), 2, **TRAINED[name])
         trained = quick(variant, x, epochs=3, batch_size=16, schedule="cosine", backend=backend)
         found.append((state(variant), trained.history.drop(columns="seconds")))
-        assert trained.settings["backend"] == {"fx": "fx", "eager": "eager: eager was asked for"}[backend]
+        assert trained.settings["backend"] == {"fx": "fx", "eager": "eager: the eager backend was chosen"}[backend]
     assert equal(found[0][0], found[1][0])
     assert found[0][1].equals(found[1][1])
 
@@ -528,7 +538,8 @@ def test_a_norm_over_pixels_trains_on_one_image_as_it_did() -> None:
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 8), (9, 1)])
 def test_batches_that_are_all_of_one_row_are_refused_under_batch_norm(rows: int, batch_size: int) -> None:
     x = torch.randn(rows, 5)
-    with pytest.raises(ValueError, match=rf"BatchNorm1d .*training data {rows}, batch_size {batch_size} .*2 or more"):
+    message = rf"BatchNorm1d .*{rows} training rows in batches of {batch_size}: use 2 or more"
+    with pytest.raises(ValueError, match=message):
         quick(VARIANTS["sigma_vae"]((5,), 2, encoder=normed()), x, validation=None, batch_size=batch_size)
 
     quick(VARIANTS["sigma_vae"]((5,), 2), x, validation=None, batch_size=batch_size)

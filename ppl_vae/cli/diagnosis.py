@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..diagnosis import diagnose as diagnosis_of, write
+from ..diagnosis import diagnose as diagnosis_of, write_diagnosis
 from ..evaluation import ex_post
 from ..files import writable
 from ..streams import chosen
@@ -59,7 +59,7 @@ def diagnose(
         seed=seed,
         progress=not quiet,
     )
-    page = write(diagnosis, folder)
+    page = write_diagnosis(diagnosis, folder)
     if as_json:
         typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
     else:

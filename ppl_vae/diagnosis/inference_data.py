@@ -1,4 +1,4 @@
-"""Draws of the guide for arviz 0.23 and arviz 1, labelled as what they are."""
+"""Draws of the guide for arviz 0.23 and arviz 1, with labels that say what they are."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,30 +16,30 @@ from ..files import whole_file
 from ..streams import seeded, stream_seed
 from ..variant import Variant, evaluating
 
-__all__ = ["arviz", "labelled", "to_inferencedata", "write"]
+__all__ = ["import_arviz", "labelled", "to_inferencedata", "write_draws"]
 
-NUMBERS = 2_000_000  # that a group of predictive draws may hold, unless one draw of all data is more
-PREDICTIVE = 100  # draws of x per datum, where so many fit
+Variable = tuple[tuple[str, ...], Tensor, str]  # names of the axes, values, unit
+
+NUMBERS = 2_000_000  # numbers that a group of predictive draws may hold, unless one draw of all data is more
+PREDICTIVE = 100  # draws of x per datum, if there is room for them
 PRIOR_STREAM = 400_000  # the stream of draws from p(z), far from those of the draws from q(z | x)
 
 GUIDE = (
-    "draws of the guide q(z|x), not of the posterior p(z|x); independent, so that R-hat and ESS of chains say nothing: "
-    "see k_hat in sample_stats"
+    "draws of the guide q(z|x), not of the posterior p(z|x); they are independent, so R-hat and ESS of chains say "
+    "nothing about them: see k_hat in sample_stats"
 )
-WHY = (
-    "no group log_likelihood: each z belongs to one datum, so that leaving it out leaves its code without a law, and "
-    "the draws are not of a posterior; leave-one-out estimates would be wrong"
+NO_LOG_LIKELIHOOD = (
+    "there is no group log_likelihood: each z belongs to one datum, so leaving it out leaves its code without a law, "
+    "and the draws are not from a posterior; leave-one-out estimates would be wrong"
 )
-NATS, TAIL, CODES, X = (
-    "nats, in the data's units",
-    "none: tail index of the weights",
-    "none: a code",
-    "the data's units",
-)
+NATS = "nats, in the data's units"
+TAIL = "none: tail index of the weights"
+CODES = "none: a code"
+X = "the data's units"
 
 
-def arviz() -> Any:
-    """Import arviz; arviz 0.23 announces its successor once a day, with a FutureWarning that is kept from the user."""
+def import_arviz() -> Any:
+    """Import arviz without its message: arviz 0.23 announces its successor once a day, with a FutureWarning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
@@ -47,40 +47,41 @@ def arviz() -> Any:
 
 
 def _container(groups: Mapping[str, Any]) -> Any:
-    """The container that the installed arviz reads, with these datasets as its groups.
+    """Put datasets into the container that the installed arviz reads, as its groups.
 
-    arviz 0.23, the last for Python 3.11, has a class of its own. arviz 1 reads an ``xarray.DataTree``. This function is
-    the only place in the library where the two differ.
+    arviz 0.23, the last version for Python 3.11, has a class of its own. arviz 1 reads an ``xarray.DataTree``. This
+    function is the only place in the library where the two versions differ.
     """
     if version("arviz").startswith("0."):
-        return arviz().InferenceData(**groups)
+        return import_arviz().InferenceData(**groups)
     from xarray import DataTree
 
     return DataTree.from_dict(dict(groups))
 
 
 def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int = 0) -> Any:
-    """Draw from guide and model, as arviz wants it: one chain, named dimensions, units in the attributes.
+    """Draw from guide and model, in the form that arviz reads: one chain, named dimensions, units as attributes.
 
     With arviz 0.23, which Python 3.11 gets, the result is an ``arviz.InferenceData``. With arviz 1 it is an
-    ``xarray.DataTree`` of the same groups. Either reads the netCDF file of the other.
+    ``xarray.DataTree`` of the same groups. Each version reads the netCDF file of the other.
 
     Groups:
-        posterior: ``z`` from the guide q(z | x), ``[chain, draw, datum, code]``; no posterior, as they say.
+        posterior: ``z`` from the guide q(z | x), ``[chain, draw, datum, code]``. An attribute says that these are not
+            draws from the posterior.
         sample_stats: ``log_weight`` and its parts log p(x | z), log p(z), log q(z | x), nats in the data's units; and
-            ``k_hat`` per datum, which tells how far the weights mend the difference.
-        posterior_predictive: ``x`` from p(x | z) of the first draws of z, 100 at the most, in the data's units.
-        prior, prior_predictive: ``z`` from p(z) and ``x`` from p(x | z), as many.
+            ``k_hat`` per datum, which says whether the weights can correct the difference from the posterior.
+        posterior_predictive: ``x`` from p(x | z) for the first draws of z, at most 100, in the data's units.
+        prior, prior_predictive: ``z`` from p(z) and ``x`` from p(x | z), equally many.
         observed_data: ``x``.
 
-    There is no ``log_likelihood``, so that ``arviz.loo`` and ``arviz.waic`` refuse: each z belongs to one datum, and
-    leaving it out leaves its code without a law.
+    There is no ``log_likelihood``, so ``arviz.loo`` and ``arviz.waic`` raise an error: each z belongs to one datum, and
+    leaving this datum out leaves its code without a law.
 
     Args:
         variant: A pair whose guide has a density.
-        x: [rows, *x_shape], in the data's units.
-        draws: Of z per datum.
-        seed: Of every draw; the caller's random streams are left as they were.
+        x: Data [rows, *x_shape], in the data's units.
+        draws: Number of draws of z per datum.
+        seed: Seed of all draws. The caller's random streams are left as they were.
 
     Raises:
         ValueError: If the guide is a point mass.
@@ -90,50 +91,62 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
 
 
 def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any:
-    """``to_inferencedata`` of draws that ``bounds.draws`` made of these data."""
+    """``to_inferencedata`` for draws that were made of the checked data x [rows, *x_shape], in the data's units."""
     count = max(1, min(PREDICTIVE, len(drawn.z), NUMBERS // x.numel()))
     with evaluating(variant), seeded(stream_seed(seed, PRIOR_STREAM)):
         prior = variant.model.prior().sample((count, len(x)))
-        predicted, made = _predicted(variant, drawn.z[:count]), _predicted(variant, prior)
-    per_draw, cells = ("chain", "draw", "datum"), tuple(f"x_dim_{axis}" for axis in range(x.ndim - 1))
-    stats = {
+        x_given_guide = _predicted(variant, drawn.z[:count])
+        x_given_prior = _predicted(variant, prior)
+    per_draw = ("chain", "draw", "datum")
+    cells = tuple(f"x_dim_{axis}" for axis in range(x.ndim - 1))
+    log_densities = {
         "log_weight": drawn.log_weight,
         "log_x_given_z": drawn.likelihood,
         "log_prior": drawn.prior,
         "log_guide": drawn.guide,
     }
-    nats = {name: (per_draw, value[None], NATS) for name, value in stats.items()}
+    stats: dict[str, Variable] = {name: (per_draw, value[None], NATS) for name, value in log_densities.items()}
+    stats["k_hat"] = (("datum",), bounds_of(drawn).k_hat, TAIL)
+
+    def codes(z: Tensor, says: str) -> Any:
+        return _dataset({"z": ((*per_draw, "code"), z[None], CODES)}, draws_are=says)
+
+    def data(made: Tensor, says: str) -> Any:
+        return _dataset({"x": ((*per_draw, *cells), made[None], X)}, draws_are=says)
+
     return _container(
         {
-            "posterior": _dataset({"z": ((*per_draw, "code"), drawn.z[None], CODES)}, draws_are=GUIDE),
-            "sample_stats": _dataset(
-                {**nats, "k_hat": (("datum",), bounds_of(drawn).k_hat, TAIL)}, no_log_likelihood=WHY
-            ),
-            "prior": _dataset({"z": ((*per_draw, "code"), prior[None], CODES)}, draws_are="draws of p(z)"),
-            "posterior_predictive": _dataset({"x": ((*per_draw, *cells), predicted[None], X)}, draws_are=GUIDE),
-            "prior_predictive": _dataset({"x": ((*per_draw, *cells), made[None], X)}, draws_are="draws of p(z) p(x|z)"),
-            "observed_data": _dataset({"x": (("datum", *cells), x.to(made), X)}),
+            "posterior": codes(drawn.z, GUIDE),
+            "sample_stats": _dataset(stats, no_log_likelihood=NO_LOG_LIKELIHOOD),
+            "prior": codes(prior, "draws of p(z)"),
+            "posterior_predictive": data(x_given_guide, GUIDE),
+            "prior_predictive": data(x_given_prior, "draws of p(z) p(x|z)"),
+            "observed_data": _dataset({"x": (("datum", *cells), x.to(x_given_prior), X)}),
         }
     )
 
 
 def _predicted(variant: Variant, z: Tensor) -> Tensor:
     """A draw of x for each z [draws, rows, z_dim], in the data's units."""
-    parts = [variant.model.x_given_z(some).sample() for some in z.split(max(1, variant.at_once // z.shape[1]))]
-    return variant.model.scale.inverse(torch.cat(parts))
+    together = max(1, variant.at_once // z.shape[1])
+    made = [variant.model.x_given_z(some).sample() for some in z.split(together)]
+    return variant.model.scale.inverse(torch.cat(made))
 
 
-def _dataset(variables: Mapping[str, tuple[tuple[str, ...], Tensor, str]], **attributes: str) -> Any:
-    """An ``xarray.Dataset`` of named dimensions, counted from 0, with the unit of each variable."""
+def _dataset(variables: Mapping[str, Variable], **attributes: str) -> Any:
+    """An ``xarray.Dataset`` with named dimensions, counted from 0, and the unit of each variable."""
     from xarray import Dataset
 
-    entries = {name: (axes, value.cpu().numpy(), {"units": unit}) for name, (axes, value, unit) in variables.items()}
-    sizes = {axis: size for axes, value, _ in entries.values() for axis, size in zip(axes, value.shape, strict=True)}
+    entries: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    for name, (axes, value, unit) in variables.items():
+        entries[name] = (axes, value.cpu().numpy(), {"units": unit})
+        sizes |= dict(zip(axes, value.shape, strict=True))
     coordinates = {axis: range(size) for axis, size in sizes.items()}
     return Dataset(entries, coordinates, {"inference_library": "ppl_vae", **attributes})
 
 
-def write(path: Path, data: Any) -> Path:
+def write_draws(path: Path, data: Any) -> Path:
     """Write a netCDF file whole or not at all."""
     with whole_file(path) as part:
         data.to_netcdf(str(part), engine="h5netcdf")

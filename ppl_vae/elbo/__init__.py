@@ -1,8 +1,8 @@
-"""Estimators of the bound beyond Pyro's own; each is a ``pyro.infer.ELBO``."""
+"""Estimators of the bound. Each is a ``pyro.infer.ELBO``, like Pyro's own."""
 
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO
-from .named import ESTIMATORS, estimator
+from .named import ESTIMATORS, estimator, target_of
 from .path import CIWAE, PIWAE, DReG, StickingTheLanding
 from .pathwise import PathwiseELBO
 from .per_datum import PerDatumELBO
@@ -22,4 +22,5 @@ __all__ = [
     "Renyi",
     "StickingTheLanding",
     "estimator",
+    "target_of",
 ]

@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..contracts.support import check_support
+from ..contracts import check_support
 from ..data.data_set import Data, tensor_of
 from ..estimate import Number
 from ..models.networks import is_image
 from ..streams import seeded
 from ..variant import Variant
-from .codes import ACTIVE
 from .features import Features, principal_components
+from .kl_terms import ACTIVE
 from .metrics import COLUMNS, Subject, measure
 
 __all__ = ["Evaluation", "evaluate"]
@@ -131,7 +131,7 @@ def evaluate(
 
 def _units(subject: Subject) -> tuple[list[float], list[bool]]:
     """The mean KL of each unit from large to small, and whether it is active; empty where there is no KL by unit."""
-    per_dim = subject.divergence[1] if subject.variant.has_bound else None
+    per_dim = subject.kl[1] if subject.variant.has_bound else None
     if per_dim is None:
         return [], []
     kl, order = per_dim.mean(0).sort(descending=True)

@@ -15,7 +15,7 @@ from ..variant import Variant, densities, evaluating, log_jacobian, needs_densit
 from .annealing import annealed_weights
 from .pareto import effective_sample_size, psis
 
-__all__ = ["Bounds", "bounds", "bounds_of", "bounds_under", "draws", "held_out"]
+__all__ = ["Bounds", "all_bounds", "bounds", "bounds_of", "bounds_under", "draws", "held_out"]
 
 
 BLOCK = 64  # data whose draws come from one random stream
@@ -167,6 +167,19 @@ def bounds(
         ValueError: If the guide is a point mass, for which there is no bound, or x cannot be used.
     """
     y = variant.admit(x)
+    return all_bounds(variant, y, num_particles, temperatures=temperatures, seed=seed, at_once=at_once)
+
+
+def all_bounds(
+    variant: Variant,
+    y: Tensor,
+    num_particles: int = 100,
+    *,
+    temperatures: int | None = None,
+    seed: int = 0,
+    at_once: int | None = None,
+) -> Bounds:
+    """``bounds`` for data y [rows, *x_shape] in the model's units; the bounds are in the data's units."""
     (found,) = bounds_under(variant, [variant.model.prior], y, num_particles, seed=seed, at_once=at_once)
     if temperatures is None:
         return found

@@ -14,15 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..coding import draw_data, mean_codes, mean_data, missing_mean
 from ..estimate import Number, mean_over_data, share_over_data
 from ..models.networks import is_image
 from ..noise import at_floor, noise_scale
 from ..streams import chosen, seeded
-from ..variant import Variant, draw_data, evaluating, mean_codes, mean_data, missing_mean
-from .codes import ACTIVE, divergence
+from ..variant import Variant, evaluating
 from .distances import frechet_with_error, nearest
 from .features import Features
 from .interpolation import interpolate, pairs
+from .kl_terms import ACTIVE, kl_from_prior
 from .lower_bounds import Bounds, bounds_under, held_out
 from .pareto import k_threshold
 
@@ -87,9 +88,9 @@ class Subject:
         return mean_codes(self.variant, self.y)
 
     @cached_property
-    def divergence(self) -> tuple[Tensor, Tensor | None]:
+    def kl(self) -> tuple[Tensor, Tensor | None]:
         """KL(q(z | x) || p(z)) of each datum, and of each unit where both laws factorise."""
-        return divergence(self.variant, self.y)
+        return kl_from_prior(self.variant, self.y)
 
     @cached_property
     def has_mean(self) -> bool:
@@ -254,7 +255,7 @@ def active_units(subject: Subject) -> Number:
 @metric("KL", "nats", up=None)
 def kl(subject: Subject) -> Number:
     """KL(q(z | x) || p(z)), mean over held-out data."""
-    return mean_over_data(subject.divergence[0]) if subject.variant.has_bound else MAP
+    return mean_over_data(subject.kl[0]) if subject.variant.has_bound else MAP
 
 
 @metric("sigma", "scaled x", up=None)

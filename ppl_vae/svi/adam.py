@@ -1,7 +1,10 @@
-"""torch's fused Adam without its bookkeeping, which costs a small net as much as its gradients do."""
+"""torch's fused Adam kernel without the bookkeeping of ``torch.optim``.
+
+For a small network this bookkeeping takes as long as the gradients do.
+"""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,22 +14,43 @@ __all__ = ["Adam", "is_hooked"]
 
 
 def is_hooked(optimizer: Any) -> bool:
-    """Whether somebody waits for ``optimizer.step()``: then nothing but that will do."""
+    """Whether a hook is registered on ``optimizer.step()``, so that this method has to be called."""
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
 
 
-class Adam(torch.optim.Optimizer):
-    """``torch.optim.Adam(..., fused=True)`` to the last bit, and ``move`` for gradients that are at hand.
+class _Lists(NamedTuple):
+    """The kernel's lists for the parameters of one group, data type and device.
 
-    Parameters that always move together share one count of steps.
+    Attributes:
+        group: The parameter group, with the settings.
+        places: The places of these parameters among all that move.
+        parameters: The parameters.
+        averages: The running averages of their gradients.
+        squares: The running averages of their squared gradients.
+        counters: Their counters of steps.
+    """
+
+    group: dict[str, Any]
+    places: list[int]
+    parameters: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    counters: list[Tensor]
+
+
+class Adam(torch.optim.Optimizer):
+    """The same updates as ``torch.optim.Adam(..., fused=True)``, to the last bit.
+
+    The method ``move`` takes the gradients as an argument and does not read ``.grad``. Parameters that always move
+    together share one counter of steps.
 
     Args:
-        params: As for every optimizer of torch.
-        lr: Learning rate; a tensor where a graph of the device has to see it change.
-        betas: Decay of the two running averages.
-        eps: Added to the denominator.
-        weight_decay: L2 added to the gradient.
+        params: The parameters or parameter groups, as for every optimizer of torch.
+        lr: The learning rate. It is a tensor if a CUDA graph has to see it change.
+        betas: The decay rates of the two running averages.
+        eps: The number that is added to the denominator.
+        weight_decay: The factor of the L2 penalty that is added to the gradient.
 
     References:
         Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, algorithm 1. https://arxiv.org/abs/1412.6980
@@ -45,27 +69,32 @@ class Adam(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.moved = ()  # a state that was loaded is made of other tensors
+        self.moved = ()  # a loaded state consists of new tensors, so the lists are made again
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter by its ``.grad``."""
+        """Update every parameter with its ``.grad``."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         with torch.no_grad():
             self.move(parameters, [p.grad for p in parameters])
 
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Move parameters by gradients, under ``no_grad``; the same sequence object as last time is the quick way."""
+        """Update the parameters with the gradients. The caller has switched gradients off.
+
+        A call with the same sequence object as the last call is fast, because the kernel's lists are kept.
+        """
         if self.moved is not parameters:
-            self.moved, self.kinds = parameters, self._kinds(parameters)
-        for group, places, moved, averages, squares, steps in self.kinds:
-            torch._foreach_add_(list({id(step): step for step in steps}.values()), 1)
+            self.moved, self.lists = parameters, self._lists(parameters)
+        for lists in self.lists:
+            group = lists.group
+            distinct = {id(counter): counter for counter in lists.counters}  # parameters may share a counter
+            torch._foreach_add_(list(distinct.values()), 1)
             torch._fused_adam_(
-                moved,
-                [gradients[place] for place in places],
-                averages,
-                squares,
+                lists.parameters,
+                [gradients[place] for place in lists.places],
+                lists.averages,
+                lists.squares,
                 [],
-                steps,
+                lists.counters,
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -75,23 +104,25 @@ class Adam(torch.optim.Optimizer):
                 maximize=False,
             )
 
-    def _kinds(self, parameters: Sequence[Tensor]) -> list[Any]:
-        """The lists that the kernel wants, for each group, type and device, which it takes one of at a time."""
-        count: dict[Any, Tensor] = {}
-        kinds: dict[Any, tuple[Any, ...]] = {}
+    def _lists(self, parameters: Sequence[Tensor]) -> list[_Lists]:
+        """The kernel's lists. A parameter that moves for the first time gets a state."""
+        lists: dict[Any, _Lists] = {}
+        counters: dict[Any, Tensor] = {}
         group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         for place, parameter in enumerate(parameters):
-            state = self.state[parameter]
             index = group_of[parameter]
-            kind = (index, parameter.dtype, parameter.device)
+            kind = index, parameter.dtype, parameter.device
+            state = self.state[parameter]
             if not state:
-                zero = count.setdefault(kind, torch.zeros((), dtype=torch.float32, device=parameter.device))
+                zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                state.update({"step": zero, **averages})
-            elif len(parameters) < len(self.state):  # some parameters stay behind: each has a count of its own
+                state.update({"step": counters.setdefault(kind, zero), **averages})
+            elif len(parameters) < len(self.state):  # not all parameters move, so that counters differ from now on
                 state["step"] = state["step"].clone()
-            lists = kinds.setdefault(kind, (self.param_groups[index], [], [], [], [], []))
-            row = (place, parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])
-            for column, entry in zip(lists[1:], row, strict=True):
-                column.append(entry)
-        return list(kinds.values())
+            found = lists.setdefault(kind, _Lists(self.param_groups[index], [], [], [], [], []))
+            found.places.append(place)
+            found.parameters.append(parameter)
+            found.averages.append(state["exp_avg"])
+            found.squares.append(state["exp_avg_sq"])
+            found.counters.append(state["step"])
+        return list(lists.values())

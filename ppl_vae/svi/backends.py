@@ -1,4 +1,8 @@
-"""What runs a recorded step: torch's own kernels one by one, a compiler's, or one launch of a CUDA graph."""
+"""The backends that run a recorded step.
+
+``fx`` calls torch's own kernels one by one, ``inductor`` compiles the graph, and ``cudagraph`` launches the whole step
+at once on a CUDA device.
+"""
 
 import logging
 import os
@@ -14,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from .adam import Adam
 from .capture import Function, Recording
-from .clean import clean
+from .shortening import shorten
 
 __all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
 
@@ -22,37 +26,45 @@ BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
 
 
 def backend_for(name: str) -> str:
-    """The backend that a name asks for: ``auto`` is ``fx``, and a compiler that is absent is replaced by ``fx``.
+    """The backend that runs under a name. ``auto`` gives ``fx``, and so does ``inductor`` without a C++ compiler.
 
     Raises:
-        ValueError: If there is no such backend, or no CUDA device for ``cudagraph``.
+        ValueError: If there is no backend of that name, or if ``cudagraph`` finds no CUDA device.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "cudagraph" and not torch.cuda.is_available():
-        raise ValueError("backend 'cudagraph' was asked for, but this torch sees no CUDA device: use fx or inductor")
-    if name == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        logging.getLogger(__name__).warning("backend inductor needs a C++ compiler and finds none: fx runs instead")
+        raise ValueError("backend 'cudagraph' needs a CUDA device, and torch sees none: use fx or inductor")
+    if name == "inductor" and not _has_compiler():
+        message = "backend 'inductor' needs a C++ compiler and finds none: backend 'fx' is used instead"
+        logging.getLogger(__name__).warning(message)
         return "fx"
     return "fx" if name == "auto" else name
 
 
+def _has_compiler() -> bool:
+    """Whether a C++ compiler that inductor would take is on the path."""
+    chosen = os.environ.get("CXX", "g++")
+    return shutil.which(chosen) is not None or shutil.which("clang++") is not None
+
+
 def fx(recording: Recording) -> Function:
-    """The shortened graph, run by torch's kernels: every bit as it was recorded."""
-    constants, graph = clean(recording)
+    """Run the shortened graph with torch's kernels. The result equals the recorded one to the last bit."""
+    constants, graph = shorten(recording)
     for node in graph.nodes:
-        _bind(node)
+        _call_directly(node)
     run: Function = GraphModule(constants, graph).forward
     return run
 
 
-def _bind(node: Node) -> None:
-    """Call an operation under the name that Python has for it: a microsecond less than by way of its schema."""
-    name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+def _call_directly(node: Node) -> None:
+    """Let a node call torch's Python function, which takes a microsecond less than the operation of aten."""
+    schema = getattr(node.target, "_schema", None)
+    name = getattr(schema, "name", "").removeprefix("aten::")
     if not name or node.kwargs:
         return
-    bound = (getattr(space, name, None) for space in (torch, torch._C._nn))
-    function = next((found for found in bound if isinstance(found, BuiltinFunctionType)), None)
+    candidates = (getattr(space, name, None) for space in (torch, torch._C._nn))
+    function = next((found for found in candidates if isinstance(found, BuiltinFunctionType)), None)
     if function is not None:
         node.target = function
     elif isinstance(getattr(Tensor, name, None), MethodDescriptorType):
@@ -60,35 +72,47 @@ def _bind(node: Node) -> None:
 
 
 def inductor(recording: Recording) -> Function:
-    """The same graph, compiled: sums in another order, the random stream that of eager torch."""
+    """Compile the shortened graph. Sums are taken in another order; the random draws are those of eager torch."""
     from torch._decomp import get_decompositions
     from torch._inductor import config
 
-    with config.patch(compile_threads=1):  # no pool of processes, which would wait beside the steps
+    with config.patch(compile_threads=1):  # a pool of compiler processes would slow the steps
         from torch._inductor.compile_fx import compile_fx
         from torch._inductor.decomposition import select_decomp_table
 
     aten = torch.ops.aten
-    # As arithmetic batch norm is faster than the library's kernel, and keeps digits that the kernel loses.
+    # Batch norm written as arithmetic is faster than the library's kernel, and loses fewer digits.
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
-    module = GraphModule(*clean(recording))
+    decompositions = {**select_decomp_table(), **norms}
+    constants, graph = shorten(recording)
     inputs = [*recording.inputs, *recording.held]
     with torch.no_grad(), config.patch(fallback_random=True, compile_threads=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's deprecations are no news to who calls it
-        run: Any = compile_fx(module, inputs, decompositions={**select_decomp_table(), **norms})  # type: ignore[dict-item]
+        warnings.simplefilter("ignore")  # the caller can do nothing about deprecations inside the compiler
+        run: Any = compile_fx(GraphModule(constants, graph), inputs, decompositions=decompositions)
     return run
 
 
 class CudaGraph:
-    """A whole step, loss, gradients and optimizer, as one launch: its inputs are copied into place."""
+    """One launch on a CUDA device for a whole step: the loss, its gradients and the optimizer.
+
+    A call copies its inputs and the present learning rate into the tensors that the launch reads.
+
+    Args:
+        step: The step to capture, from its inputs to its loss.
+        inputs: Tensors of the shapes that every call has.
+        optimizer: The optimizer that the step moves; it has one parameter group.
+    """
 
     def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor], optimizer: Adam) -> None:
-        self.inputs, self.optimizer, self.state = [tensor.clone() for tensor in inputs], optimizer, optimizer.state
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.optimizer = optimizer
+        self.state = optimizer.state  # the launch writes these tensors, so they have to stay alive
         (group,) = optimizer.param_groups
         rate, device = group["lr"], group["params"][0].device
-        self.graph, self.lr = torch.cuda.CUDAGraph(), torch.tensor(rate, dtype=torch.float32, device=device)
+        self.lr = torch.tensor(rate, dtype=torch.float32, device=device)
+        self.graph = torch.cuda.CUDAGraph()
         try:
-            group["lr"] = self.lr  # the kernel reads it at each launch
+            group["lr"] = self.lr  # the kernel reads this tensor at each launch
             with torch.cuda.graph(self.graph):
                 self.loss = step(*self.inputs)
         finally:

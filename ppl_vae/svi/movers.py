@@ -1,4 +1,4 @@
-"""How parameters are moved by their gradients under ``pyro.optim``, which keeps one torch optimizer per parameter."""
+"""Move parameters as ``pyro.optim`` does, which keeps one torch optimizer per parameter, but in one kernel."""
 
 from collections.abc import Callable, Sequence
 from operator import is_, itemgetter
@@ -14,12 +14,15 @@ from .adam import Adam, is_hooked
 
 __all__ = ["Joint", "Mover"]
 
+# Settings of Adam that the fused kernel takes, and settings that have to be off for it.
 SETTINGS = ("lr", "betas", "eps", "weight_decay")
 SWITCHES = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
+_settings_of = itemgetter(*SETTINGS, "amsgrad", "maximize")
+
 
 class Joint(PyroOptim):
-    """One torch optimizer of all parameters, with the interface of ``pyro.optim``.
+    """One torch optimizer for all parameters, with the interface of ``pyro.optim``.
 
     Args:
         make: From a list of parameters to a ``torch.optim.Optimizer``.
@@ -31,7 +34,7 @@ class Joint(PyroOptim):
         self.optimizer: Optimizer | None = None
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Move every parameter by its ``.grad``."""
+        """Update every parameter with its ``.grad``. Parameters that are new are added to the optimizer."""
         new = [parameter for parameter in params if parameter not in self.optim_objs]
         if new and self.optimizer is None:
             self.optimizer = self.make(new)
@@ -45,11 +48,11 @@ class Joint(PyroOptim):
             self.optimizer.step(*args, **kwargs)
 
     def get_state(self) -> dict[str, Any]:
-        """The state of the one optimizer, as torch gives it."""
+        """The ``state_dict`` of the optimizer, which is empty before the first step."""
         return {} if self.optimizer is None else self.optimizer.state_dict()
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Set a state from ``get_state``: at once, or when the first parameters are seen."""
+        """Load a state of ``get_state``. Before the first step it waits until the optimizer is made."""
         if self.optimizer is None:
             self._state_waiting_to_be_consumed = dict(state_dict)
         else:
@@ -57,20 +60,22 @@ class Joint(PyroOptim):
 
 
 class Mover:
-    """Move parameters as an optimizer of Pyro does; those of plain ``pyro.optim.Adam`` all at once.
+    """Move parameters as an optimizer of Pyro does.
 
-    The moments stay in the optimizers that Pyro keeps, so that ``get_state``, ``set_state``, ``save``, ``load`` and
-    schedulers work as they do under ``pyro.infer.SVI``. Plain Adam is torch's fused kernel, which rounds otherwise than
-    the kernels that torch takes without ``fused=True``; any other optimizer is called as Pyro calls it.
+    Plain ``pyro.optim.Adam`` moves all parameters at once by torch's fused kernel. This kernel rounds differently from
+    the kernels that torch takes without ``fused=True``. Any other optimizer is called as Pyro calls it. The averages
+    of Adam stay in the optimizers that Pyro keeps, so that ``get_state``, ``set_state``, ``save``, ``load`` and
+    schedulers work as they do with ``pyro.infer.SVI``.
 
     Args:
-        optim: Of ``pyro.optim``, or ``Joint``.
+        optim: An optimizer of ``pyro.optim``, or a ``Joint``.
     """
 
     def __init__(self, optim: PyroOptim) -> None:
         self.optim = optim
-        known = type(optim) in (PyroOptim, PyroLRScheduler)
-        self.one_kernel = known and optim.pt_optim_constructor is torch.optim.Adam
+        is_plain_class = type(optim) in (PyroOptim, PyroLRScheduler)
+        self.one_kernel = is_plain_class and optim.pt_optim_constructor is torch.optim.Adam
+        # The Adam that moves ``parameters`` at once, and the optimizers, states and settings that it was made from.
         self.parameters: Sequence[Tensor] | None = None
         self.optimizers: list[Any] = []
         self.states: list[Any] = []
@@ -79,34 +84,41 @@ class Mover:
         self.adam: Adam | None = None
 
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Move by gradients; the same sequence object as last time is the quick way."""
+        """Move the parameters. A call with the same sequence object of parameters as the last call is fast."""
         adam = self.fused(parameters)
         if adam is not None:
             adam.move(parameters, gradients)
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        with torch.enable_grad():  # as Pyro calls it: an optimizer opens its own no_grad
+        with torch.enable_grad():  # Pyro calls it so; an optimizer switches gradients off itself
             self.optim(list(parameters))
         for parameter in parameters:
             parameter.grad = None
 
     def fused(self, parameters: Sequence[Tensor]) -> Adam | None:
-        """The one Adam that moves these parameters, with the settings of now; None where Pyro has to be called."""
+        """The Adam that moves these parameters at once, with their present settings. None if Pyro has to be called."""
         if not self.one_kernel:
             return self._joint_adam(parameters)
-        if self.parameters is not parameters or not self._as_seen():
+        if not self._are_arranged(parameters) or not self._as_seen():
             self._arrange(parameters)
         return self.adam
 
+    def _are_arranged(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the present Adam was made for these parameters, in this order. The sequence may be a new object."""
+        if self.parameters is parameters:
+            return True
+        arranged = self.parameters or ()
+        return len(arranged) == len(parameters) and all(map(is_, arranged, parameters))
+
     def _joint_adam(self, parameters: Sequence[Tensor]) -> Adam | None:
-        """The Adam of a ``Joint``, where it holds these parameters already."""
+        """The Adam of a ``Joint`` that holds all these parameters. None if there is none."""
         adam = getattr(self.optim, "optimizer", None)
         holds = all(parameter in self.optim.optim_objs for parameter in parameters)
         return adam if holds and isinstance(adam, Adam) and not is_hooked(adam) else None
 
     def _as_seen(self) -> bool:
-        """Whether states and settings are those that the one Adam was made of."""
+        """Whether the states and settings are those that the present Adam was made from."""
         return (
             [_settings_of(group) for group in self.groups] == self.settings
             and all(map(is_, [optimizer.state for optimizer in self.optimizers], self.states))
@@ -114,6 +126,7 @@ class Mover:
         )
 
     def _arrange(self, parameters: Sequence[Tensor]) -> None:
+        """Make the Adam that moves these parameters at once, or none if an optimizer is not plain Adam."""
         self.parameters, self.adam = parameters, None
         optimizers = [self._optimizer_of(parameter) for parameter in parameters]
         plain = all(map(_is_plain, optimizers, parameters))
@@ -129,26 +142,24 @@ class Mover:
             groups.setdefault(repr(settings), {"params": [], **settings})["params"].append(parameter)
         self.adam = Adam(list(groups.values()))
         for parameter, optimizer in zip(parameters, optimizers, strict=True):
-            self.adam.state[parameter] = _begun(optimizer.state[parameter], parameter)
+            self.adam.state[parameter] = _filled(optimizer.state[parameter], parameter)
 
     def _optimizer_of(self, parameter: Tensor) -> Any:
-        """The torch optimizer that Pyro keeps for a parameter; one that is new takes the state that waits for it."""
+        """The torch optimizer that Pyro keeps for a parameter. A new one takes the state that waits for it."""
         if parameter not in self.optim.optim_objs:
             gradient, parameter.grad = parameter.grad, None
-            self.optim([parameter])  # nothing moves where there is no gradient
+            self.optim([parameter])  # makes the optimizer; without a gradient nothing moves
             parameter.grad = gradient
         found = self.optim.optim_objs[parameter]
-        return getattr(found, "optimizer", found)  # of a scheduler
-
-
-_settings_of = itemgetter(*SETTINGS, "amsgrad", "maximize")
+        return getattr(found, "optimizer", found)  # a scheduler holds its optimizer
 
 
 def _is_plain(optimizer: Any, parameter: Tensor) -> bool:
+    """Whether the fused kernel does for a parameter what its optimizer does."""
     group = optimizer.param_groups[0]
-    usual = type(optimizer) is torch.optim.Adam and not any(group.get(name) for name in SWITCHES)
     return (
-        usual
+        type(optimizer) is torch.optim.Adam
+        and not any(group.get(name) for name in SWITCHES)
         and isinstance(group["lr"], float | int)
         and not is_hooked(optimizer)
         and parameter.is_floating_point()
@@ -156,8 +167,8 @@ def _is_plain(optimizer: Any, parameter: Tensor) -> bool:
     )
 
 
-def _begun(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """The state of Adam for a parameter, begun in place where there is none; its count where the kernel wants it."""
+def _filled(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """The state of Adam for a parameter, on the parameter's device. An empty state is filled in place."""
     if not state:
         averages = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
         state.update({"step": torch.zeros((), dtype=torch.float32), **averages})

@@ -1,4 +1,4 @@
-"""Fewer digits where they cost most: networks in bfloat16, or matrix products alone."""
+"""Lower precision where it saves most time: networks in bfloat16, or matrix products alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "networks_in_bf16", "products_in_bf16"]
+__all__ = ["PRECISIONS", "TOLERANCES", "networks_in_bf16", "products_in_bf16"]
 
 PRECISIONS = ("full", "bf16", "bf16_matmul")
-
-
+# The relative error that a compiled step may have: a compiler rounds less often than networks in bfloat16 do.
+TOLERANCES = {"full": 1e-3, "bf16": 0.1, "bf16_matmul": 0.1}
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 @contextmanager
 def networks_in_bf16(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Run networks under autocast, and hand on what they return in the type of what they were given.
+    """Run networks under autocast inside the block. Their outputs have the type of their inputs.
 
-    Densities, sums and weights keep every digit: an autocast around the whole loss would add it up in bfloat16.
-    Recurrent layers stay in full as well: a state that is rounded at each step drifts, and not every CPU has a kernel.
+    Densities, sums and weights stay in full precision, because an autocast around the whole loss would add it up in
+    bfloat16. Recurrent layers stay in full precision too: a state that is rounded at each step drifts, and some CPUs
+    have no kernel for them.
     """
     with ExitStack() as replaced:
         for network in networks:
@@ -34,7 +35,7 @@ def networks_in_bf16(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let another function stand for the ``forward`` of a module."""
+    """Replace the ``forward`` of a module inside the block."""
     before = vars(module).get("forward")
     module.forward = forward
     try:
@@ -46,19 +47,20 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _lowered(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """The output of a network under autocast, in the type of ``x``."""
     with torch.autocast(x.device.type, torch.bfloat16):
         return forward(x).to(x.dtype)
 
 
 def _in_full(forward: Callable[..., Any], layer: nn.Module, x: Any, *state: Any) -> Any:
-    """A recurrent layer without autocast, its input and state in the type of its weights."""
+    """The output of a recurrent layer without autocast. Input and state are cast to the type of its weights."""
     weight = next(layer.parameters())
     with torch.autocast(weight.device.type, enabled=False):
         return forward(*(_as(weight, value) for value in (x, *state)))
 
 
 def _as(weight: Tensor, value: Any) -> Any:
-    """A tensor, a packed sequence or a tuple of tensors in the type of ``weight``."""
+    """Cast a tensor, a packed sequence or a tuple of tensors to the type of ``weight``."""
     if hasattr(value, "to"):
         return value.to(weight.dtype)
     return tuple(_as(weight, part) for part in value) if isinstance(value, tuple) else value
@@ -66,7 +68,7 @@ def _as(weight: Tensor, value: Any) -> Any:
 
 @contextmanager
 def products_in_bf16() -> Iterator[None]:
-    """Let oneDNN, the CPU's library, multiply float32 matrices in bfloat16 and add up in float32."""
+    """Multiply float32 matrices in bfloat16 and add up in float32 inside the block, by oneDNN on a CPU."""
     products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     try:

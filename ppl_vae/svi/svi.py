@@ -1,8 +1,8 @@
-"""SVI of any Pyro pair, with the call of ``pyro.infer.SVI`` and a step that runs from a graph."""
+"""SVI of any model and guide of Pyro, with the interface of ``pyro.infer.SVI`` and a step that runs from a graph."""
 
 from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,32 +20,33 @@ from .step import Graph, Step
 __all__ = ["SVI"]
 
 Program = Callable[..., Any]
-GRADED = WeakIdKeyDictionary()  # parameters that have had a gradient, from whatever SVI: Pyro leaves zeros in theirs
+GRADED = WeakIdKeyDictionary()  # the parameters that have had a gradient, in any SVI
 
 
 class SVI(pyro.infer.SVI):
-    """``pyro.infer.SVI`` whose step runs from a graph where the pair is static: the same gradients to the last bit.
+    """``pyro.infer.SVI`` with a step that runs from a graph if the model and the guide are static.
 
-    Static means what it means to ``jax.jit``: what changes from step to step is a tensor, an argument or a buffer
-    written in place. Shapes, modes, attributes and hooks choose a graph. A pair that is seen to break this runs
-    eagerly, and ``reason`` says why. What cannot be seen, a value in a file say, is found by comparing the graph with
-    the eager step again and again (see ``Step``), and raises.
+    The gradients equal those of Pyro to the last bit. Static means what it means to ``jax.jit``: what changes from
+    step to step is a tensor, either an argument or a buffer that is written in place. Shapes, modes, attributes and
+    hooks choose a graph. If the model or the guide is seen to be not static, the step runs eagerly, and ``reason``
+    says why. A change that Python cannot see, of a number in a file for example, is found when the graph is compared
+    with the eager step at growing intervals (see ``Step``), and raises ``Stale``.
 
-    Losses that come as a list, estimators without a differentiable loss and every optimizer of ``pyro.optim`` work as
-    under Pyro. ``step`` returns a tensor of shape [], which prints and compares as Pyro's float does.
+    Losses that are lists, estimators without a differentiable loss and all optimizers of ``pyro.optim`` work as in
+    Pyro. ``step`` returns a tensor of shape [], which prints and compares like the float that Pyro returns.
 
     Args:
-        model: p, with ``pyro.param``, ``pyro.module`` or none of ours.
-        guide: q.
-        optim: One of ``pyro.optim``; or what makes a torch optimizer of parameters.
+        model: The model p, any function or module of Pyro.
+        guide: The guide q.
+        optim: An optimizer of ``pyro.optim``, or a function from parameters to an optimizer of torch.
         loss: An ELBO, or a function ``loss(model, guide, *args)`` to differentiate.
-        loss_and_grads: As in Pyro; it is called eagerly.
-        num_samples, num_steps: As in Pyro, for its deprecated ``run``.
-        backend: ``"auto"`` (fx), ``"eager"``; ``"fx"``, torch's kernels one by one; ``"inductor"``, compiled;
-            ``"cudagraph"``, one launch per step.
+        loss_and_grads: As in Pyro. With it, steps run eagerly.
+        num_samples, num_steps: As in Pyro, for the deprecated method ``run``.
+        backend: What runs a step: ``"auto"`` (which is fx), ``"eager"``, ``"fx"`` (torch's kernels one by one),
+            ``"inductor"`` (compiled) or ``"cudagraph"`` (one launch per step).
 
     Raises:
-        ValueError: If the backend or the optimizer cannot be used; the message says what can.
+        ValueError: If the backend or the optimizer cannot be used. The message says what can.
 
     Example:
         >>> import pyro, torch
@@ -78,24 +79,32 @@ class SVI(pyro.infer.SVI):
 
     @property
     def reason(self) -> str | None:
-        """Why the last step ran eagerly; None where it ran from a graph, or will."""
+        """Why the last step ran eagerly. None if it ran from a graph, or if nothing speaks against a graph."""
         return self._step.reason
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Move the parameters once; the loss, in nats, of shape [], on its device: nothing waits for it."""
-        if any(ours is not given for ours, given in zip(self._step.parts, _parts(self), strict=True)):
-            before = self._step  # a model, a guide, gradients or an optimizer have been put in the place of another
-            same = before.parts[2] is self.loss_and_grads
-            reason = before.refused_at_once if same else "loss_and_grads has been replaced"
-            self._step = _PairStep(self, before.differentiable if same else None, before.elbo, reason)
+        """Move the parameters once.
+
+        Returns:
+            The loss in nats, a tensor of shape [] on its device. The step does not wait for its value.
+        """
+        if not all(map(is_, self._step.parts, _parts(self))):
+            self._step = self._step_of_new_parts()
         return self._step(*args, **kwargs)
 
+    def _step_of_new_parts(self) -> "_PairStep":
+        """A step for the model, guide, gradients or optimizer that have been assigned to this object."""
+        before = self._step
+        if before.parts.loss_and_grads is self.loss_and_grads:
+            return _PairStep(self, before.differentiable, before.elbo, before.refused_at_once)
+        return _PairStep(self, None, before.elbo, "loss_and_grads has been replaced")
+
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer. Parameters are in Pyro's store and in modules, which keep their own."""
+        """The state of the optimizer. The parameters are saved by Pyro's store and by their modules."""
         return {"optim": self.optim.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set a state from ``state_dict``, for parameters that have been seen and for those that will be."""
+        """Load a state of ``state_dict``. A parameter that is not known yet takes its part in its first step."""
         waiting = dict(state["optim"])
         if not isinstance(self.optim, Joint):
             for parameter, optimizer in self.optim.optim_objs.items():
@@ -106,17 +115,27 @@ class SVI(pyro.infer.SVI):
 
 
 class _PairStep(Step):
-    """A step of a model and a guide, whose parameters are those that Pyro shows in that step."""
+    """A step of a model and a guide. Its parameters are those that Pyro shows while the loss is computed.
+
+    Args:
+        svi: The SVI object that takes the step.
+        differentiable: The loss to differentiate, as a function of model, guide and arguments. None if there is none.
+        loss: The ELBO or the function that was given to SVI.
+        reason: Why all steps run eagerly. None if a graph is possible.
+    """
 
     def __init__(self, svi: SVI, differentiable: Program | None, loss: Any, reason: str | None) -> None:
         super().__init__(self._loss, None, [svi.model, svi.guide], svi.backend, loss)
-        self.svi, self.differentiable, self.mover = svi, differentiable, Mover(svi.optim)
-        self.parts, self.refused_at_once = _parts(svi), reason
+        self.svi = svi
+        self.differentiable = differentiable
+        self.mover = Mover(svi.optim)
+        self.parts = _parts(svi)
+        self.refused_at_once = reason
         self.refused = self.refused or reason
-        self.found: dict[Tensor, str] = {}
-        self.names: list[str] = []  # of the parameters in Pyro's store
-        self.kept: list[Tensor] = []
-        self.marked: Sequence[Tensor] = ()
+        self.found: dict[Tensor, str] = {}  # the parameters of the last pass, with their names
+        self.kept: list[Tensor] = []  # those among them that are in Pyro's store
+        self.names: list[str] = []  # the names of these
+        self.marked: Sequence[Tensor] = ()  # the parameters that were last entered into GRADED
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -124,7 +143,7 @@ class _PairStep(Step):
         return list(self.found)
 
     def _loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss, while Pyro shows the parameters."""
+        """Compute the loss, and note the parameters that Pyro shows."""
         run = self.differentiable or self.svi.loss_and_grads
         with poutine.trace(param_only=True) as seen:
             loss = run(self.svi.model, self.svi.guide, *args, **kwargs)
@@ -134,71 +153,86 @@ class _PairStep(Step):
 
     def _obstacle(self, values: Sequence[Any]) -> str | None:
         if not self._store_is_as_it_was():
-            self.runs.clear()  # graphs of parameters that nobody has any more
+            self.runs.clear()  # these graphs move parameters that are not in the store any more
             self.names, self.kept = [], []
         if any([parameter.grad is not None for parameter in self.kept]):
-            return "a parameter has a gradient already, to which this step adds its own"
+            return "a parameter has a gradient already, and an eager step adds its own to it"
         return super()._obstacle(values)
 
     def _store_is_as_it_was(self) -> bool:
-        return all(map(is_, map(pyro.get_param_store()._params.get, self.names), self.kept))
+        stored = map(pyro.get_param_store()._params.get, self.names)
+        return all(map(is_, stored, self.kept))
 
     def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A step as Pyro takes it."""
+        """Take a step as Pyro does."""
         loss = self._loss(*args, **kwargs)
         if self.differentiable is not None and getattr(loss, "requires_grad", False):
             loss.backward()
         given = [parameter for parameter in self.found if parameter.grad is not None]
-        self._move(given, [parameter.grad for parameter in given], [p for p in self.found if p.grad is None])  # type: ignore[misc]
+        idle = [parameter for parameter in self.found if parameter.grad is None]
+        self._move(given, [parameter.grad for parameter in given], idle)  # type: ignore[misc]
         for parameter in given:
             parameter.grad = None
         store = pyro.get_param_store()._params
         self.kept = [parameter for parameter, name in self.found.items() if store.get(name) is parameter]
         self.names = [self.found[parameter] for parameter in self.kept]
-        self.surroundings.watch(self.found)
+        self.surroundings.watch_tensors(self.found)
         return _as_tensor(loss)
 
     @torch.no_grad()
     def _move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], idle: Sequence[Tensor]) -> None:
-        """Move as Pyro does: a parameter that once had a gradient has one of zeros where this step gives it none."""
+        """Move parameters as Pyro does.
+
+        Pyro leaves zeros in ``.grad`` after a step. A parameter that has had a gradient, and has none in this step, is
+        therefore moved with a gradient of zeros.
+        """
         if self.marked is not parameters:
             GRADED.update(dict.fromkeys(parameters, True))
             self.marked = parameters
-        late = [parameter for parameter in idle if parameter in GRADED]
-        if late:
-            parameters, gradients = [*parameters, *late], [*gradients, *map(torch.zeros_like, late)]
+        with_zeros = [parameter for parameter in idle if parameter in GRADED]
+        if with_zeros:
+            parameters = [*parameters, *with_zeros]
+            gradients = [*gradients, *map(torch.zeros_like, with_zeros)]
         self.mover(parameters, gradients)
 
     def _prove_again(
         self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
     ) -> tuple[list[Tensor], Callable[[], None]]:
         found, rewind = super()._prove_again(graph, args, kwargs, inputs)
-        warn_if_nan(found[0], "loss")  # as Pyro does in each step; here the loss is known anyway
+        warn_if_nan(found[0], "loss")  # Pyro does so in each step; here the value of the loss has been read anyway
         return found, rewind
 
-    def _identity(self) -> Any:
-        return id(self._whole()) if self.backend == "cudagraph" else None
+    def _optimizer_kind(self) -> Any:
+        return id(self._whole_optimizer()) if self.backend == "cudagraph" else None
 
-    def _whole(self) -> Any:
+    def _whole_optimizer(self) -> Any:
         parameters = [parameter for parameter in self.found if parameter.requires_grad]
         adam = self.mover.fused(parameters) if parameters and parameters[0].is_cuda else None
         return adam if adam is not None and len(adam.param_groups) == 1 else None
 
 
-def _parts(svi: SVI) -> tuple[Any, ...]:
-    """What an SVI is made of, as Pyro's step reads it."""
-    return svi.model, svi.guide, svi.loss_and_grads, svi.optim
+class _Parts(NamedTuple):
+    """The attributes of an SVI object that Pyro's step reads."""
+
+    model: Program
+    guide: Program
+    loss_and_grads: Any
+    optim: PyroOptim
+
+
+def _parts(svi: SVI) -> _Parts:
+    return _Parts(svi.model, svi.guide, svi.loss_and_grads, svi.optim)
 
 
 def _as_tensor(loss: Any) -> Any:
-    """A loss as a tensor of shape [], with all its digits; several losses stay what Pyro makes of them."""
+    """A loss as a tensor of shape [], with all its digits. A tuple of losses stays a tuple of numbers, as in Pyro."""
     if isinstance(loss, tuple):
         return type(loss)(part.item() if isinstance(part, Tensor) else part for part in loss)
     return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
 
 
 def _optimizer(optim: Any) -> PyroOptim:
-    """An optimizer of Pyro; what makes a torch optimizer of all parameters becomes one."""
+    """An optimizer of Pyro, made from a function from parameters to a torch optimizer if need be."""
     if isinstance(optim, PyroOptim):
         return optim
     if isinstance(optim, Optimizer) or not callable(optim):
@@ -208,28 +242,31 @@ def _optimizer(optim: Any) -> PyroOptim:
 
 
 def _differentiable(loss: Any, loss_and_grads: Program | None) -> tuple[Program | None, str | None]:
-    """What to differentiate for the gradients that Pyro's SVI would take, or the reason why there is no such thing."""
+    """The loss whose gradients Pyro's SVI would take, or the reason why there is no such function."""
     if loss_and_grads is not None:
-        return None, "loss_and_grads is a function of your own"
+        return None, "loss_and_grads was given as an argument"
     if not isinstance(loss, ELBO):
         return loss, None
     name, family = type(loss).__name__, type(loss).__mro__
-    owner, other = (
-        next((part for part in family if method in vars(part)), None)
-        for method in ("differentiable_loss", "loss_and_grads")
-    )
-    if owner is None or other is None:
+    of_loss = _class_with("differentiable_loss", family)
+    of_gradients = _class_with("loss_and_grads", family)
+    if of_loss is None or of_gradients is None:
         return None, f"{name} has no differentiable_loss"
     if name.startswith("Jit"):
-        return None, f"{name} compiles itself, by torch.jit"
-    if family.index(other) < family.index(owner):
-        return None, f"{name} has a loss_and_grads of its own, which its differentiable_loss knows nothing of"
-    if owner is not other and not _calls(vars(other)["loss_and_grads"], "differentiable_loss"):
+        return None, f"{name} compiles itself with torch.jit"
+    if family.index(of_gradients) < family.index(of_loss):
+        return None, f"{name} overrides loss_and_grads and not differentiable_loss, so that the two may differ"
+    if of_loss is not of_gradients and not _calls(vars(of_gradients)["loss_and_grads"], "differentiable_loss"):
         return None, f"the loss_and_grads of {name} does not call its differentiable_loss"
     differentiable: Program = loss.differentiable_loss  # type: ignore[attr-defined]
     return differentiable, None
 
 
+def _class_with(method: str, family: tuple[type, ...]) -> type | None:
+    """The first class of a method resolution order that defines a method. None if none does."""
+    return next((part for part in family if method in vars(part)), None)
+
+
 def _calls(method: Any, name: str) -> bool:
-    """Whether the code of a method names another one."""
+    """Whether the code of a method contains the name of another method."""
     return name in method.__code__.co_names

@@ -1,3 +1,6 @@
 """How is a pair trained, and what was optimised?"""
 
-__all__: list[str] = []
+from .divergence import Diverged
+from .fitting import Fit, fit
+
+__all__ = ["Diverged", "Fit", "fit"]

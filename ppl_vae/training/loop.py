@@ -14,10 +14,10 @@ from ..evaluation.lower_bounds import held_out
 from ..models.steps import one_step
 from ..noise import noise_scale
 from ..snapshot import Snapshot
-from ..streams import seeded, set_streams, streams
+from ..streams import seeded, set_stream_states, stream_states
 from ..svi import Step
 from ..svi.adam import Adam
-from ..svi.precision import networks_in_bf16, products_in_bf16
+from ..svi.precision import TOLERANCES, networks_in_bf16, products_in_bf16
 from ..variant import Variant, evaluating, log_jacobian, set_mode
 from .batches import Batches
 from .divergence import Diverged, broken_term, is_sound
@@ -50,7 +50,7 @@ class Loop:
         self.loss: nn.Module = variant.loss(variant.model, variant.guide)
         parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         self.optimizer = Adam(parameters, options.lr)
-        tolerance = 1e-3 if options.precision == "full" else 0.1  # a compiler rounds less often than bfloat16 does
+        tolerance = TOLERANCES[options.precision]
         self.descend = Step(
             self.objective, self.optimizer, self.loss.modules(), options.runs_on, variant.loss, tolerance=tolerance
         )
@@ -165,13 +165,13 @@ class Loop:
 @torch.no_grad()
 def error_of_precision(loop: Loop, y: Tensor) -> float:
     """What the lowered precision changes of the loss of a batch, nats per datum, with the same noise."""
-    before, state, lowered = Snapshot(loop.variant), streams(), loop.precision
+    before, state, lowered = Snapshot(loop.variant), stream_states(), loop.precision
     losses = []
     for loop.precision in ("full", lowered):
         with loop.kernels():
             losses.append(float(loop.objective(y) / loop.weight(y)))
         before.restore(loop.variant)
-        set_streams(state)
+        set_stream_states(state)
     return abs(losses[1] - losses[0])
 
 

@@ -1,3 +1,21 @@
-"""Is this estimator what it says? Values and gradients against the truth."""
+"""Is this estimator what it says? Its value and gradient are held against the truth, and compared with others."""
 
-__all__: list[str] = []
+from .estimator_table import EstimatorComparison, compare_estimators
+from .exact_pair import linear_pair
+from .targets import TARGETS, Estimand, Target, Truth, estimand_of, truth
+from .verdict import Verdict, hold_against_truth, verify
+
+__all__ = [
+    "TARGETS",
+    "Estimand",
+    "EstimatorComparison",
+    "Target",
+    "Truth",
+    "Verdict",
+    "compare_estimators",
+    "estimand_of",
+    "hold_against_truth",
+    "linear_pair",
+    "truth",
+    "verify",
+]

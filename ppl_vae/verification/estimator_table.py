@@ -1,4 +1,4 @@
-"""compare_estimators: values and gradients at the same frozen parameters, with common random numbers."""
+"""Which estimator is best for a pair? Bias, variance, time and memory of several, at the same fixed parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,25 @@ from torch import Tensor
 
 from ..data.data_set import tensor_of
 from ..elbo import estimator as estimator_of
-from ..estimate import Number
+from ..estimate import Number, standard_error
 from ..files import whole_file
 from ..progress import Progress
 from ..streams import seeded, stream_seed
 from ..variant import Variant, log_jacobian, needs_density
 from .memory import peak_bytes
+from .moments import Moments, jackknife_error, signal_to_noise, snr_floor
 from .repeated_draws import Replicate, frozen, loss_and_grads, parameters, replicates, spans
-from .verdict import Truth, target_of, truth
+from .targets import Estimand, Truth, estimand_of, truth
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 __all__ = ["DEFAULT", "EstimatorComparison", "compare_estimators"]
 
 DEFAULT = ("trace", "mean_field", "stl", "iwae", "dreg", "miwae", "piwae", "ciwae", "renyi")
-BATCHES = 10  # of replicates: the spread between them is the error of a variance, and without one of a ratio
-OPTIONS = ("num_particles", "groups", "alpha", "beta", "floor")  # of estimators: what a target depends on
-LONG = 4  # times the replicates: the long run, where there is no closed form
+BATCHES = 10  # batches of replicates: the spread between them gives the error of a variance and of a ratio
+LONG = 4  # a long run has this many times the replicates of an estimator
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class EstimatorComparison:
     """What ``compare_estimators`` found.
 
     Attributes:
-        rows: A dictionary an estimator; see ``table``.
-        groups: Groups of parameters whose gradients were looked at.
-        data: Of the batch.
+        rows: One dictionary per estimator, with the columns of ``table``.
+        groups: The groups of parameters whose gradients were compared.
+        data: Number of data in the batch.
         draws: Replicates of each estimator.
     """
 
@@ -53,73 +54,91 @@ class EstimatorComparison:
     def table(self) -> "pd.DataFrame":
         """One row per estimator.
 
-        Columns: ``target`` (what it estimates), ``K`` (draws per datum), ``value`` (nats per datum, in the data's
-        units), ``value_bias`` against ``reference``, ``value_variance`` of one evaluation; for each group of parameters
-        ``bias_G`` (length of the mean gradient's difference from the truth, relative to the truth) with ``noise_G``
-        (what that would be without any bias), ``variance_G`` (summed over coordinates, for one evaluation) and
-        ``snr_G`` (``|mean| / sd``, averaged over coordinates); ``snr_floor``, what ``snr_G`` would be on average for a
-        gradient that is noise alone; ``seconds`` and ``megabytes`` per step.
+        Columns of the value, in nats per datum and in the data's units:
 
-        ``snr_G`` is biased upwards, since ``|mean|`` is: a value near ``snr_floor`` shows no signal, and more draws
-        lower the floor. A column in ``_error`` is a standard error; that of ``snr_G`` is a jackknife over ten batches
-        of draws, which near the floor is up to 1.5 times too large.
+        * ``target``: name of what the estimator estimates; ``K``: draws per datum.
+        * ``value``: mean over the replicates.
+        * ``value_bias``: difference from the truth; ``reference`` says whether that is a closed form or a long run.
+        * ``value_variance``: variance of one evaluation.
+
+        Columns of the gradient, for each group G of parameters:
+
+        * ``bias_G``: length of the mean gradient's difference from the truth, relative to the length of the truth.
+        * ``noise_G``: what ``bias_G`` would be for an estimator without bias.
+        * ``variance_G``: variance of one evaluation, summed over coordinates.
+        * ``snr_G``: signal-to-noise ratio ``|mean| / sd``, averaged over coordinates. It is biased upwards, because
+          ``|mean|`` is.
+        * ``snr_floor``: the average ``snr_G`` of a gradient that is noise alone. A value near it shows no signal, and
+          more draws lower it.
+
+        ``seconds`` and ``megabytes`` are those of one step. A column that ends in ``_error`` is a standard error. That
+        of ``snr_G`` is a jackknife over ten batches of draws, and near the floor it is up to 1.5 times too large.
         """
         import pandas as pd
 
         return pd.DataFrame(self.rows).set_index("estimator")
 
     def __str__(self) -> str:
-        head = [f"{'estimator':<34}{'value, nats per datum':>24}{'bias':>26}"]
-        head += [f"{f'SNR {group}':>18}" for group in self.groups] + [f"{'ms':>8}{'MB':>8}"]
-        lines = ["".join(head)]
-        for row in self.rows:
-            cells = [f"{row['estimator']:<34}{_pm(row, 'value'):>24}{_pm(row, 'value_bias'):>26}"]
-            cells += [f"{_pm(row, f'snr_{group}'):>18}" for group in self.groups]
-            cells += [f"{1e3 * row['seconds']:>8.1f}{row['megabytes']:>8.1f}"]
-            lines.append("".join(cells))
-        lines.append(f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error")
-        lines.append("bias is against a closed form or a long run of what the estimator is meant to estimate")
+        head = f"{'estimator':<34}{'value, nats per datum':>24}{'bias':>26}"
+        head += "".join(f"{f'SNR {group}':>18}" for group in self.groups)
+        head += f"{'ms':>8}{'MB':>8}"
         floor = f"for noise alone it is {snr_floor(self.draws):.3g} with {self.draws} draws"
-        lines.append(f"SNR is |mean| / sd, averaged over coordinates: {floor}, and a value near that shows no signal")
-        return "\n".join(lines)
+        notes = [
+            f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error",
+            "bias is against a closed form or a long run of what the estimator is meant to estimate",
+            f"SNR is |mean| / sd, averaged over coordinates: {floor}, and a value near that shows no signal",
+        ]
+        return "\n".join([head, *(self._line(row) for row in self.rows), *notes])
+
+    def _line(self, row: dict[str, Any]) -> str:
+        line = f"{row['estimator']:<34}{_with_error(row, 'value'):>24}{_with_error(row, 'value_bias'):>26}"
+        line += "".join(f"{_with_error(row, f'snr_{group}'):>18}" for group in self.groups)
+        return line + f"{1e3 * row['seconds']:>8.1f}{row['megabytes']:>8.1f}"
 
     def plot(self, path: str | Path) -> None:
-        """Write a picture: the value, its bias, and each group's signal-to-noise ratio and gradient variance."""
-        from matplotlib.ticker import LogLocator, NullFormatter
-
+        """Write a picture of the value, its bias, and each group's signal-to-noise ratio and gradient variance."""
         from ..drawing import panels, tidy
 
-        names = [row["estimator"] for row in self.rows][::-1]
-        shown = {"value, nats per datum": "value"}
-        shown |= {f"SNR of the gradient, {group} (dashed: noise alone)": f"snr_{group}" for group in self.groups}
-        shown |= {"bias of the value": "value_bias"}
-        shown |= {f"variance of the gradient, {group}": f"variance_{group}" for group in self.groups}
-        figure, every = panels(len(shown), 1 + len(self.groups), 3.4, 0.9 + 0.22 * len(names), sharey=True)
-        for axes, (title, column) in zip(every, shown.items(), strict=True):
+        titles = {"value": "value, nats per datum"}
+        titles |= {f"snr_{group}": f"SNR of the gradient, {group} (dashed: noise alone)" for group in self.groups}
+        titles |= {"value_bias": "bias of the value"}
+        titles |= {f"variance_{group}": f"variance of the gradient, {group}" for group in self.groups}
+        height = 0.9 + 0.22 * len(self.rows)
+        figure, every = panels(len(titles), 1 + len(self.groups), 3.4, height, sharey=True)
+        for axes, (column, title) in zip(every, titles.items(), strict=True):
             tidy(axes, title)
-            values, errors = zip(*((row[column], row[f"{column}_error"]) for row in self.rows[::-1]), strict=True)
-            axes.errorbar(values, names, xerr=errors, fmt="o", markersize=4, capsize=2)
-            if column == "value_bias":
-                axes.axvline(0, color="grey", linewidth=0.8)
-            elif column.startswith("snr_"):
-                axes.axvline(snr_floor(self.draws), color="grey", linewidth=0.8, linestyle="--")
-            if column != "value_bias" and min(values) > 0:
-                axes.set_xscale("log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter("{x:g}")
-                axes.xaxis.set_minor_formatter(NullFormatter())
+            self._draw(axes, column)
         path = Path(path)
         with whole_file(path if path.suffix else path.with_suffix(".png")) as part:
             figure.savefig(part)
 
+    def _draw(self, axes: "Axes", column: str) -> None:
+        """Draw one column with its errors, the first estimator at the top."""
+        rows = self.rows[::-1]
+        names = [row["estimator"] for row in rows]
+        values = [row[column] for row in rows]
+        errors = [row[f"{column}_error"] for row in rows]
+        axes.errorbar(values, names, xerr=errors, fmt="o", markersize=4, capsize=2)
+        if column == "value_bias":
+            axes.axvline(0, color="grey", linewidth=0.8)
+            return
+        if column.startswith("snr_"):
+            axes.axvline(snr_floor(self.draws), color="grey", linewidth=0.8, linestyle="--")
+        if min(values) > 0:
+            _scale_by_logarithm(axes)
 
-def snr_floor(draws: int) -> float:
-    """The mean of ``|mean| / sd`` over ``draws`` normal numbers of mean 0: ``sqrt(2 / (pi draws))`` to first order."""
-    return math.sqrt(2 / (math.pi * draws))
+
+def _scale_by_logarithm(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _pm(row: dict[str, Any], name: str) -> str:
-    return str(Number(row[name], row[f"{name}_error"]))
+def _with_error(row: dict[str, Any], column: str) -> str:
+    return str(Number(row[column], row[f"{column}_error"]))
 
 
 def compare_estimators(
@@ -131,125 +150,133 @@ def compare_estimators(
     seed: int = 0,
     progress: bool = False,
 ) -> EstimatorComparison:
-    """Draw each estimator's value and gradient again and again, at frozen parameters, in eval mode.
+    """Draw the value and the gradient of each estimator many times, at fixed parameters and in eval mode.
 
-    Replicate r of every estimator has the same seed. Bias is against a closed form for a linear-Gaussian pair and a
-    target that has one, else against a long run of the target's plain gradient, without the estimator's code.
+    Replicate r of every estimator has the same seed, so that all have the same random numbers. The bias is against a
+    closed form for a linear-Gaussian pair and a target that has one. Otherwise it is against a long run of the target's
+    plain gradient, which uses no code of the estimator.
 
     Args:
-        variant: A pair whose guide has a density; a copy is used.
+        variant: A pair whose guide has a density. It is copied, and not changed.
         x: The batch [rows, *x_shape], in the data's units.
-        estimators: Names, with options (``"dreg:num_particles=64"``), or ELBOs of Pyro's or your own; a dictionary to
-            call them otherwise.
-        draws: Replicates of each.
-        seed: Of all draws; the caller's random streams are left as they were.
-        progress: Show time left.
+        estimators: Names with options (``"dreg:num_particles=64"``), ELBOs of Pyro, or ELBOs of your own. A dictionary
+            gives them other names in the table.
+        draws: Replicates of each estimator.
+        seed: Seed of all draws. The caller's random streams are left as they were.
+        progress: Whether to show the time left.
 
     Raises:
-        ValueError: If the guide is a point mass, a name is unknown, or there are fewer than 20 draws.
+        ValueError: If the guide is a point mass, a name or a target is unknown, an estimator lacks an option of its
+            target, or there are fewer than 20 draws.
     """
     needs_density(variant)
     if draws < 2 * BATCHES:
-        raise ValueError(f"draws must be at least {2 * BATCHES}, two for each batch of the errors, got {draws!r}")
+        wanted = f"at least {2 * BATCHES}, two in each of the {BATCHES} batches that give the errors"
+        raise ValueError(f"draws must be {wanted}, got {draws!r}")
     named = estimators if isinstance(estimators, Mapping) else {_label(each): each for each in estimators}
     losses = {name: estimator_of(loss) if isinstance(loss, str) else loss for name, loss in named.items()}
+    estimands = {name: estimand_of(loss) for name, loss in losses.items()}
     variant = frozen(variant)
     y = variant.in_model_units(tensor_of(x))
-    truths: dict[Any, Truth] = {}
+    truths: dict[Estimand, Truth] = {}
     rows = []
     with Progress("estimators", draws * len(losses), shown=progress, unit="draw") as bar:
         for index, (name, loss) in enumerate(losses.items()):
-            moments = _Moments(variant, draws)
+            drawn = _Drawn(draws)
             for count, replicate in enumerate(replicates(variant, loss, (y, len(y)), draws, seed), 1):
-                moments.add(replicate)
+                drawn.add(replicate)
                 bar.advance(index * draws + count, name, line=count == draws)
-            target, options = target_of(loss), tuple(getattr(loss, option, None) for option in OPTIONS)
-            if (target, options) not in truths:
+            estimand = estimands[name]
+            if estimand not in truths:
                 unused = stream_seed(seed, draws)  # the first stream that no replicate has
-                truths[target, options] = truth(variant, y, len(y), loss, target, seed=unused, draws=LONG * draws)
-            rows.append(
-                {"estimator": name, "target": target, "K": loss.num_particles}
-                | moments.row(truths[target, options], len(y))
-                | {"megabytes": _megabytes(variant, loss, y)}
-            )
+                truths[estimand] = truth(variant, y, len(y), estimand, seed=unused, draws=LONG * draws)
+            row = {"estimator": name, "target": estimand.target, "K": loss.num_particles}
+            row |= _columns(variant, drawn, truths[estimand], len(y))
+            rows.append(row | {"megabytes": _megabytes(variant, loss, y)})
     return EstimatorComparison(rows, list(parameters(variant)), len(y), draws)
 
 
 def _label(loss: str | ELBO) -> str:
-    """A name for an estimator."""
+    """A name for an estimator in the table."""
     if isinstance(loss, str):
         return loss
     return repr(loss) if "object at" not in repr(loss) else type(loss).__name__
 
 
 def _megabytes(variant: Variant, loss: ELBO, y: Tensor) -> float:
-    """What the tensors of a value and its gradient take at most; no gradients stand there before."""
-    for half in variant[:2]:
-        half.zero_grad()
+    """The most memory that the tensors of one value and its gradient hold at once; gradients are cleared before."""
+    variant.model.zero_grad()
+    variant.guide.zero_grad()
     with seeded(0):
         return peak_bytes(lambda: loss_and_grads(variant, loss, (y, len(y)))) / 1e6
 
 
-class _Moments:
-    """Sums over replicates, batch by batch, so that gradients need not be kept."""
+class _Drawn:
+    """The replicates of one estimator. Their gradients are summed by batch, and not kept."""
 
-    def __init__(self, variant: Variant, draws: int) -> None:
-        self.spans, self.draws, self.shift = spans(variant), draws, float(log_jacobian(variant))
-        self.dtype = next(variant.model.parameters()).dtype
+    def __init__(self, draws: int) -> None:
+        zero = torch.zeros(())
+        self.draws = draws
         self.values: list[float] = []
         self.seconds: list[float] = []
-        self.sums = [[torch.zeros(()).double(), torch.zeros(()).double()] for _ in range(BATCHES)]
+        self.batches = [Moments(zero, zero, zero) for _ in range(BATCHES)]
 
     def add(self, replicate: Replicate) -> None:
-        batch = self.sums[len(self.values) * BATCHES // self.draws]
-        batch[0] = batch[0] + replicate.gradient
-        batch[1] = batch[1] + replicate.gradient.square()
+        batch = len(self.values) * BATCHES // self.draws
+        gradient = replicate.gradient
+        self.batches[batch] += Moments(gradient.new_ones(1), gradient, gradient.square())
         self.values.append(replicate.value)
         self.seconds.append(replicate.seconds)
 
-    def row(self, expected: Truth, data: int) -> dict[str, Any]:
-        """Columns of the table."""
-        values = self.shift - torch.tensor(self.values).double() / data
-        value, error = float(values.mean()), float(values.std() / math.sqrt(self.draws))
-        bias_error = math.hypot(error, expected.value_error / data)
-        row: dict[str, Any] = {"value": value, "value_error": error}
-        row["value_bias"] = value - (self.shift - expected.value / data)
-        row |= {"value_bias_error": bias_error, "value_variance": float(values.var())}
-        row |= {"reference": "closed form" if expected.exact else "long run", "snr_floor": snr_floor(self.draws)}
-        for group, span in self.spans.items():
-            rounding = torch.finfo(self.dtype).eps * abs(expected.value)
-            row |= self._gradient(group, expected.gradient[span], expected.gradient_error[span], span, rounding**2)
-        return row | {"seconds": median(self.seconds)}
-
-    def _gradient(
-        self, group: str, expected: Tensor, expected_error: Tensor, span: slice, nothing: float
-    ) -> dict[str, float]:
-        count = torch.arange(self.draws).mul(BATCHES).div(self.draws, rounding_mode="floor").bincount()[:, None]
-        first = torch.stack([first[span] for first, _ in self.sums])
-        second = torch.stack([second[span] for _, second in self.sums])
-        mean = first.sum(0) / self.draws
-        variance = _variance(mean, second.sum(0) / self.draws, self.draws)
-        variances = _variance(first / count, second / count, count)
-        length = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
-        noise = (variance / self.draws + expected_error.square()).sum().sqrt()
-        others, left = (first.sum(0) - first) / (self.draws - count), (second.sum(0) - second) / (self.draws - count)
-        ratios = _ratio(others, _variance(others, left, self.draws - count), nothing)  # each without one batch
-        return {
-            f"bias_{group}": float((mean - expected).norm() / length),
-            f"noise_{group}": float(noise / length),
-            f"variance_{group}": float(variance.sum()),
-            f"variance_{group}_error": float(variances.sum(1).std() / math.sqrt(BATCHES)),
-            f"snr_{group}": float(_ratio(mean, variance, nothing)),
-            f"snr_{group}_error": float(ratios.std(correction=0) * math.sqrt(BATCHES - 1)),
-        }
+    def moments(self, span: slice) -> Moments:
+        """Moments of a group's gradient in each batch, [BATCHES, parameters of the group]."""
+        return Moments(
+            torch.stack([batch.count for batch in self.batches]),
+            torch.stack([batch.total[span] for batch in self.batches]),
+            torch.stack([batch.square[span] for batch in self.batches]),
+        )
 
 
-def _variance(mean: Tensor, square: Tensor, count: Tensor | float) -> Tensor:
-    return (square - mean.square()).clamp_min(0) * count / (count - 1)
+def _columns(variant: Variant, drawn: _Drawn, expected: Truth, data: int) -> dict[str, Any]:
+    """The columns of ``EstimatorComparison.table`` that are found from the draws."""
+    row = _value_columns(torch.tensor(drawn.values).double(), expected, data, float(log_jacobian(variant)))
+    row |= {"reference": "closed form" if expected.exact else "long run", "snr_floor": snr_floor(drawn.draws)}
+    rounding = torch.finfo(next(variant.model.parameters()).dtype).eps * abs(expected.value)
+    for group, span in spans(variant).items():
+        gradient, error = expected.gradient[span], expected.gradient_error[span]
+        row |= _gradient_columns(group, drawn.moments(span), gradient, error, rounding)
+    return row | {"seconds": median(drawn.seconds)}
 
 
-def _ratio(mean: Tensor, variance: Tensor, nothing: float) -> Tensor:
-    """Signal over noise, averaged over the coordinates that have any noise but that of rounding."""
-    moving = variance > nothing
-    ratio = torch.where(moving, mean.abs() / torch.where(moving, variance, 1.0).sqrt(), 0.0)
-    return ratio.sum(-1) / moving.sum(-1).clamp_min(1)
+def _value_columns(losses: Tensor, expected: Truth, data: int, shift: float) -> dict[str, Any]:
+    """The value in nats per datum, from losses [draws] over the data; ``shift`` turns it into the data's units."""
+    values = shift - losses / data
+    value, error = float(values.mean()), float(standard_error(values))
+    true_value, true_error = shift - expected.value / data, expected.value_error / data
+    return {
+        "value": value,
+        "value_error": error,
+        "value_bias": value - true_value,
+        "value_bias_error": math.hypot(error, true_error),
+        "value_variance": float(values.var()),
+    }
+
+
+def _gradient_columns(
+    group: str, batches: Moments, expected: Tensor, expected_error: Tensor, rounding: float
+) -> dict[str, float]:
+    """Bias, variance and signal-to-noise ratio of a group's gradient, from the moments of each batch of draws."""
+    every = batches.pooled()
+    without_one_batch = every - batches
+    length = expected.norm().clamp_min(torch.finfo(expected.dtype).tiny)
+    bias = (every.mean - expected).norm()
+    noise = (every.variance / every.count + expected_error.square()).sum().sqrt()
+    ratios = signal_to_noise(without_one_batch, rounding)
+    return {
+        f"bias_{group}": float(bias / length),
+        f"noise_{group}": float(noise / length),
+        f"variance_{group}": float(every.variance.sum()),
+        f"variance_{group}_error": float(standard_error(batches.variance.sum(-1))),
+        f"snr_{group}": float(signal_to_noise(every, rounding)),
+        f"snr_{group}_error": float(jackknife_error(ratios)),
+    }

@@ -1,10 +1,10 @@
-"""How many rows a network is given at once, and the largest number of bytes that tensors hold at once."""
+"""How many bytes do the tensors of a computation hold at once?"""
 
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -12,7 +12,7 @@ __all__ = ["peak_bytes"]
 
 
 class _Watch(TorchDispatchMode):
-    """Counts storages as operations make them and as they are freed; those that came in are not counted."""
+    """Counts the storages that operations make, until they are freed. Storages that existed before count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,22 +21,30 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self.held.setdefault(tensor.untyped_storage()._cdata, 0)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
-                storage = tensor.untyped_storage()
-                self.held[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.held.pop, storage._cdata, None)
+        for storage in _storages((args, kwargs)):
+            self._hold(storage, 0)
+        for storage in _storages(out):
+            self._hold(storage, storage.nbytes())
         self.peak = max(self.peak, sum(self.held.values()))
         return out
 
+    def _hold(self, storage: UntypedStorage, size: int) -> None:
+        """Note a storage that is seen for the first time, until it is freed: another may then have its address."""
+        address = storage._cdata
+        if address not in self.held:
+            self.held[address] = size
+            weakref.finalize(storage, self.held.pop, address, None)
+
+
+def _storages(values: Any) -> list[UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """Run ``function``, forward and backward passes and all; what its tensors took at most, in bytes.
+    """Run ``function`` and return the largest number of bytes that its tensors held at once.
 
-    Exact and repeatable, for it counts tensors and not pages: what the allocator keeps in reserve is left out.
+    Tensors of the backward pass count too. The number is exact and repeatable, because it counts tensors, and not the
+    memory that the allocator keeps in reserve.
     """
     with _Watch() as watch:
         function()

@@ -1,4 +1,4 @@
-"""Value and gradient of an estimator, drawn again and again at frozen parameters."""
+"""How does an estimator vary? Its value and gradient, drawn many times at fixed parameters."""
 
 import copy
 import time
@@ -21,9 +21,9 @@ class Replicate(NamedTuple):
     """One draw of an estimator.
 
     Attributes:
-        value: Of the loss, in nats summed over the data set.
-        gradient: Of the loss, [parameters], in the order of ``parameters``.
-        seconds: That it took.
+        value: The loss, in nats summed over the data set.
+        gradient: The gradient of the loss, [parameters], in the order of ``parameters``.
+        seconds: Time of the draw.
     """
 
     value: float
@@ -32,25 +32,27 @@ class Replicate(NamedTuple):
 
 
 def frozen(variant: Variant) -> Variant:
-    """A copy in eval mode, where the pair is p(x, z) and nothing else: gradients are taken there, nothing moves."""
+    """Return a copy in eval mode, in which the model is p(x, z) and nothing else. The pair itself is not changed."""
     model, guide, loss = copy.deepcopy(variant)
     return Variant(model.eval(), guide.eval(), loss)
 
 
 def parameters(variant: Variant) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by what they do: encoder, decoder, sigma, prior; a group without any is left out."""
+    """The trained parameters in groups: encoder, decoder, sigma and prior. A group without parameters is left out."""
     parts = {
         "encoder": variant.guide,
         "decoder": variant.model.decoder,
         "sigma": variant.model.likelihood,
         "prior": variant.model.prior,
     }
-    groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+    groups = {
+        name: [parameter for parameter in part.parameters() if parameter.requires_grad] for name, part in parts.items()
+    }
     return {name: group for name, group in groups.items() if group}
 
 
 def spans(variant: Variant) -> dict[str, slice]:
-    """Where the groups of ``parameters`` stand in a gradient."""
+    """The slice of a gradient [parameters] that belongs to each group of ``parameters``."""
     found, first = {}, 0
     for name, group in parameters(variant).items():
         count = sum(parameter.numel() for parameter in group)
@@ -60,30 +62,32 @@ def spans(variant: Variant) -> dict[str, slice]:
 
 
 def loss_and_grads(variant: Variant, estimator: ELBO, args: Sequence[Any]) -> float:
-    """One value of the loss, its gradient added to the parameters' own, as ``SVI`` would have it."""
-    with pyro.get_param_store().scope(), poutine.trace(param_only=True):  # without it Pyro takes no gradient
+    """Return one value of the loss, and add its gradient to that of the parameters, as Pyro's ``SVI`` does."""
+    with pyro.get_param_store().scope(), poutine.trace(param_only=True):  # Pyro takes no gradient without this trace
         return float(estimator.loss_and_grads(variant.model, variant.guide, *args))  # type: ignore[attr-defined]
 
 
 def replicates(variant: Variant, estimator: ELBO, args: Sequence[Any], count: int, seed: int) -> Iterator[Replicate]:
-    """Draw value and gradient ``count`` times, replicate r under a seed of ``seed`` and r alone: common random numbers.
+    """Draw the value and the gradient of an estimator ``count`` times.
+
+    The seed of replicate r depends on ``seed`` and r alone, so that several estimators get the same random numbers.
 
     Args:
-        variant: A ``frozen`` pair, whose parameters' gradients are overwritten.
-        estimator: Any ELBO of Pyro's or ours.
-        args: Of model and guide: a batch in the model's units, and the size of the whole set.
-        count: Replicates.
-        seed: Of the first; the caller's random streams are left as they were.
+        variant: A ``frozen`` pair. The gradients of its parameters are overwritten.
+        estimator: Any ELBO, of Pyro or of this library.
+        args: Arguments of the model and the guide: a batch in the model's units, and the size of the whole data set.
+        count: Number of replicates.
+        seed: Seed of the replicates. The caller's random streams are left as they were.
     """
-    held = [parameter for group in parameters(variant).values() for parameter in group]
+    every = [parameter for group in parameters(variant).values() for parameter in group]
     for index in range(count):
-        for parameter in held:
+        for parameter in every:
             parameter.grad = None
         with seeded(stream_seed(seed, index)):
             started = time.perf_counter()
             value = loss_and_grads(variant, estimator, args)
             seconds = time.perf_counter() - started
-        yield Replicate(value, torch.cat([_gradient(parameter) for parameter in held]), seconds)
+        yield Replicate(value, torch.cat([_gradient(parameter) for parameter in every]), seconds)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

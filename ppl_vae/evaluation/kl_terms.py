@@ -6,12 +6,12 @@ from torch.distributions import Independent, kl_divergence
 
 from ..variant import Variant
 
-__all__ = ["ACTIVE", "divergence"]
+__all__ = ["ACTIVE", "kl_from_prior"]
 
 ACTIVE = 0.01  # a unit is active if its posterior mean has a larger variance over data (Burda et al., 2016)
 
 
-def divergence(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
+def kl_from_prior(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
     """Compute KL(q(z | x) || p(z)), nats, in closed form where torch knows one, and from 100 draws otherwise.
 
     Call it under ``evaluating``.
