@@ -51,7 +51,7 @@ class Variant(NamedTuple):
         """Size of a code."""
         event_shape = self.model.prior().event_shape
         if len(event_shape) != 1:
-            remedy = "call .to_event(1) in prior.forward"
+            remedy = "prior.forward must end in .to_event(1)"
             raise ValueError(f"p(z) has event shape {list(event_shape)}, wanted [z_dim] ({remedy})")
         return int(event_shape[0])
 
@@ -196,7 +196,7 @@ def set_mode(variant: Variant, *, training: bool) -> None:
     """Put a pair into training or eval mode. Frozen parts stay in eval mode, so that their statistics do not move.
 
     If the whole model or the whole guide is frozen, only its parts are put into eval mode. The module itself is in
-    training mode, so that the KL weight acts in the model and in the guide alike.
+    training mode, so that the KL weight acts in both the model and the guide.
     """
     variant.model.train(training)
     variant.guide.train(training)

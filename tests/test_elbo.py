@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms import AffineTransform
 from pyro.infer import ELBO, SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -944,6 +945,27 @@ def test_importance_weights_of_a_part_of_a_datum_are_refused() -> None:
     model, guide = shallow(torch.randn(ROWS, X_DIM), by_pixel=True, pixels=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"site 'x' counts 5 times .*subsample only plates of data"):
         with_slopes(IWAE(max_plate_nesting=2), model, guide)
+
+
+def test_a_mask_around_an_expanded_distribution_is_a_mask() -> None:
+    """Pyro wraps a distribution that cannot expand itself."""
+
+    def draw() -> Tensor:
+        wrapped = ExpandedDistribution(dist.Normal(torch.tensor(0.5), 1.0), torch.Size([3]))
+        with poutine.mask(mask=torch.tensor([True, False, True])):
+            return pyro.sample("z", wrapped)
+
+    def guide() -> None:
+        with pyro.plate("data", 3):
+            draw()
+
+    def model() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(draw(), 1.0), obs=torch.zeros(3))
+
+    for loss in (IWAE(), StickingTheLanding()):
+        with pytest.raises(ValueError, match="is masked"):
+            loss.loss(model, guide)
 
 
 def test_a_mask_of_the_distribution_is_a_mask() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from .items import all_of, is_streamed, item_of, part_of, stack_of
 
 __all__ = ["BINARIZE", "Data", "chunks_of", "tensor_of"]
 
-BINARIZE = {  # how data become 0 and 1, and what the note of the data says of it
+Binarization = Literal["dynamic", "static", "threshold"]
+BINARIZE: dict[str, str] = {  # how data become 0 and 1, and what the note of the data says of it
     "dynamic": "a fresh Bernoulli draw per batch",
     "static": "one Bernoulli draw",
     "threshold": "x > 1/2",

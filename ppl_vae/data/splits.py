@@ -1,5 +1,7 @@
 """Which rows are held out, and which rows of a large set are used at all."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from .sources import Raw
 
 __all__ = ["SPLITS", "cut", "held_back", "split_off"]
 
-SPLITS = ("random", "tail")
+Split = Literal["random", "tail"]
+SPLITS: tuple[str, ...] = get_args(Split)
 
 
 def held_back(rows: int, count: int, split: str, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The units of data: the scale that takes them to the units of a model, and whether floats hold their digits."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from .sources import Raw
 
 __all__ = ["SCALES", "check_spacing", "fit_scale"]
 
-SCALES = ("none", "unit", "standardize", "auto")
+ScaleName = Literal["auto", "none", "unit", "standardize"]
+SCALES: tuple[str, ...] = get_args(ScaleName)
 
 
 def fit_scale(how: str, raw: Raw, x_shape: tuple[int, ...], *, is_binary: bool) -> Scale:

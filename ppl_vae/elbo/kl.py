@@ -1,6 +1,7 @@
 """Bounds with a separate Kullback-Leibler term: in closed form, weighted, or with a floor."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +10,22 @@ from torch.distributions import Independent, kl_divergence
 from .per_datum import PerDatumELBO
 from .reading import Latent, Program, Reading, is_weighted
 
-__all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO"]
+__all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO", "closed_form_kl", "kl_per_unit"]
 
 
-def _closed_form(latent: Latent) -> Tensor | None:
-    """KL(q || p) of a site, [..., *data], or None where torch has no closed form."""
+def closed_form_kl(q: Any, prior: Any) -> Tensor | None:
+    """KL(q || p), nats, with the batch shape of both distributions; None where torch has no closed form."""
     try:
-        return kl_divergence(latent.q, latent.prior)
+        return kl_divergence(q, prior)
     except NotImplementedError:
         return None
+
+
+def kl_per_unit(q: Any, prior: Any) -> Tensor | None:
+    """The KL of each coordinate of z, [..., z_dim]; None where coordinates depend on each other or none is known."""
+    if not isinstance(q, Independent) or not isinstance(prior, Independent):
+        return None
+    return closed_form_kl(q.base_dist, prior.base_dist)
 
 
 class MeanFieldELBO(PerDatumELBO):
@@ -39,7 +47,7 @@ class MeanFieldELBO(PerDatumELBO):
 
     def _kl(self, reading: Reading) -> Tensor:
         """The KL per datum, [*data]."""
-        kl = _closed_form(reading.latents[0]) if len(reading.latents) == 1 else None
+        kl = closed_form_kl(reading.latents[0].q, reading.latents[0].prior) if len(reading.latents) == 1 else None
         if kl is None:
             return (reading.guide - reading.prior).mean(0)
         return reading.latents[0].total(kl).expand(reading.guide.shape).mean(0)
@@ -47,7 +55,7 @@ class MeanFieldELBO(PerDatumELBO):
     def kl_terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> dict[str, str]:
         """How the KL of each latent of a pair is taken: ``"closed form"`` or ``"sampled"``, by the name of the site."""
         latents = self.read(model, guide, *args, **kwargs).latents
-        is_closed = len(latents) == 1 and _closed_form(latents[0]) is not None
+        is_closed = len(latents) == 1 and closed_form_kl(latents[0].q, latents[0].prior) is not None
         return {latent.name: "closed form" if is_closed else "sampled" for latent in latents}
 
 
@@ -125,8 +133,7 @@ class FreeBits(PerDatumELBO):
 
 def _per_coordinate(latent: Latent) -> Tensor:
     """The KL of each coordinate, [*event_shape], averaged over draws and data."""
-    coordinates = latent._replace(q=latent.q.base_dist, prior=latent.prior.base_dist)
-    kl = _closed_form(coordinates)
+    kl = kl_per_unit(latent.q, latent.prior)
     if kl is None:
-        kl = coordinates.q.log_prob(latent.z) - coordinates.prior.log_prob(latent.z)
+        kl = latent.q.base_dist.log_prob(latent.z) - latent.prior.base_dist.log_prob(latent.z)
     return kl.flatten(0, -1 - latent.q.event_dim).mean(0)
