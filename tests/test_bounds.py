@@ -222,9 +222,9 @@ def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k() 
         assert rise.mean() > 4 * rise.std() / math.sqrt(len(rise))
 
 
-@pytest.mark.parametrize("num_particles", [50, 1000])
-def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k(num_particles: int) -> None:
+def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k() -> None:
     """And the next term of the series. A mean weight over p(x) has expectation 1: the control variate that shows it."""
+    num_particles = 50
     model, x = problem(2_000_000 // num_particles)
     variant = program(model, **OFF)
 

@@ -472,7 +472,6 @@ def of_one_law(rows: int) -> tuple[Tensor, Tensor]:
 
 
 SAMPLES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-    "independent": independent,
     "paired": paired,
     "of_unequal_size": of_unequal_size,
     "of_one_law": of_one_law,

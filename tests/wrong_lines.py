@@ -376,7 +376,7 @@ SVI = [
         "ppl_vae/svi/precision.py",
         "return forward(x).to(x.dtype)",
         "return forward(x)",
-        ("tests/test_training.py::test_recurrent_layers_stay_in_full_precision",),
+        ("tests/test_training.py::test_every_weight_moves_in_any_precision_and_layout",),
     ),
 ]
 
@@ -421,7 +421,7 @@ PAIR = [
         "ppl_vae/catalogue.py",
         '"penalties": penalties, "kl_weight": Masked()}',
         '"penalties": penalties}',
-        ("tests/test_description.py::test_the_loss_follows_from_guide_estimator_weight_and_penalties",),
+        ("tests/test_readme.py::test_the_table_of_the_readme_is_the_catalogue",),
     ),
     WrongLine(
         "ppl_vae/catalogue.py",
@@ -735,7 +735,7 @@ TRAINING = [
         "ppl_vae/training/divergence.py",
         "[losses.isfinite().all(), *weights]",
         "[losses.isfinite().all()]",
-        ("tests/test_training.py::test_weights_that_overflow_are_caught_before_they_are_kept",),
+        ("tests/test_training.py::test_weights_that_overflow_after_a_finite_loss_are_caught",),
     ),
     WrongLine(
         "ppl_vae/training/batches.py",
@@ -923,7 +923,7 @@ CLI = [
         "ppl_vae/cli/options.py",
         "for name, value in changes.items() if value is not None}",
         "for name, value in changes.items() if value is not None and name not in origin}",
-        ("tests/test_cli.py::test_the_mixture_of_samples_is_fitted_on_the_data_that_are_named",),
+        ("tests/test_cli.py::test_an_option_of_the_data_takes_the_place_of_that_of_the_training",),
     ),
     WrongLine(
         "ppl_vae/cli/options.py",
