@@ -575,6 +575,16 @@ RECURRENT = {
 }
 
 
+def test_a_network_in_bf16_returns_the_type_that_it_was_given() -> None:
+    network, x = nn.Linear(3, 4).float(), torch.randn(6, 3).float()
+    full = network(x)
+    with networks_in_bf16([network]):
+        low = network(x)
+
+    assert low.dtype == torch.float32
+    assert 0 < float((low - full).detach().abs().max()) < 0.05
+
+
 @pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
 def test_recurrent_layers_stay_in_full_precision(layer: Callable[[], nn.Module]) -> None:
     network, x = Last(layer()).float(), torch.randn(6, 5, 3).float()

@@ -376,7 +376,7 @@ SVI = [
         "ppl_vae/svi/precision.py",
         "return forward(x).to(x.dtype)",
         "return forward(x)",
-        ("tests/test_training.py::test_every_weight_moves_in_any_precision_and_layout",),
+        ("tests/test_training.py::test_a_network_in_bf16_returns_the_type_that_it_was_given",),
     ),
 ]
 
@@ -485,7 +485,7 @@ CHECKPOINT = [
 CONTRACTS = [
     WrongLine(
         "ppl_vae/contracts/sites.py",
-        'if weights["model"] is not weights["guide"]:',
+        'if effects["model"] != effects["guide"]:',
         "if False:",
         ("tests/test_preflight.py::test_each_way_to_break_a_pair_has_one_line",),
     ),
