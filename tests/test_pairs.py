@@ -1,4 +1,4 @@
-"""Every likelihood with every prior, guide and shape of x: what must hold of a pair, whatever it is made of."""
+"""Every pair of a likelihood, a prior, a guide and a shape of x: what must hold of it, whatever it is made of."""
 
 import copy
 import inspect
@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from covering import covering
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor, nn
@@ -70,9 +71,8 @@ GUIDES: dict[str, type[Guide]] = {
     "point_mass": PointMass,
 }
 SHAPES = {"vector": (5,), "image": (2, 9, 8)}
-COMBINATIONS = list(itertools.product(LIKELIHOODS, PRIORS, GUIDES, SHAPES))
-
-every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
+every_combination = pytest.mark.parametrize("names", covering(LIKELIHOODS, PRIORS, GUIDES, SHAPES), ids="-".join)
+every_point_mass = pytest.mark.parametrize("names", covering(LIKELIHOODS, PRIORS, ["point_mass"], SHAPES), ids="-".join)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -157,8 +157,8 @@ def test_stock_pyro_trains_every_parameter_of_every_variant(name: str) -> None:
     assert unmoved(variant, before) == []
 
 
-@every_variant
-def test_stock_pyro_lowers_the_loss_of_every_variant(name: str) -> None:
+@pytest.mark.parametrize("name", ["bernoulli_vae", "beta_vae", "dreg_vae", "rae_l2", "wae_mmd"])
+def test_stock_pyro_lowers_the_loss_of_every_kind_of_objective(name: str) -> None:
     """By more than 4 standard errors of the paired difference, the same 20 seeds before and after."""
     variant, x = named(name), torch.randint(2, (ROWS, 5)).double()
 
@@ -247,12 +247,10 @@ def test_particles_at_once_are_scored_as_each_alone(names: tuple[str, str, str, 
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO, PathwiseELBO])
-@pytest.mark.parametrize("names", [names for names in COMBINATIONS if "point_mass" in names], ids="-".join)
-def test_eight_vectorised_particles_of_a_point_mass_are_one(
-    names: tuple[str, str, str, str], estimator: Callable[..., ELBO]
-) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_vectorised_particles_of_a_point_mass_are_one(shape: str, estimator: Callable[..., ELBO]) -> None:
     """Of equal particles, the mean is each: a sum would be eight times as much."""
-    variant, x = build(names)
+    variant, x = build(("laplace", "mixture", "point_mass", shape))
     quiet(variant)
     loss = estimator(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
 
@@ -273,7 +271,7 @@ def test_eight_vectorised_particles_train_every_variant(name: str) -> None:
     assert unmoved(variant, before) == []
 
 
-@pytest.mark.parametrize("names", [names for names in COMBINATIONS if "point_mass" in names], ids="-".join)
+@every_point_mass
 def test_the_loss_of_a_set_is_the_sum_over_its_batches(names: tuple[str, str, str, str]) -> None:
     """Of unequal batches too; and each, counted for the whole set, averages to the loss by its rows."""
     variant, x = build(names)
@@ -379,9 +377,9 @@ OPTIONS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@every_variant
+@pytest.mark.parametrize(("name", "option"), list(zip(VARIANTS, itertools.cycle(OPTIONS), strict=False)))
 def test_any_keyword_of_pair_swaps_a_part_of_any_variant(name: str, option: str) -> None:
+    """Each variant with one of the keywords, since all builders hand them on by the same lines."""
     outputs = {"decoder": nn.Linear(Z_DIM, 10)} if name == "heteroscedastic_vae" and option == "decoder" else {}
     part = outputs.get(option) or OPTIONS[option]()
 
@@ -484,12 +482,9 @@ TRAINING: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("extras", TRAINING.values(), ids=TRAINING)
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_eval_mode_is_the_log_joint_whatever_acts_in_training(
-    likelihood: str, extras: Callable[[], dict[str, Any]]
-) -> None:
-    variant, x = build((likelihood, "mixture", "mean_field", "vector"), **extras())
+@pytest.mark.parametrize(("likelihood", "extras"), list(zip(LIKELIHOODS, itertools.cycle(TRAINING), strict=False)))
+def test_eval_mode_is_the_log_joint_whatever_acts_in_training(likelihood: str, extras: str) -> None:
+    variant, x = build((likelihood, "mixture", "mean_field", "vector"), **TRAINING[extras]())
 
     traced, by_hand = log_joint(variant, x)
     assert abs(traced - by_hand) > 1e-3  # training mode: it acts

