@@ -1,4 +1,4 @@
-"""The inference side, q(z | x): one family a file."""
+"""The guides q(z | x): one family per file."""
 
 from .constant_variance import ConstantVariance
 from .full_rank import FullRank

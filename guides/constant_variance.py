@@ -1,4 +1,4 @@
-"""q(z | x) with one spread for all data."""
+"""A Gaussian guide q(z | x) with the same scale for all data."""
 
 import math
 from collections.abc import Iterable
@@ -14,13 +14,17 @@ __all__ = ["ConstantVariance"]
 
 
 class ConstantVariance(Guide):
-    """``z ~ Normal(loc(x), scale)``, one scale for all data: the step between a VAE and RAE.
+    """``z ~ Normal(loc(x), scale)`` with one fixed scale for all data: a guide between those of a VAE and of RAE.
 
-    Against a standard normal the KL is ``(|loc|**2 + d (scale**2 - 1 - 2 log scale)) / 2``: a legitimate bound.
+    The KL to a standard normal is ``(|loc|**2 + d (scale**2 - 1 - 2 log scale)) / 2`` with d = ``z_dim``, so there is a
+    bound of log p(x).
 
     Args:
         encoder, x_shape, z_dim, heads: As in ``Guide``.
-        scale: Standard deviation of each code coordinate, fixed.
+        scale: The standard deviation of each coordinate of z.
+
+    Raises:
+        ValueError: If ``scale`` is not positive and finite.
 
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 3 (CV-VAE).

@@ -1,4 +1,4 @@
-"""q(z | x) around the code of a point mass: a proposal under which an autoencoder has a bound."""
+"""The Laplace approximation of p(z | x) as a guide, which gives a bound to a model trained with a point mass."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["Laplace"]
 
 
 class _Code(nn.Module):
-    """The code of a guide as a network, x [rows, *x_shape] to the mean of q(z | x) [rows, z_dim]."""
+    """A network that returns the code of a guide: from x [rows, *x_shape] to the mean of q(z | x), [rows, z_dim]."""
 
     def __init__(self, guide: Guide) -> None:
         super().__init__()
@@ -25,22 +25,24 @@ class _Code(nn.Module):
 
 
 class Laplace(Guide):
-    """``z ~ Normal(loc(x), inflation * H^-1)``, ``H = J^T V^-1 J + P^-1`` at the code ``loc(x)``.
+    """``z ~ Normal(loc(x), inflation * H^-1)`` with ``H = J^T V^-1 J + P^-1`` at the code ``loc(x)``.
 
-    J is the Jacobian of the decoder's mean, V the variance of p(x | z) and P that of p(z). Where p(x | z) has no finite
-    variance, as Student's t with few degrees of freedom, V is the square of its scale; on a grid of values V is no less
-    than the variance of a uniform law on one cell. With a linear decoder and Gaussians H is the exact precision of
-    p(z | x). Twice its inverse keeps the importance weights bounded elsewhere; with ``inflation=1`` the guide stands
-    for the posterior itself. Nothing here is trained.
+    J is the Jacobian of the decoder's mean, V the variance of p(x | z), and P the variance of p(z). Where p(x | z) has
+    no finite variance, for example Student's t with few degrees of freedom, V is the square of its scale. For a
+    likelihood on a grid of values, V is at least the variance of a uniform distribution on one cell.
+
+    With a linear decoder and Gaussians, H is the exact precision of p(z | x). For other models the default
+    ``inflation=2`` doubles the variance, so that the importance weights stay bounded. With ``inflation=1`` the guide
+    approximates the posterior itself. The guide is not trained.
 
     Args:
-        guide: The guide whose code is the centre: the mean of its q(z | x), whether or not it has a density.
-        model: The model whose posterior is meant, with the prior under which bounds are wanted.
-        inflation: Factor on the variance.
+        guide: The guide that gives the centre ``loc(x)``, the mean of its q(z | x). It needs no density.
+        model: The model whose posterior is approximated, with the prior under which bounds are wanted.
+        inflation: The factor on the variance.
 
     Raises:
-        ValueError: If ``inflation`` is not positive and finite; when it is asked for q(z | x), if p(x | z) has no mean
-            to take the Jacobian of, or if p(x | z) or p(z) has no variance.
+        ValueError: If ``inflation`` is not positive and finite. ``posterior`` raises it if p(x | z) has no mean, or if
+            p(x | z) or p(z) has no variance.
 
     References:
         MacKay, Information Theory, Inference, and Learning Algorithms, 2003, chapter 27 (the approximation), chapter
@@ -65,7 +67,7 @@ class Laplace(Guide):
         columns = self.model.jacobian(loc).flatten(2)  # [z_dim, batch, x_dim]
         precision = torch.einsum("ibx,bx,jbx->bij", columns, 1 / noise, columns)
         precision = precision + torch.diag_embed(1 / _needed(self.model.prior(), "variance", loc))
-        precision = (precision + precision.mT) / 2  # in single precision a product is symmetric up to rounding only
+        precision = (precision + precision.mT) / 2  # the product is symmetric only up to rounding
         return dist.MultivariateNormal(loc, precision_matrix=precision / self.inflation)
 
 
@@ -79,18 +81,18 @@ def _needed(law: Any, name: str, like: Tensor) -> Tensor:
     if bool(found.isnan().any()):
         raise ValueError(
             f"the Laplace proposal needs a {name} of {type(law).__name__}, which has none: "
-            "train a guide with a density, MeanField say, or give the distribution this property"
+            "train a guide with a density, for example MeanField, or give the distribution this property"
         )
     return found
 
 
 def _noise(law: Any, like: Tensor) -> Tensor:
-    """V of p(x | z), coordinate by coordinate."""
-    _needed(law, "mean", like)  # what J is the Jacobian of
+    """The variance V of p(x | z) for each coordinate, finite and positive."""
+    _needed(law, "mean", like)  # the Jacobian J is that of the mean
     scale = scale_of_law(law)
     variance = _needed(law, "variance", like)
     if scale is not None:
         variance = torch.where(variance.isfinite(), variance, scale.square())
-    levels = getattr(law, "levels", None)  # of a grid on [0, 1]; one cell hides where in it the mean is
+    levels = getattr(law, "levels", None)  # on a grid, V is at least the variance of a uniform distribution on one cell
     least = torch.finfo(variance.dtype).tiny if levels is None else 1 / (12 * (levels - 1) ** 2)
     return variance.clamp_min(least)

@@ -1,4 +1,4 @@
-"""q(z | x) with independent coordinates."""
+"""A Gaussian guide q(z | x) with independent coordinates."""
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -11,10 +11,10 @@ __all__ = ["MeanField"]
 
 
 class MeanField(Guide):
-    """``z ~ Normal(loc(x), scale(x))``, coordinates independent (Kingma and Welling, 2014, eq. 9).
+    """``z ~ Normal(loc(x), scale(x))`` with independent coordinates (Kingma and Welling, 2014, eq. 9).
 
-    In eval mode ``log scale`` is kept in a finite range, so that data far out have finite bounds. In training it is
-    not: a loss that overflows should stop the training, which then says so.
+    In eval mode ``log scale`` is kept in a finite range, so that data far from the training data have finite bounds. In
+    training mode it is not, so that a loss that overflows stops the training with an error.
     """
 
     outputs = 2

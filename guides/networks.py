@@ -1,4 +1,4 @@
-"""Encoders by the shape of x: perceptrons for vectors, convolutions for images [channels, height, width]."""
+"""Default encoders by the shape of x: a perceptron for vectors, convolutions for images [channels, height, width]."""
 
 import math
 from itertools import pairwise
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from ..models.networks import WIDTH, halvings, is_image, one_tensor
 
-__all__ = ["encoder", "features", "width_of"]
+__all__ = ["encoded", "encoder", "width_of"]
 
 
 def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
-    """From [rows, *x_shape] to [rows, width].
+    """The default encoder for data of a shape, from [rows, *x_shape] to [rows, width].
 
     Args:
         x_shape: Shape of one datum.
-        width: Units of a hidden layer of a perceptron; of the last layer, after the convolutions, for images.
+        width: Units of a hidden layer of a perceptron. For images, units of the layer after the convolutions.
 
     Example:
         >>> import torch
@@ -35,35 +35,35 @@ def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
 
 
 HEADS = (
-    "the guide has heads of its own for loc and log scale: end the encoder before yours, or hand yours over, "
+    "the guide has its own heads for loc and log scale: remove the heads from the encoder, or pass them as "
     "guide=functools.partial(MeanField, heads=[to_loc, to_log_scale])"
 )
 RECURRENT = (
-    "a recurrent layer returns outputs and state: wrap it in a module that returns one of them, the last state say"
+    "a recurrent layer returns outputs and state: wrap it in a module that returns one of them, such as the last state"
 )
 
 
-def features(network: nn.Module, x: Tensor) -> Tensor:
-    """What the heads are given: the encoder's output, [rows, width].
+def encoded(network: nn.Module, x: Tensor) -> Tensor:
+    """The output of an encoder, [rows, width], which is the input of the heads.
 
     Raises:
-        ValueError: If the encoder returned anything else than one tensor with a row for each datum.
+        ValueError: If the encoder does not return one tensor with one row per datum.
     """
     recurrent = isinstance(list(network.modules())[-1], nn.RNNBase)
     h = one_tensor("encoder", network(x), "[rows, width]", RECURRENT if recurrent else HEADS)
     if h.ndim < 2 or len(h) != len(x):
-        raise ValueError(f"the encoder turned x {list(x.shape)} into {list(h.shape)}, wanted one row for each datum")
+        raise ValueError(f"the encoder turned x {list(x.shape)} into {list(h.shape)}, wanted one row per datum")
     return h.flatten(1)
 
 
 @torch.no_grad()
 def width_of(network: nn.Module, x_shape: tuple[int, ...]) -> int:
-    """How many numbers per row an encoder makes of x, found by trying two rows in eval mode."""
+    """The number of outputs of an encoder per datum, found by running it on two rows in eval mode."""
     like: Tensor | None = next(network.parameters(), None)
     x = torch.zeros(2, *x_shape) if like is None else torch.zeros(2, *x_shape, dtype=like.dtype, device=like.device)
     modes = [(module, module.training) for module in network.modules()]
     try:
-        return features(network.eval(), x).shape[1]
+        return encoded(network.eval(), x).shape[1]
     finally:
         for module, mode in modes:
             module.training = mode

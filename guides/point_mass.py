@@ -1,4 +1,4 @@
-"""q(z | x) without noise."""
+"""A guide q(z | x) without noise, for autoencoders."""
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -9,7 +9,7 @@ __all__ = ["PointMass"]
 
 
 class PointMass(Guide):
-    """``z = loc(x)``: an autoencoder. The loss is ``-log p(x, z)``, a MAP objective; there is no bound."""
+    """``z = loc(x)``, as in an autoencoder. The loss is ``-log p(x, z)``, a MAP objective. There is no bound."""
 
     has_density = False
     formula = "point mass at loc(x)"

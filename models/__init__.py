@@ -1,4 +1,4 @@
-"""The generative side, p(x, z): the model and its parts."""
+"""The generative model p(x, z) and its parts: priors, likelihoods, decoders, penalties and schedules."""
 
 from .half import Half
 from .latent_variable import LatentVariableModel

@@ -1,4 +1,4 @@
-"""Densities and masses that torch lacks, or has with traps: continuous Bernoulli by logits, discretised families."""
+"""Distributions that torch lacks or computes inexactly: continuous Bernoulli, discretised normal and logistic."""
 
 import math
 from typing import Any, ClassVar
@@ -13,20 +13,21 @@ __all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "DiscretizedNormal", "g
 
 
 SCALAR = torch.Size()
-CELLS = 16  # around the mean of a discretised law that are summed one by one
+CELLS = 16  # cells around the location of a discretised distribution whose masses are summed one by one
 
 
 def log1mexp(a: Tensor) -> Tensor:
-    """``log(1 - exp(-a))`` for a > 0, exact at both ends (Maechler, 2012)."""
+    """``log(1 - exp(-a))`` for a > 0, accurate both near 0 and for large a (Maechler, 2012)."""
     small = a < math.log(2)
     near, far = torch.where(small, a, 1.0), torch.where(small, 1.0, a)
     return torch.where(small, torch.log(-torch.expm1(-near)), torch.log1p(-torch.exp(-far)))
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
-    """``log C = log(t / tanh(t / 2))`` of the continuous Bernoulli, t its logits (Loaiza-Ganem and Cunningham, eq. 2).
+    """The log normalising constant of the continuous Bernoulli, ``log C(t) = log(t / tanh(t / 2))``, t the logits.
 
-    A series below |t| = 0.3: the direct form loses its gradient there, and torch's class saturates above |t| = 16.
+    Below |t| = 0.3 a series is used, because the direct form loses its gradient there. It does not saturate above
+    |t| = 16, as torch's own class does. Source: Loaiza-Ganem and Cunningham, 2019, eq. 2.
     """
     t, t2 = logits.abs(), logits.square()
     small = t < 0.3
@@ -36,7 +37,7 @@ def log_normalizer(logits: Tensor) -> Tensor:
 
 
 class ContinuousBernoulli(TorchDistribution):
-    """A density on [0, 1]: ``log p(x) = x t - softplus(t) + log C(t)``, t the logits.
+    """The continuous Bernoulli density on [0, 1]: ``log p(x) = x t - softplus(t) + log C(t)``, t the logits.
 
     The mean is not ``sigmoid(t)`` but ``1 / (1 - exp(-t)) - 1 / t``.
 
@@ -64,33 +65,36 @@ class ContinuousBernoulli(TorchDistribution):
     def mean(self) -> Tensor:
         t = self.logits
         small, t2 = t.abs() < 0.3, t.square()
-        far = torch.where(small, 1.0, t.abs())  # at |t|, mirrored: no overflow in value or gradient
+        far = torch.where(small, 1.0, t.abs())  # the mean at |t| is mirrored below, so that nothing overflows
         upper = -1 / torch.expm1(-far) - 1 / far
         series = 0.5 + t * (1 / 12 - t2 * (1 / 720 - t2 / 30240))
         return torch.where(small, series, torch.where(t > 0, upper, 1 - upper))
 
     @property
     def variance(self) -> Tensor:
-        """The derivative of the mean, ``1 / t**2 - 1 / (4 sinh(t / 2)**2)``."""
+        """The variance, ``1 / t**2 - 1 / (4 sinh(t / 2)**2)``: the derivative of the mean in t."""
         t = self.logits.abs()
         small = t < 0.3
-        far = torch.where(small, 1.0, t.clamp(max=80.0))  # beyond it sinh**2 is infinite, and its part of it 0
+        far = torch.where(small, 1.0, t.clamp(max=80.0))  # beyond 80 the second term is 0, and sinh**2 would overflow
         exact = 1 / torch.where(small, 1.0, t).square() - 1 / (4 * torch.sinh(far / 2).square())
         return torch.where(small, 1 / 12 - t.square() / 240 + t.pow(4) / 6048, exact)
 
     def rsample(self, sample_shape: Any = SCALAR) -> Tensor:
-        """By the inverse distribution function, ``log1p(u expm1(t)) / t``, in the tail where it is stable."""
+        """Draw by the inverse distribution function, ``x = log1p(u expm1(t)) / t``, u uniform on [0, 1]."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         t = self.logits.expand(shape)
         small = t.abs() < 1e-3
-        far = torch.where(small, 1.0, -t.abs())  # draw for -|t|, mirror: x -> 1 - x turns t into -t
-        x = torch.where(small, u - t.abs() * u * (1 - u) / 2, torch.log1p(u * torch.expm1(far)) / far).clamp(0, 1)
+        # The formula is stable for -|t|. A draw for |t| is its mirror image, because x -> 1 - x turns t into -t.
+        far = torch.where(small, 1.0, -t.abs())
+        series = u - t.abs() * u * (1 - u) / 2
+        exact = torch.log1p(u * torch.expm1(far)) / far
+        x = torch.where(small, series, exact).clamp(0, 1)
         return torch.where(t > 0, 1 - x, x)
 
 
 class grid(constraints.Constraint):
-    """The numbers ``0, 1/(levels-1), ..., 1``: what grey values of ``levels`` steps become on the unit scale."""
+    """The numbers ``0, 1/(levels-1), ..., 1``: the values of a picture with ``levels`` grey levels, on [0, 1]."""
 
     is_discrete = True
 
@@ -107,8 +111,9 @@ class grid(constraints.Constraint):
 
 
 class _Discretized(TorchDistribution):
-    """Mass of the cell around each grid point; the two tails belong to the outermost cells.
+    """A distribution gathered on the grid points of [0, 1]: each point has the probability of the cell around it.
 
+    The two outermost cells also hold the two tails. Inside,
     ``P(x) = F((x + w/2 - loc) / scale) - F((x - w/2 - loc) / scale)``, ``w = 1 / (levels - 1)``.
     """
 
@@ -130,25 +135,28 @@ class _Discretized(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean over the grid points, ``w sum_k (1 - F(b_k))``, ``b_k = (k - 1/2) w`` the boundary below cell k.
+        """The mean over the grid points, ``w sum_k (1 - F(b_k))``, where ``b_k = (k - 1/2) w`` is below cell k.
 
         Up to 17 levels all boundaries are summed, which is exact. With more levels the 16 boundaries around ``loc`` are
-        summed. The sums over those far from it are integrals of ``1 - F`` with the first term of Euler and Maclaurin,
-        ``M = I - w**2 / 24 (g'(q) - g'(p))`` for the midpoint sum M of g from p to q. For any location and scale the
-        error is then below 5e-6 cells, which is 3e-7 at most. Without a graph no more memory is taken than for one
-        boundary at a time.
+        summed. The boundaries far from ``loc`` are replaced by the integral of ``1 - F`` with the first correction of
+        Euler and Maclaurin: ``M = I - w**2 / 24 (g'(q) - g'(p))`` for the midpoint sum M of g from p to q. For any
+        location and scale the error is then below 5e-6 cells, at most 3e-7 on the unit scale. Where no graph is
+        recorded, only one boundary is in memory at a time.
         """
         cells, width = self.levels - 1, 1 / (self.levels - 1)
         summed = min(CELLS, cells)
-        first = (self.loc.detach() / width).round().nan_to_num().sub(summed // 2).clamp(0, cells - summed)
-        total = self._mean_between(torch.zeros_like(first), first * width)
-        total = total + self._mean_between((first + summed) * width, torch.ones_like(first))
+        nearest = (self.loc.detach() / width).round().nan_to_num()
+        first = nearest.sub(summed // 2).clamp(0, cells - summed)  # the grid point where the sum begins
+        below = self._mean_between(torch.zeros_like(first), first * width)
+        above = self._mean_between((first + summed) * width, torch.ones_like(first))
+        total = below + above
         for cell in range(summed):
-            total = total + width * self._cdf((self.loc - (first + cell + 0.5) * width) / self.scale)
+            boundary = (first + cell + 0.5) * width
+            total = total + width * self._cdf((self.loc - boundary) / self.scale)
         return total
 
     def _mean_between(self, start: Tensor, end: Tensor) -> Tensor:
-        """``w`` times the sum of ``1 - F`` at the boundaries between two grid points, far from ``loc``."""
+        """Approximate ``w`` times the sum of ``1 - F`` over the boundaries between two points far from ``loc``."""
         a, b = (start - self.loc) / self.scale, (end - self.loc) / self.scale
         integral = end - start - self.scale * (self._integral(b) - self._integral(a))
         correction = (self._density(b) - self._density(a)) / self.scale
@@ -156,10 +164,11 @@ class _Discretized(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """``E (x - c)**2 - (E x - c)**2`` over the grid, c the location held inside [0, 1], summed in float64.
+        """The variance over the grid points, ``E (x - c)**2 - (E x - c)**2``, summed in float64.
 
-        ``E f(x) = f(0) + sum_k (f(x_k) - f(x_(k-1))) P(x >= x_k)``, one grid point at a time, so that memory does not
-        grow with ``levels``; c is near the mean where the variance is small, and little cancels.
+        c is the location, clamped to [0, 1]. Where the variance is small, c is near the mean, so that few digits
+        cancel. Both moments are sums ``E f(x) = f(0) + sum_k (f(x_k) - f(x_(k-1))) P(x >= x_k)``. They are taken one
+        grid point at a time, so that memory does not grow with ``levels``.
         """
         loc, scale, step = self.loc.double(), self.scale.double(), 1 / (self.levels - 1)
         centre = loc.clamp(0, 1)
@@ -185,12 +194,15 @@ class _Discretized(TorchDistribution):
             return (y.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
     def _standard(self, shape: torch.Size) -> Tensor:
+        """Draws of the standard distribution, of the given shape."""
         raise NotImplementedError
 
     def _cdf(self, y: Tensor) -> Tensor:
+        """The standard distribution function F."""
         raise NotImplementedError
 
     def _log_cdf(self, y: Tensor) -> Tensor:
+        """``log F(y)``, accurate in the lower tail."""
         raise NotImplementedError
 
     def _integral(self, y: Tensor) -> Tensor:
@@ -202,11 +214,12 @@ class _Discretized(TorchDistribution):
         raise NotImplementedError
 
     def _log_difference(self, upper: Tensor, lower: Tensor) -> Tensor:
+        """``log(F(upper) - F(lower))``, accurate in both tails."""
         raise NotImplementedError
 
 
 class DiscretizedNormal(_Discretized):
-    """A normal distribution, its mass gathered on ``levels`` grid points of [0, 1]."""
+    """A normal distribution whose mass is gathered on ``levels`` grid points of [0, 1]."""
 
     def _standard(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -215,7 +228,7 @@ class DiscretizedNormal(_Discretized):
         return torch.special.ndtr(y)
 
     def _log_cdf(self, y: Tensor) -> Tensor:
-        return torch.special.log_ndtr(y.double()).to(y)  # in float32 its gradient is 4 % off at 1000 sigma
+        return torch.special.log_ndtr(y.double()).to(y)  # in float32 the gradient is 4 % off at 1000 sigma
 
     def _integral(self, y: Tensor) -> Tensor:
         return y * self._cdf(y) + self._density(y)
@@ -231,7 +244,7 @@ class DiscretizedNormal(_Discretized):
 
 
 class DiscretizedLogistic(_Discretized):
-    """A logistic distribution, its mass gathered on ``levels`` grid points of [0, 1] (Salimans et al., 2017, eq. 2)."""
+    """A logistic distribution whose mass is gathered on ``levels`` points of [0, 1] (Salimans et al., 2017, eq. 2)."""
 
     def _standard(self, shape: torch.Size) -> Tensor:
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -1,4 +1,4 @@
-"""What a model and a guide have in common: how Pyro finds their parameters, and how training moves their schedules."""
+"""The common base of models and guides: Pyro finds their parameters, and training moves their schedules."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -6,52 +6,53 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from .schedules import Schedule
+from .steps import collects_parameters
 
 __all__ = ["Half", "in_range", "is_point_mass", "of_pyro"]
 
-LOWEST, HIGHEST = -20.0, 10.0  # log scales that are left as they are, to the last bit
-ROOM = 5.0  # how far beyond these a log scale can get
+LOWEST, HIGHEST = -20.0, 10.0  # log scales between these are left unchanged
+ROOM = 5.0  # how far a log scale can get beyond them
+REMEDY = "return one of pyro.distributions, or a class derived from pyro.distributions.TorchDistribution"
 
 
 def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
-    """What a part returned, where it is a distribution that Pyro can sample.
+    """Check that a part returned a distribution that Pyro can sample, and return it.
 
     Args:
-        name: What the part is called.
-        made: What it returned.
+        name: The name of the part in the message.
+        made: The value that the part returned.
 
     Raises:
-        ValueError: If it is anything else: Pyro samples its own classes alone, which have the names of torch's.
+        ValueError: If the value is anything else. Pyro only samples its own classes. Many of them have the name of a
+            class of torch.
     """
     if isinstance(made, TorchDistributionMixin):
         return made
     kind = type(made)
-    remedy = f"pyro.distributions.{kind.__name__} is its class of that name" if hasattr(dist, kind.__name__) else REMEDY
-    raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a distribution of Pyro's ({remedy})")
+    remedy = f"use pyro.distributions.{kind.__name__}" if hasattr(dist, kind.__name__) else REMEDY
+    raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a Pyro distribution: {remedy}")
 
 
 def is_point_mass(law: Any) -> bool:
-    """Whether a distribution is ``Delta``, also inside ``to_event``, ``expand`` or ``mask``: it has no density."""
+    """Whether a distribution is a ``Delta``, bare or inside ``to_event``, ``expand`` or ``mask``. It has no density."""
     while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
         law = law.base_dist
     return isinstance(law, dist.Delta)
 
 
-REMEDY = "return one of pyro.distributions, or a class derived from pyro.distributions.TorchDistribution"
-
-
 class Half(nn.Module):
-    """A model p(x, z) or a guide q(z | x): a plain module that stock Pyro can train.
+    """The base class of the model p(x, z) and of the guide q(z | x): a plain module that stock Pyro can train.
 
-    ``pyro.infer.SVI`` collects parameters in a trace with ``param_only=True``. Only then are they declared to Pyro's
-    global store, and a name that already belongs to another tensor is an error instead of a pair that never trains.
+    Parameters are declared to Pyro's global store while Pyro collects parameters, as the step of ``pyro.infer.SVI``
+    does, and at no other time. If the store already holds another tensor under a name, Pyro would train that tensor
+    instead. This is an error.
 
     Attributes:
-        kl_weight: Acts on the site ``z`` in training mode; the builder hands one object to both halves.
+        kl_weight: A module whose context scales or masks the site ``z`` in training mode. ``pair`` gives the same
+            module to the model and to the guide.
     """
 
     kl_weight: nn.Module | None
@@ -61,32 +62,32 @@ class Half(nn.Module):
         self.kl_weight = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
+        if collects_parameters():
             self._declare()
         return super().__call__(*args, **kwargs)
 
     def _declare(self) -> None:
+        """Declare the parameters that require a gradient to Pyro's global store."""
         for name, parameter in self.named_parameters():
             stored = f"{type(self).__name__}.{name}"
             if parameter.requires_grad and pyro.param(stored, parameter) is not parameter:
                 raise ValueError(
-                    f"Pyro's parameter store already holds another {stored!r}, of another pair or of this one before "
-                    "it was moved: train each pair inside `with pyro.get_param_store().scope():`"
+                    f"Pyro's parameter store already holds another {stored!r}, from another pair or from this one "
+                    "before it was moved: train each pair inside `with pyro.get_param_store().scope():`"
                 )
 
     def weighted(self) -> AbstractContextManager[Any]:
-        """The context in which to sample ``z``: the KL weight in training mode, nothing in eval mode."""
-        weight: AbstractContextManager[Any] = nullcontext()
-        if self.training and self.kl_weight is not None:
-            weight = self.kl_weight()
-        return weight
+        """The context in which to sample ``z``: that of the KL weight in training mode, none in eval mode."""
+        if self.kl_weight is None or not self.training:
+            return nullcontext()
+        return self.kl_weight()
 
     def advance(self, step: int, total: int) -> None:
-        """Set every schedule inside to where training stands: call it once per step, as a learning-rate scheduler.
+        """Set every schedule inside the module to the given step. Call it once per step, like a scheduler of torch.
 
         Args:
-            step: Steps already taken, from 0.
-            total: Steps of the whole run.
+            step: The number of steps already taken, from 0.
+            total: The number of steps of the whole run.
         """
         for module in self.modules():
             if isinstance(module, Schedule):
@@ -94,11 +95,14 @@ class Half(nn.Module):
 
 
 def in_range(log_scale: Tensor) -> Tensor:
-    """Keep a log scale finite once it is exponentiated: between -20 and 10 it is returned as it is, to the last bit.
+    """Keep a log scale in a range where its exponential is finite and positive.
 
-    A network extrapolates linearly: for a datum 1000 standard deviations out, ``exp(log_scale)`` overflows or becomes 0
-    in single precision, and the bound of the datum would be NaN. Beyond the range ``log_scale`` bends smoothly towards
-    -25 or 15. Any q(z | x) gives a lower bound, so the bound of such a datum remains one, finite and very low.
+    Between -20 and 10 a log scale is returned unchanged, to the last bit. Beyond that range it bends smoothly towards
+    -25 or 15.
+
+    A network extrapolates linearly. For a datum 1000 standard deviations from the others, ``exp(log_scale)`` would
+    overflow or become 0 in single precision, and the bound of the datum would be NaN. Any q(z | x) gives a lower
+    bound, so the bound of such a datum is still a lower bound, finite and very low.
     """
     inside = log_scale.clamp(LOWEST, HIGHEST)
     return inside + ROOM * ((log_scale - inside) / ROOM).tanh()

@@ -1,4 +1,4 @@
-"""The one model: z ~ prior, x ~ likelihood(decoder(z)), one code per datum."""
+"""The latent variable model p(x, z) of every variant: z ~ prior, x ~ likelihood(decoder(z)), one z per datum."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,24 +17,24 @@ from .scale import Scale
 
 __all__ = ["LatentVariableModel"]
 
-STACKED = "several outputs for each coordinate come in one tensor, outputs first: torch.stack([loc, log_scale], 1)"
+STACKED = "stack several outputs per coordinate into one tensor, outputs first: torch.stack([loc, log_scale], 1)"
 
 
 class LatentVariableModel(Half):
-    """``z ~ prior`` [batch, z_dim], then ``x ~ likelihood(decoder(z))`` [batch, *x_shape].
+    """The model ``z ~ prior`` [batch, z_dim], ``x ~ likelihood(decoder(z))`` [batch, *x_shape].
 
-    In training mode the pair with a guide is the objective: penalties and the KL weight act, and closed-form
-    statistics move. In eval mode the same model is the density p(x, z) and nothing else.
+    In training mode the model and its guide define the training objective: penalties and the KL weight act, and
+    statistics in closed form move. In eval mode the model is the density p(x, z) and nothing else.
 
     Args:
-        prior: Module without inputs that returns p(z), of event shape [z_dim].
-        decoder: Module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, outputs first.
-        likelihood: Module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape].
+        prior: A module without inputs that returns p(z), of event shape [z_dim].
+        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, outputs first.
+        likelihood: A module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape].
         x_shape: Shape of one datum.
-        penalties: Modules called in training as ``penalty(model, x, z)``; see ``models.penalties``.
+        penalties: Modules that are called in training as ``penalty(model, x, z)``. See ``models.penalties``.
     """
 
-    recipe: dict[str, Any] | None = None  # how the catalogue built it
+    recipe: dict[str, Any] | None = None  # the parts and options that it was built from, for checkpoints
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class LatentVariableModel(Half):
         self.scale = Scale(self.x_shape)
 
     def outputs(self, z: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
-        """What the likelihood is given: z [..., z_dim] to ``likelihood.outputs`` tensors [..., *x_shape].
+        """Decode z [..., z_dim] into the inputs of the likelihood, ``likelihood.outputs`` tensors [..., *x_shape].
 
         Args:
             z: Codes.
-            decoder: What runs in the place of the model's own decoder, for a trial of it.
+            decoder: A function that runs in place of the model's own decoder.
 
         Raises:
-            ValueError: If the decoder returns anything else than one tensor of so many numbers.
+            ValueError: If the decoder does not return one tensor with this number of elements.
         """
         rows = z.reshape(-1, z.shape[-1])
         outputs: int = self.likelihood.outputs  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class LatentVariableModel(Half):
         if decoded.numel() != math.prod(wanted):
             raise ValueError(
                 f"the decoder turned z {list(rows.shape)} into {list(decoded.shape)}; "
-                f"{type(self.likelihood).__name__} wants {list(wanted)}, or as many numbers in that order"
+                f"{type(self.likelihood).__name__} wants {list(wanted)}, or a shape that can be reshaped to it"
             )
         return decoded.reshape(*z.shape[:-1], *wanted[1:]).unbind(-1 - len(self.x_shape))
 
@@ -76,24 +76,25 @@ class LatentVariableModel(Half):
         return self.law(*self.outputs(z))
 
     def law(self, *outputs: Tensor) -> TorchDistributionMixin:
-        """p(x | z) from what the decoder made of z, as ``outputs`` gives it.
+        """p(x | z) from the decoder outputs, the tensors that ``outputs`` returns.
 
         Raises:
-            ValueError: If the likelihood returns anything else than a distribution of Pyro's.
+            ValueError: If the likelihood does not return a Pyro distribution.
         """
         return of_pyro("the likelihood", self.likelihood(*outputs)).to_event(len(self.x_shape))
 
     def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
-        """Columns of the Jacobian of the mean of p(x | z), by forward products at z [..., z_dim].
+        """Products of the Jacobian of the mean of p(x | z) with directions, in forward mode.
 
         Args:
-            z: Where.
-            directions: [count, ..., z_dim], the product with each; every coordinate of z unless given.
+            z: The codes [..., z_dim] at which the Jacobian is taken.
+            directions: The directions [count, ..., z_dim]. By default these are the coordinates of z, which gives the
+                columns of the Jacobian.
 
         Returns:
-            [count, ..., *x_shape].
+            One product per direction, [count, ..., *x_shape].
         """
-        z = z.contiguous()  # an expanded code, one for many draws, takes no tangent
+        z = z.contiguous()  # forward mode rejects an expanded tensor
         if directions is None:
             each = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             directions = each.reshape(-1, *[1] * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
@@ -104,21 +105,23 @@ class LatentVariableModel(Half):
         return vmap(lambda direction: jvp(mean, (z,), (direction,))[1])(directions)
 
     def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
-        """Run the generative process, observing ``x`` [batch, *x_shape]; ``None`` draws ``size`` data instead.
+        """Run the generative process as a Pyro program.
 
         Args:
-            x: The batch, in the model's units.
-            size: Data in the whole set; each datum counts ``size / batch`` times. The batch itself unless given.
+            x: The observed batch [batch, *x_shape], in the model's units. With ``None``, ``size`` data are drawn.
+            size: The number of data in the whole set. Each datum of the batch counts ``size / batch`` times. By default
+                the batch is the whole set.
 
         Returns:
-            The mean of p(x | z), [..., batch, *x_shape]; NaN where the distribution has no mean.
+            The mean of p(x | z), [..., batch, *x_shape]. It is NaN where the distribution has no mean.
         """
-        once: list[tuple[str, nn.Module]] = []
-        per_datum: list[tuple[str, nn.Module]] = []
-        for index, penalty in enumerate(self.penalties if self.training else ()):
-            (per_datum if penalty.per_datum else once).append((f"penalty_{index}", penalty))
+        named = [(f"penalty_{index}", penalty) for index, penalty in enumerate(self.penalties) if self.training]
+        per_datum = [(name, penalty) for name, penalty in named if penalty.per_datum]
+        once = [(name, penalty) for name, penalty in named if not penalty.per_datum]
+        if size is None and x is not None:
+            size = len(x)
 
-        with pyro.plate("data", len(x) if size is None and x is not None else size, subsample=x):
+        with pyro.plate("data", size, subsample=x):
             with self.weighted():
                 z = pyro.sample("z", self.prior())
             outputs = self.outputs(z)
@@ -126,10 +129,11 @@ class LatentVariableModel(Half):
             pyro.sample("x", x_given_z, obs=x)
             for name, penalty in per_datum:
                 pyro.factor(name, penalty(self, x, z))
-        for name, penalty in once:  # outside the plate: counted once per data set, whatever the batch
+        for name, penalty in once:  # outside the plate, it counts once per data set for any batch size
             pyro.factor(name, penalty(self, x, z))
+
         observe = getattr(self.likelihood, "observe", None)
-        moves = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode
-        if moves and x is not None and observe is not None:
+        learns = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode
+        if learns and x is not None and observe is not None:
             observe(x, *outputs)
         return moment(x_given_z, "mean", z)

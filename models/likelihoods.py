@@ -1,4 +1,4 @@
-"""p(x | z), a small module each: ``outputs`` decoder outputs per coordinate in, one distribution out."""
+"""Likelihoods p(x | z): each is a small module from ``outputs`` decoder outputs per coordinate to a distribution."""
 
 import math
 from typing import Any
@@ -32,18 +32,18 @@ __all__ = [
 
 
 def of_coordinate(law: Any) -> Any:
-    """p(x | z) of one coordinate, of batch shape [..., *x_shape]: the distribution without ``to_event``."""
+    """The distribution of each coordinate, of batch shape [..., *x_shape]: p(x | z) without its ``to_event``."""
     return law.base_dist if isinstance(law, Independent) else law
 
 
 def scale_of_law(law: Any) -> Tensor | None:
-    """The scale of p(x | z), in the units of x; None where the distribution has none.
+    """The scale of p(x | z), in the units of x, or None where the distribution has no scale.
 
-    An attribute called ``scale`` counts where the distribution lists it among its parameters, ``arg_constraints``: on
-    another class it may be anything. That of ``LogNormal`` is a scale of log x.
+    An attribute ``scale`` counts only where the distribution declares it as a parameter in ``arg_constraints``. On
+    other classes it may have any meaning. The scale of ``LogNormal`` does not count, because it is a scale of log x.
 
     Args:
-        law: A distribution, with or without its coordinates made an event by ``to_event``.
+        law: A distribution, with or without ``to_event``.
     """
     law = of_coordinate(law)
     scale = getattr(law, "scale", None) if "scale" in law.arg_constraints else None
@@ -51,14 +51,15 @@ def scale_of_law(law: Any) -> Tensor | None:
 
 
 def moment(law: Any, name: str, like: Tensor) -> Tensor:
-    """A moment of a distribution, [*batch_shape, *event_shape]; NaN where it has none, as torch's ``Categorical`` says.
+    """The mean or variance of a distribution, [*batch_shape, *event_shape], or NaN where it does not exist.
 
-    Where there is no moment, some of torch's classes return NaN and others raise NotImplementedError.
+    Where a moment does not exist, some classes of torch return NaN, for example ``Categorical``. Others raise
+    NotImplementedError, which is turned into NaN here.
 
     Args:
         law: The distribution.
-        name: "mean" or "variance".
-        like: A tensor of the dtype and on the device that NaN is wanted in.
+        name: ``"mean"`` or ``"variance"``.
+        like: A tensor whose dtype and device the NaN gets.
     """
     try:
         found: Tensor = getattr(law, name)
@@ -84,7 +85,10 @@ class Bernoulli(nn.Module):
 
 
 class ContinuousBernoulli(nn.Module):
-    """Observations in [0, 1]: a Bernoulli formula made a density by ``log C``; see ``models.distributions``."""
+    """Observations in [0, 1]: the formula of ``Bernoulli`` plus ``log C(t)``, which makes it a density.
+
+    See ``models.distributions.ContinuousBernoulli`` for ``log C`` and the source.
+    """
 
     outputs = 1
     formula = "ContinuousBernoulli(logits(z)), x in [0, 1]"
@@ -94,12 +98,12 @@ class ContinuousBernoulli(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """Real observations with one standard deviation that is stated, not learned.
+    """Real observations with one standard deviation, which is given and not learned.
 
-    In nats per datum of D coordinates, ``-log p(x | z) = |x - loc|**2 / (2 scale**2) + D log(scale) + D/2 log(2 pi)``.
+    For a datum of D coordinates, ``-log p(x | z) = |x - loc|**2 / (2 scale**2) + D log(scale) + D/2 log(2 pi)`` nats.
 
     Args:
-        scale: Standard deviation, in the model's units.
+        scale: The standard deviation, in the model's units.
 
     Raises:
         ValueError: If ``scale`` is not a positive, finite number.
@@ -129,18 +133,18 @@ class Gaussian(nn.Module):
         return f"scale={float(self.scale):.4g}"
 
 
-SPEED = 5.0  # how much faster than a weight a log scale moves under Adam: from 1 to .1 in 460 steps, not 2300
+SPEED = 5.0  # a log scale moves 5 times faster than a weight under Adam: from 1 to 0.1 in 460 steps, not 2300
 
 
 class _LearnedScale(nn.Module):
-    """One learned scale, softly bounded from below.
+    """The base of likelihoods with one learned scale, which has a soft lower bound.
 
-    ``log scale = floor + softplus(SPEED raw - floor)``: a scale that heads for zero meets a floor, not an overflow, and
-    far above the floor the slope is that of ``log scale`` itself.
+    ``log scale = floor + softplus(SPEED raw - floor)``, where ``raw`` is learned. The floor keeps the density finite
+    when the scale tends to zero. Far above the floor, ``log scale`` is close to ``SPEED raw``.
 
     Args:
-        scale: Initial value, exact.
-        floor: The bound, on the log scale.
+        scale: The initial scale, exactly.
+        floor: The lower bound of the log scale.
 
     Raises:
         ValueError: If ``scale`` is not finite or not above ``exp(floor)``.
@@ -157,12 +161,12 @@ class _LearnedScale(nn.Module):
         self.set_scale(scale)
 
     def set_scale(self, scale: float) -> None:
-        """Put the scale where it is wanted, exactly."""
+        """Set the scale, exactly."""
         with torch.no_grad():
             self.raw.fill_((self.floor + math.log(math.expm1(math.log(scale) - self.floor))) / SPEED)
 
     def scale_with(self, log_factor: Tensor | float = 0.0) -> Tensor:
-        """The scale times ``exp(log_factor)``, in the model's units, softly bounded as a whole."""
+        """The scale times ``exp(log_factor)``, in the model's units. The soft lower bound holds for the product."""
         return (self.floor + softplus(SPEED * self.raw + log_factor - self.floor)).exp()
 
     @property
@@ -172,7 +176,7 @@ class _LearnedScale(nn.Module):
 
     @property
     def lowest(self) -> float:
-        """The floor of the scale itself, in the model's units."""
+        """The lower bound of the scale itself, ``exp(floor)``, in the model's units."""
         return math.exp(self.floor)
 
     def extra_repr(self) -> str:
@@ -180,10 +184,11 @@ class _LearnedScale(nn.Module):
 
 
 class LearnedSigma(_LearnedScale):
-    """Gaussian observations, one standard deviation for all, learned by gradient.
+    """Gaussian observations with one standard deviation for all coordinates, learned by gradient.
 
-    ``-log p(x | z)`` is that of ``Gaussian``; its derivative in ``log scale`` is ``D - |x - loc|**2 / scale**2``, so
-    that the optimum is the root mean squared error under q: the weight between reconstruction and KL is not chosen.
+    ``-log p(x | z)`` is that of ``Gaussian``. Its derivative in ``log scale`` is ``D - |x - loc|**2 / scale**2``, so
+    the optimal scale is the root mean squared error under q. The weight between reconstruction and KL is therefore
+    learned and not chosen.
 
     References:
         Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021, section 3.
@@ -197,7 +202,7 @@ class LearnedSigma(_LearnedScale):
 
 
 class Laplace(_LearnedScale):
-    """``x | z ~ Laplace(loc(z), scale)``, the scale learned: ``-log p = |x - loc|_1 / scale + D log(2 scale)``."""
+    """``x | z ~ Laplace(loc(z), scale)`` with a learned scale: ``-log p = |x - loc|_1 / scale + D log(2 scale)``."""
 
     formula = "Laplace(loc(z), scale), scale learned"
 
@@ -206,18 +211,23 @@ class Laplace(_LearnedScale):
 
 
 class StudentT(_LearnedScale):
-    """``x | z ~ StudentT(df, loc(z), scale)``, the scale learned: outliers are paid by a logarithm, not by a square.
+    """``x | z ~ StudentT(df, loc(z), scale)`` with a learned scale.
+
+    The loss of an outlier grows with the logarithm of its distance, and not with the square as for a Gaussian.
 
     Args:
-        df: Degrees of freedom, above 1 so that the mean, the reconstruction, exists.
-        scale: Initial scale.
-        floor: Soft bound of the log scale.
+        df: Degrees of freedom, above 1, so that the mean exists. The mean is the reconstruction.
+        scale: The initial scale.
+        floor: The soft lower bound of the log scale.
+
+    Raises:
+        ValueError: If ``df`` or ``scale`` is out of its range.
     """
 
     def __init__(self, df: float = 4.0, scale: float = 1.0, floor: float = -6.0) -> None:
         super().__init__(scale, floor)
         if not 1.0 < df < math.inf:
-            raise ValueError(f"df must be finite and above 1, for else there is no mean, got {df!r}")
+            raise ValueError(f"df must be finite and above 1, otherwise there is no mean, got {df!r}")
         self.df = df
 
     @property
@@ -231,23 +241,27 @@ class StudentT(_LearnedScale):
 class OptimalSigma(Gaussian):
     """Gaussian observations with the scale that maximises the bound, in closed form.
 
-    ``scale**2 = E_x E_q |x - loc(z)|**2 / D``, z a draw from the guide, never its mean. It moves in alternation with
-    the weights: a batch is scored with the scale so far, then joins the running average. As the statistics of a batch
-    norm, it moves in training mode alone, so that no held-out datum has a say in its own likelihood.
+    ``scale**2 = E_x E_q |x - loc(z)|**2 / D``, where z is a draw from the guide and not its mean. The scale is updated
+    in alternation with the weights: a batch is scored with the current scale, and then enters the running average. The
+    scale moves in training mode only, like the statistics of a batch norm, so a held-out datum has no influence on its
+    own likelihood.
 
-    Every row counts alike, in a short batch too. The scale moves once per training step: the draws of a step are scored
-    with one scale, and their mean joins the average, whether an estimator takes them in one pass or in a loop. See
-    ``models.steps.one_step`` for what a step is.
+    Every row has the same weight, also in a short batch. The scale moves once per training step. All draws of a step
+    are scored with the same scale, and their mean enters the average, whether an estimator takes them in one pass or
+    in a loop. ``models.steps.one_step`` says what a step is.
 
     Args:
-        scale: The value before the first batch has been seen.
-        momentum: Share of a new batch of the usual size, the largest one so far, in the running average of the
-            variance; a smaller batch has its part of that. Until ``1 / momentum`` batches have been seen, all rows
-            count alike.
+        scale: The scale before the first batch.
+        momentum: The share that a new batch of full size has in the running average of the variance. The full size is
+            that of the largest batch so far, and a smaller batch has a proportionally smaller share. During the first
+            ``1 / momentum`` batches the average is the mean over all rows.
 
     Attributes:
-        rows: Number of rows that the average remembers, shape [].
-        largest: Number of rows of the largest batch so far, shape [].
+        rows: The number of rows that the average remembers, shape [].
+        largest: The number of rows of the largest batch so far, shape [].
+
+    Raises:
+        ValueError: If ``scale`` or ``momentum`` is out of its range.
 
     References:
         Rybkin, Daniilidis and Levine, 2021, eq. 6. Lin et al., Balancing Reconstruction Quality and Regularisation in
@@ -257,9 +271,9 @@ class OptimalSigma(Gaussian):
     rows: Tensor
     largest: Tensor
     start: Tensor  # the scale at the start of the step
-    draws: Tensor  # passes in this step so far
-    variance: Tensor  # mean squared error over these draws
-    lowest = 1e-6  # the floor of the scale, in the model's units
+    draws: Tensor  # the number of passes in this step so far
+    variance: Tensor  # the mean squared error over these passes
+    lowest = 1e-6  # the lower bound of the scale, in the model's units
     formula = "Normal(loc(z), sigma), sigma in closed form"
 
     def __init__(self, scale: float = 1.0, momentum: float = 0.02) -> None:
@@ -269,20 +283,20 @@ class OptimalSigma(Gaussian):
         self.momentum = momentum
         for name in ("rows", "largest"):
             self.register_buffer(name, torch.zeros(()))
-        for name in ("start", "draws", "variance"):  # set anew in every step
+        for name in ("start", "draws", "variance"):  # set again in every step
             self.register_buffer(name, torch.zeros(()), persistent=False)
 
     def forward(self, loc: Tensor) -> dist.Normal:
         scored = self.scale if not self.training or first_of_step(self) else self.start
-        return dist.Normal(loc, scored.clone())  # the scale so far, which ``observe`` moves before it is scored
+        return dist.Normal(loc, scored.clone())  # a copy, because ``observe`` moves the scale before x is scored
 
     @torch.no_grad()
     def observe(self, x: Tensor, loc: Tensor) -> None:
-        """Let a training batch move the scale: x [batch, *x_shape], loc [..., batch, *x_shape]."""
+        """Update the scale by a training batch: x [batch, *x_shape], loc [..., batch, *x_shape]."""
         if first_of_step(self, enter=True):
             self.start.copy_(self.scale)
             self.draws.zero_()
-            self.variance.zero_()  # a loss that diverged may have left a NaN
+            self.variance.zero_()  # a step that diverged may have left a NaN
             self.largest.clamp_(min=float(len(x)))
             self.rows.copy_((self.rows + len(x)).minimum(self.largest / self.momentum))
         self.draws += 1
@@ -291,23 +305,27 @@ class OptimalSigma(Gaussian):
         self.scale.copy_(variance.sqrt().clamp_min(self.lowest))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load a state from before rows were counted too: its average starts anew from the next batch."""
+        """Load a state, also an older one that counted batches. Its average starts again with the next batch."""
         if state_dict.pop(f"{prefix}batches", None) is not None:
             state_dict |= {f"{prefix}rows": torch.zeros(()), f"{prefix}largest": torch.zeros(())}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Heteroscedastic(_LearnedScale):
-    """``x | z ~ Normal(loc(z), scale * exp(head(z)))``: a standard deviation for each coordinate and each code.
+    """``x | z ~ Normal(loc(z), scale * exp(head(z)))``: one standard deviation per coordinate and per code.
 
-    Trained in two stages: one global scale first, with the head shut, then the head from log 1. Opened at once, badly
-    fitted coordinates are declared noise and stop learning. In eval mode the head is kept in a finite range (see
-    ``in_range``), so that data far out have a finite density.
+    Training has two stages. In the first, ``head`` is multiplied by 0 and one global scale is learned. In the second,
+    ``head`` acts. If it acted from the start, badly fitted coordinates would get a large standard deviation and stop
+    learning. In eval mode ``head`` is kept in a finite range (see ``in_range``), so that data far from the training
+    data have a finite density.
 
     Args:
-        scale: Initial global scale.
-        floor: Soft bound of the log scale, global and total.
-        stage: The share of training after which the head opens; 0 for open from the start.
+        scale: The initial global scale.
+        floor: The soft lower bound of the log scale, for the global scale and for the product.
+        stage: The share of training after which ``head`` acts. With 0 it acts from the start.
+
+    Raises:
+        ValueError: If ``scale`` or ``stage`` is out of its range.
 
     References:
         Lin et al., 2019, section 3 (global sigma, then sigma(z)). Rybkin et al., 2021, on its instability.
@@ -331,12 +349,17 @@ class Heteroscedastic(_LearnedScale):
 
 
 class DiscretizedNormal(_LearnedScale):
-    """A learned normal gathered on grey values ``0, 1/(levels-1), ..., 1``: a mass, so that bits a dimension exist.
+    """A normal distribution with a learned scale, gathered on the grey values ``0, 1/(levels-1), ..., 1``.
+
+    It is a probability mass and not a density, so the bound can be given in bits per dimension.
 
     Args:
-        levels: Number of grey values.
-        scale: Initial scale, on the unit scale of x.
-        floor: Soft bound of the log scale.
+        levels: The number of grey values.
+        scale: The initial scale, for x in [0, 1].
+        floor: The soft lower bound of the log scale.
+
+    Raises:
+        ValueError: If ``levels`` or ``scale`` is out of its range.
     """
 
     family: type[distributions._Discretized] = distributions.DiscretizedNormal
@@ -356,6 +379,6 @@ class DiscretizedNormal(_LearnedScale):
 
 
 class DiscretizedLogistic(DiscretizedNormal):
-    """As ``DiscretizedNormal``, with the logistic distribution (Salimans et al., PixelCNN++, 2017, eq. 2)."""
+    """``DiscretizedNormal`` with a logistic distribution in place of the normal (Salimans et al., 2017, eq. 2)."""
 
     family = distributions.DiscretizedLogistic

@@ -1,4 +1,4 @@
-"""Decoders by the shape of x: perceptrons for vectors, convolutions for images [channels, height, width]."""
+"""Default decoders by the shape of x: a perceptron for vectors, convolutions for images [channels, height, width]."""
 
 import math
 from typing import Any
@@ -16,24 +16,26 @@ def is_image(x_shape: tuple[int, ...]) -> bool:
 
 
 def halvings(x_shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Shapes [channels, height, width] from x down to a side below 8, halving: 28, 14, 7."""
+    """The shapes [channels, height, width] from x down to a side below 8. Each halves the sides: 28, 14, 7."""
     shapes = [(x_shape[0], x_shape[1], x_shape[2])]
     while min(shapes[-1][1:]) >= 8:
-        shapes.append((min(16 * 2 ** (len(shapes) - 1), 256), shapes[-1][1] // 2, shapes[-1][2] // 2))
+        channels = min(16 * 2 ** (len(shapes) - 1), 256)
+        _, height, width = shapes[-1]
+        shapes.append((channels, height // 2, width // 2))
     return shapes
 
 
 def one_tensor(name: str, made: Any, wanted: str, remedy: str) -> Tensor:
-    """What a network returned, where it is one tensor.
+    """Check that a network returned one tensor, and return it.
 
     Args:
-        name: What the network is called.
-        made: What it returned.
-        wanted: The shape that was wanted.
-        remedy: What to do where it returned something else.
+        name: The name of the network in the message.
+        made: The value that it returned.
+        wanted: The expected shape, for the message.
+        remedy: How to change the network, for the message.
 
     Raises:
-        ValueError: If it returned anything else than one tensor.
+        ValueError: If the value is anything else than one tensor.
     """
     if isinstance(made, Tensor):
         return made
@@ -42,13 +44,16 @@ def one_tensor(name: str, made: Any, wanted: str, remedy: str) -> Tensor:
 
 
 def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1, width: int = WIDTH) -> nn.Sequential:
-    """From [rows, z_dim] to [rows, outputs * channels, height, width], or to [rows, outputs * x_dim] for vectors.
+    """The default decoder for data of a shape.
+
+    It maps [rows, z_dim] to [rows, outputs * x_dim] for vectors, and to [rows, outputs * channels, height, width] for
+    images.
 
     Args:
         z_dim: Size of a code.
         x_shape: Shape of one datum.
-        outputs: Numbers that the likelihood wants for each coordinate of x.
-        width: Units of a hidden layer of a perceptron; of the one layer before the convolutions for images.
+        outputs: The number of decoder outputs that the likelihood wants per coordinate of x.
+        width: Units of a hidden layer of a perceptron. For images, units of the layer before the convolutions.
 
     Example:
         >>> import torch

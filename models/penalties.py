@@ -1,8 +1,9 @@
-"""Explicit regularisers: what is added to the log joint in training, in nats, and is silent in eval mode.
+"""Penalties: terms, in nats, that are added to the log joint in training and not in eval mode.
 
-A penalty is called as ``penalty(model, x, z)`` and returns a log factor. With ``per_datum`` it stands inside the plate
-of the data, as a tensor [batch] or as one number for each datum alike, and is summed over the whole set; without, it
-stands outside and is counted once per data set, whatever the batch.
+A penalty is called as ``penalty(model, x, z)`` and returns a log factor. If its ``per_datum`` is True, it stands inside
+the plate of the data and is summed over the whole set. It is then a tensor [..., batch], or [..., 1] where it is the
+same for every datum. If its ``per_datum`` is False, it stands outside the plate and counts once per data set, for any
+batch size.
 """
 
 import math
@@ -19,14 +20,15 @@ __all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
 
 
 class WeightPrior(nn.Module):
-    """``weight ~ Normal(0, scale)`` for the weights of chosen layers: L2 or Tikhonov, counted once per data set.
+    """``weight ~ Normal(0, scale)`` on the weights of chosen layers: L2 or Tikhonov, counted once per data set.
 
-    In RAE's terms, ``lambda = sigma**2 / (N scale**2)`` beside a squared error per datum. Weight decay of an
-    optimizer is another thing: it hits biases and the encoder, and in AdamW it is no prior at all.
+    In the notation of RAE, ``lambda = sigma**2 / (N scale**2)`` beside a squared error per datum. The weight decay of
+    an optimizer is something else: it also acts on biases and on the encoder, and in AdamW it is not a prior.
 
     Args:
-        scale: Standard deviation tau of the prior.
-        layers: Parts of the model whose weight matrices and kernels are meant (biases and norms are not).
+        scale: The standard deviation of the prior.
+        layers: Names of the parts of the model whose weight matrices and kernels have this prior. Biases and norms do
+            not have it.
 
     Raises:
         ValueError: If ``scale`` is not positive and finite, or a layer has no weights.
@@ -69,14 +71,18 @@ class WeightPrior(nn.Module):
 
 
 class JacobianNorm(nn.Module):
-    """``-weight * |J(z)|_F**2`` a datum, J the Jacobian of the decoder's mean at the code: RAE's gradient penalty.
+    """The gradient penalty of RAE, ``-weight * |J(z)|_F**2`` per datum.
 
-    The gradient of the summed output is ``J^T 1``, and that of the summed square ``2 J^T y``: both are in use under
-    this name, and both are something else.
+    J is the Jacobian of the decoder's mean at the code. Two other terms are used under the same name: the gradient of
+    the summed output, ``J^T 1``, and the gradient of the summed square, ``2 J^T y``. They are not this penalty.
 
     Args:
-        weight: In nats; RAE's gamma beside a squared error is ``2 sigma**2 weight``.
-        probes: Random directions per datum, unbiased (Hutchinson, 1989); every direction, exactly, unless given.
+        weight: The factor, in nats. RAE's gamma beside a squared error is ``2 sigma**2 weight``.
+        probes: The number of random directions per datum, for an unbiased estimate of the norm (Hutchinson, 1989). By
+            default the norm is exact, over all directions.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not finite, or ``probes`` is below 1.
 
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, eq. 9. https://arxiv.org/abs/1903.12436
@@ -97,12 +103,13 @@ class JacobianNorm(nn.Module):
         return f"{self.weight:.4g} |J(z)|_F**2"
 
     def squared_norm(self, model: "LatentVariableModel", z: Tensor) -> Tensor:
-        """``|J(z)|_F**2`` for z [..., batch, z_dim]: shape [..., batch]."""
+        """The squared norm ``|J(z)|_F**2``, [..., batch], for z [..., batch, z_dim]."""
         directions = None
         if self.probes is not None:
             signs = torch.randint(2, (self.probes, *z.shape), device=z.device)
             directions = signs.to(z.dtype) * 2 - 1
-        total = model.jacobian(z, directions).square().flatten(z.ndim).sum(-1).sum(0)
+        products = model.jacobian(z, directions)  # [directions, ..., batch, *x_shape]
+        total = products.square().flatten(z.ndim).sum(-1).sum(0)
         return total if self.probes is None else total / self.probes
 
     def forward(self, model: "LatentVariableModel", x: Tensor, z: Tensor) -> Tensor:
@@ -114,9 +121,17 @@ class JacobianNorm(nn.Module):
 
 
 def imq(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Inverse multiquadric kernel, ``C / (C + |a_i - b_j|**2)``, summed over seven widths C.
+    """The inverse multiquadric kernel ``C / (C + |a_i - b_j|**2)``, summed over seven widths C.
 
-    From [..., n, d] and [..., m, d] to [..., n, m]; ``C = 2 d scale**2 {.1, .2, .5, 1, 2, 5, 10}``.
+    The widths are ``C = 2 d scale**2 {.1, .2, .5, 1, 2, 5, 10}``.
+
+    Args:
+        a: Points [..., n, d].
+        b: Points [..., m, d].
+        scale: The scale of the points, shape [].
+
+    Returns:
+        The kernel of each pair of points, [..., n, m].
     """
     square = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
     widths = 2 * a.shape[-1] * scale**2 * torch.tensor([0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]).to(square)
@@ -124,13 +139,16 @@ def imq(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 class MMD(nn.Module):
-    """``-weight * MMD**2(q(z), p(z))`` a datum, q(z) the aggregate of the batch's codes: the penalty of WAE.
+    """The penalty of WAE, ``-weight * MMD**2(q(z), p(z))`` per datum, where q(z) are the codes of the batch.
 
-    The unbiased estimate: pairs of a code with itself do not count, so that it is negative half the time when the two
-    laws agree. With the diagonal kept it would be mostly bias.
+    ``MMD**2`` is estimated without bias: the pairs of a code with itself are left out. The estimate is therefore
+    negative about half the time when the two distributions agree. With these pairs it would be mostly bias.
 
     Args:
-        weight: In nats; WAE's lambda beside a squared error is ``2 sigma**2 weight``.
+        weight: The factor, in nats. WAE's lambda beside a squared error is ``2 sigma**2 weight``.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not finite.
 
     References:
         Tolstikhin et al., Wasserstein Auto-Encoders, 2018, algorithm 2. https://arxiv.org/abs/1711.01558
@@ -150,19 +168,21 @@ class MMD(nn.Module):
 
     @staticmethod
     def estimate(codes: Tensor, draws: Tensor, scale: Tensor) -> Tensor:
-        """Unbiased ``MMD**2`` of two samples [..., n, d]: shape [..., 1]."""
+        """The unbiased estimate of ``MMD**2``, [..., 1], from two samples [..., n, d]."""
         n = codes.shape[-2]
-        if n < 2:  # no pair, no estimate: a last batch of one datum
+        if n < 2:  # a last batch of one datum has no pairs
             return torch.zeros_like(codes[..., 0])
 
-        def off_diagonal(kernel: Tensor) -> Tensor:
-            return (kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
+        def mean_off_diagonal(kernel: Tensor) -> Tensor:
+            diagonal = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
+            return (kernel.sum((-2, -1)) - diagonal) / (n * (n - 1))
 
-        within = off_diagonal(imq(codes, codes, scale)) + off_diagonal(imq(draws, draws, scale))
-        return (within - 2 * imq(codes, draws, scale).mean((-2, -1))).unsqueeze(-1)
+        within = mean_off_diagonal(imq(codes, codes, scale)) + mean_off_diagonal(imq(draws, draws, scale))
+        between = imq(codes, draws, scale).mean((-2, -1))
+        return (within - 2 * between).unsqueeze(-1)
 
     def forward(self, model: "LatentVariableModel", x: Tensor, z: Tensor) -> Tensor:
-        """``-weight * MMD**2``, shape [..., 1]: the same for each datum of the batch."""
+        """``-weight * MMD**2``, shape [..., 1], which is the same for each datum of the batch."""
         prior = model.prior()
         draws = prior.sample(z.shape[:-1])
         return -self.weight * self.estimate(z, draws, prior.variance.mean().sqrt())
@@ -172,13 +192,13 @@ class MMD(nn.Module):
 
 
 def spectrally_normalised(network: nn.Module) -> nn.Module:
-    """Hold the largest singular value of each weight near 1, by power iteration: RAE-SN, changed in place.
+    """Divide each weight of a network by its largest singular value, in place, as RAE-SN does.
 
-    What is held is the norm of the *reshaped* matrix, from below. The operator norm of a 3x3 convolution can be half
-    as large again, so this is no Lipschitz bound of the network.
+    The singular value is estimated by power iteration, from below, for the weight reshaped to a matrix. The operator
+    norm of a 3x3 convolution can be half as large again. This is therefore not a Lipschitz bound of the network.
 
-    A network that is normalised like this cannot be pickled, because torch parametrises its layers by classes made on
-    the spot; ``copy.deepcopy``, ``save`` and ``load`` work.
+    A network that is normalised like this cannot be pickled, because torch makes a class for each parametrised layer at
+    run time. ``copy.deepcopy``, ``save`` and ``load`` work.
 
     References:
         Miyato et al., Spectral Normalization, 2018, algorithm 1. https://arxiv.org/abs/1802.05957

@@ -1,4 +1,4 @@
-"""p(z): modules without inputs that return a distribution of event shape [z_dim]."""
+"""Priors p(z): modules without inputs that return a distribution of event shape [z_dim]."""
 
 import math
 
@@ -11,14 +11,17 @@ __all__ = ["Mixture", "StandardNormal"]
 
 
 class StandardNormal(nn.Module):
-    """``z ~ Normal(0, scale)``, coordinates independent.
+    """``z ~ Normal(0, scale)`` with independent coordinates.
 
-    As the prior of a point-mass guide it is the code penalty of RAE, ``beta/2 |z|**2`` with
-    ``beta = 2 sigma**2 / scale**2`` beside a squared error: only the ratio of the two scales matters.
+    With a point-mass guide it is the code penalty of RAE, ``beta/2 |z|**2`` with ``beta = 2 sigma**2 / scale**2``
+    beside a squared error. Only the ratio of the two scales matters.
 
     Args:
         z_dim: Size of a code.
-        scale: Standard deviation.
+        scale: The standard deviation.
+
+    Raises:
+        ValueError: If ``scale`` is not positive and finite.
     """
 
     loc: Tensor
@@ -44,16 +47,21 @@ class StandardNormal(nn.Module):
 
 
 class Mixture(nn.Module):
-    """``z ~ sum_c weight_c Normal(loc_c, covariance_c)``, full covariances; learned with the model, or fitted ex post.
+    """``z ~ sum_c weight_c Normal(loc_c, covariance_c)`` with full covariances.
+
+    It is learned together with the model, or fitted to the codes after training (``ex_post.fit``).
 
     Args:
         z_dim: Size of a code.
-        components: Number of components C.
+        components: The number of components C.
 
     Attributes:
-        logits: Log weights up to a constant, [C].
-        loc: Centres, [C, z_dim].
-        factor: Cholesky factors with their diagonal in logarithms, [C, z_dim, z_dim].
+        logits: The log weights up to a constant, [C].
+        loc: The centres, [C, z_dim].
+        factor: The Cholesky factors of the covariances, with the logarithm of their diagonal, [C, z_dim, z_dim].
+
+    Raises:
+        ValueError: If ``components`` is below 1.
     """
 
     def __init__(self, z_dim: int, components: int = 10) -> None:
@@ -68,7 +76,7 @@ class Mixture(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, weights: Tensor, loc: Tensor, covariance: Tensor) -> "Mixture":
-        """The mixture of given weights [C], centres [C, z_dim] and covariances [C, z_dim, z_dim], held fixed."""
+        """The fixed mixture with the given weights [C], centres [C, z_dim] and covariances [C, z_dim, z_dim]."""
         mixture = cls(loc.shape[1], len(loc)).to(loc).requires_grad_(requires_grad=False)
         tril = torch.linalg.cholesky(covariance)
         mixture.logits.copy_(weights.log())

@@ -1,4 +1,4 @@
-"""The units of x: training runs on scaled data, every number that a person reads is in the units the data came in."""
+"""The units of x: training runs on scaled data, and results are reported in the units of the data."""
 
 from collections.abc import Callable
 
@@ -7,19 +7,22 @@ from torch import Tensor, nn
 
 __all__ = ["Scale"]
 
-FAR = 100.0  # widths from 0 at which a shift costs a number two digits
+FAR = 100.0  # at a shift of this many widths, a number in single precision loses two digits
 
 
 class Scale(nn.Module):
-    """``x = shift + width * y``, coordinate by coordinate: x in the data's units, y in the model's.
+    """``x = shift + width * y`` for each coordinate: x is in the units of the data, y in those of the model.
 
-    Both directions are computed in float64, whatever the dtype of the model: at unix seconds, 1.7e9, neighbours in
-    float32 are 128 seconds apart. The buffers stay in float64 when the module is cast to another dtype.
+    Both directions are computed in float64 for any dtype of the model. The reason is data such as unix seconds: at
+    1.7e9, neighbouring numbers in float32 are 128 seconds apart. The buffers stay in float64 when the module is cast
+    to another dtype.
 
-    Shapes:
-        ``shift`` and ``width`` are buffers of shape ``x_shape``; the identity unless set.
+    A density changes by the Jacobian, ``log p(x) = log p(y) - sum(log width)``. A probability mass does not change.
 
-    A density changes by the Jacobian: ``log p(x) = log p(y) - sum(log width)``. A probability mass does not.
+    Args:
+        x_shape: Shape of one datum.
+        shift: The shift, of a shape that broadcasts to ``x_shape``. It is kept as a buffer of shape ``x_shape``.
+        width: The width, with the same shapes. The default scale is the identity.
     """
 
     shift: Tensor
@@ -31,7 +34,7 @@ class Scale(nn.Module):
         self.register_buffer("width", torch.as_tensor(width, dtype=torch.float64).expand(x_shape).clone())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scale":
-        """Follow the module to another device, but not to another dtype: the digits would be lost for good."""
+        """Follow the module to another device, but not to another dtype, because digits would be lost."""
         before = self.shift, self.width
         super()._apply(fn, recurse)
         self.shift, self.width = (
@@ -41,20 +44,20 @@ class Scale(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """From the data's units to the model's, in the dtype of ``x`` where it is a floating one, else in float64."""
+        """Convert x from the data's units to the model's. The dtype is that of x if it is floating, else float64."""
         y = (x.to(self.shift) - self.shift) / self.width
         return y.to(x.dtype) if x.is_floating_point() else y
 
     def inverse(self, y: Tensor) -> Tensor:
-        """From the model's units to the data's.
+        """Convert y from the model's units to the data's.
 
-        In the dtype of ``y``; in float64 where some shift is more than 100 widths, so that no digit is lost.
+        The dtype is that of ``y``. It is float64 where some shift is larger than 100 widths, so that no digit is lost.
         """
         x = self.shift + self.width * y.to(self.shift)
         return x if bool((self.shift.abs() > FAR * self.width).any()) else x.to(y.dtype)
 
     def log_jacobian(self) -> Tensor:
-        """``-sum(log width)``, nats per datum: added to a log density in the model's units."""
+        """``-sum(log width)``, in nats per datum: added to a log density in the model's units, it gives one of x."""
         return -self.width.log().sum()
 
     @property

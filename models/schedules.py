@@ -1,4 +1,4 @@
-"""Numbers that training moves. They live in buffers, so that checkpoints keep them and a captured step can see them."""
+"""Schedules: numbers that change during training. They are buffers, so checkpoints and captured steps include them."""
 
 import math
 from collections.abc import Callable
@@ -15,18 +15,18 @@ Curve = Callable[[int, int], float]
 
 
 def constant(value: float) -> Curve:
-    """The same value at every step."""
+    """A curve with the same value at every step."""
     return partial(_constant, value)
 
 
 def linear(ramp: float = 0.5, end: float = 1.0) -> Curve:
-    """From 0 to ``end`` over the first ``ramp`` share of training, then ``end`` (Bowman et al., 2016)."""
+    """A curve from 0 to ``end`` over the first ``ramp`` share of training, then constant (Bowman et al., 2016)."""
     _share(ramp)
     return partial(_linear, ramp, end)
 
 
 def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
-    """``cycles`` times: from 0 to ``end`` over the first ``ramp`` share, then ``end`` (Fu et al., 2019, eq. 7)."""
+    """``cycles`` equal cycles, each from 0 to ``end`` over its first ``ramp`` share (Fu et al., 2019, eq. 7)."""
     _share(ramp)
     if cycles < 1:
         raise ValueError(f"cycles must be at least 1, got {cycles!r}")
@@ -34,12 +34,12 @@ def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
 
 
 def switch(at: float) -> Curve:
-    """0 before the share ``at`` of training, 1 from there on."""
+    """A curve that is 0 before the share ``at`` of training, and 1 from then on."""
     return partial(_switch, at)
 
 
 def name_of_curve(curve: Any) -> str | None:
-    """The name in ``CURVES`` under which a curve is built again from its bound options; None for other functions."""
+    """The name in ``CURVES`` of the function that built a curve, or None for a curve of your own."""
     inner = {_constant: "constant", _cyclical: "cyclical", _linear: "linear", _switch: "switch"}
     return inner.get(curve.func) if isinstance(curve, partial) and not curve.keywords else None
 
@@ -57,7 +57,7 @@ def _share(ramp: float) -> None:
         raise ValueError(f"ramp is a share of training in (0, 1], got {ramp!r}")
 
 
-# The curves are functions of a module with their options bound by ``partial``, for a lambda could not be pickled.
+# The curves are module functions with their options bound by ``partial``, because a lambda could not be pickled.
 
 
 def _constant(value: float, step: int, total: int) -> float:
@@ -80,10 +80,10 @@ class Schedule(nn.Module):
     """A number that is a function of the training step.
 
     Args:
-        curve: ``curve(step, total)``, a float; ``step`` of ``total`` steps have been taken.
+        curve: A function ``curve(step, total)`` that gives the number after ``step`` of ``total`` steps, as a float.
 
     Attributes:
-        value: The number now, a buffer of shape []; at ``step = 0`` until ``advance`` is called.
+        value: The current number, a buffer of shape []. Before the first call of ``advance`` it is that of step 0.
     """
 
     value: Tensor
@@ -95,19 +95,20 @@ class Schedule(nn.Module):
         self.advance(0, 1)
 
     def advance(self, step: int, total: int) -> None:
-        """Set ``value`` to where training stands."""
+        """Set ``value`` to the number after ``step`` of ``total`` steps."""
         self.value.fill_(float(self.curve(step, total)))
 
 
 class KLWeight(Schedule):
-    """beta, the weight of ``KL(q(z | x) || p(z))`` in training (Higgins et al., 2017, eq. 4).
+    """The weight beta of ``KL(q(z | x) || p(z))`` in training (Higgins et al., 2017, eq. 4).
 
-    It scales the site ``z`` of the model and of the guide alike: on one side only it would be another model. A weight
-    other than 1 makes the training objective something else than the bound; with a Gaussian likelihood, beta and sigma
-    act as one with sigma alone, ``sqrt(beta) * sigma``.
+    It scales the site ``z`` in the model and in the guide. With a weight other than 1 the training objective is not the
+    bound. With a Gaussian likelihood, a weight beta and a scale sigma have the same optimum as the weight 1 and the
+    scale ``sqrt(beta) * sigma``.
 
     Args:
-        curve: ``curve(step, total)``, a float; values below 1e-6 count as 1e-6, for Pyro's scales are positive.
+        curve: A function ``curve(step, total)`` that gives the weight, as a float. A weight below 1e-6 is replaced by
+            1e-6, because Pyro's scales are positive.
 
     Raises:
         ValueError: If the curve gives a negative or non-finite number.
@@ -115,19 +116,19 @@ class KLWeight(Schedule):
 
     @property
     def formula(self) -> str:
-        """The weight at the start and at the end of training, or the one number where they are equal."""
+        """The weights at the start and at the end of training, as text; one number where they are equal."""
         ends = [f"{self.curve(step, 1):.4g}" for step in (0, 1)]
         return " to ".join(dict.fromkeys(ends))
 
     def advance(self, step: int, total: int) -> None:
-        """Set the weight to where training stands."""
+        """Set ``value`` to the weight after ``step`` of ``total`` steps."""
         weight = float(self.curve(step, total))
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"a KL weight must be finite and not negative, got {weight!r} at step {step} of {total}")
         self.value.fill_(max(weight, 1e-6))
 
     def forward(self) -> Any:
-        """The context around the site ``z``."""
+        """The context that scales the site ``z``."""
         return poutine.scale(scale=self.value)
 
     def extra_repr(self) -> str:
@@ -135,10 +136,10 @@ class KLWeight(Schedule):
 
 
 class Masked(nn.Module):
-    """The density of ``z`` is no part of the training objective: an autoencoder without a code penalty, or WAE."""
+    """A weight of 0: the density of ``z`` is not in the training objective, as in a plain autoencoder or WAE."""
 
     formula = "0"
 
     def forward(self) -> Any:
-        """The context around the site ``z``."""
+        """The context that masks the site ``z``."""
         return poutine.mask(mask=False)

@@ -4,18 +4,19 @@ A variant consists of a model p(x, z), a guide q(z | x) and an estimator of the 
 ``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it.
 """
 
+from .assembly import pair, with_prior
 from .catalogue import VARIANTS
 from .checkpoint import load, save
-from .contracts.conformance import check
+from .coding import encode, reconstruct, sample
+from .contracts import check
 from .conversion import convert
-from .data.data_set import Data
-from .data.prepared import prepare
+from .data import Data, prepare
 from .description import describe
 from .diagnosis import collapse, diagnose, sbc, to_inferencedata
 from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post, gaps, paired, stack
 from .svi import SVI
 from .training import Fit, fit
-from .variant import Variant, encode, pair, reconstruct, sample, with_prior
+from .variant import Variant
 from .verification import compare_estimators, verify
 
 __all__ = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .assembly import pair
 from .description import describe
 from .elbo import IWAE, DReG
 from .guides import ConstantVariance, PointMass
@@ -31,7 +32,7 @@ from .models import (
 from .models.schedules import Curve
 from .recipes import recipe
 from .streams import seeded
-from .variant import Variant, pair
+from .variant import Variant
 
 __all__ = [
     "VARIANTS",

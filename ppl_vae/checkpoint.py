@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .assembly import pair
 from .catalogue import VARIANTS
 from .recipes import PAIR, built
-from .variant import Variant, pair
+from .variant import Variant
 
 __all__ = ["load", "notes_of", "refuse_other", "save"]
 

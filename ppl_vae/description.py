@@ -1,4 +1,4 @@
-"""What a pair is, in words that its parts give: generative process, guide and loss."""
+"""A description of a pair in words: generative process, guide and loss."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Description(NamedTuple):
     Attributes:
         model: The generative process, p(z) and p(x | z).
         guide: q(z | x).
-        loss: What training minimises, in nats. A guide that is a point mass has a MAP objective.
+        loss: The loss that training minimises, in nats. With a point-mass guide it is a MAP objective.
     """
 
     model: str
@@ -40,10 +40,12 @@ def describe(variant: Variant) -> Description:
 
 
 def _formula(part: Any) -> str:
+    """The ``formula`` of a part, or the name of its class."""
     return str(getattr(part, "formula", type(part).__name__))
 
 
 def _process(variant: Variant) -> str:
+    """The generative process, one step for z and one for x."""
     model = variant.model
     lines = [f"z ~ {_formula(model.prior)}", f"x ~ {_formula(model.likelihood)}"]
     lines += [f"{name} on the weights of the decoder" for name in _parametrisations(model.decoder)]
@@ -51,20 +53,21 @@ def _process(variant: Variant) -> str:
 
 
 def _parametrisations(network: nn.Module) -> list[str]:
-    """Names of what torch recomputes the weights of a network by, such as SpectralNorm."""
+    """The names of the parametrisations of torch in a network, such as SpectralNorm."""
     layers: list[Any] = [layer for layer in network.modules() if is_parametrized(layer)]
     steps = [step for layer in layers for steps in layer.parametrizations.values() for step in steps]
     return sorted({type(step).__name__.strip("_") for step in steps})
 
 
 def _loss(variant: Variant) -> str:
+    """The loss with its penalties."""
     penalties = [_formula(penalty) for penalty in variant.model.penalties]
     terms = " + ".join([f"-{_objective(variant)}", *penalties])
     return terms if variant.has_bound else f"{terms}, MAP"
 
 
 def _objective(variant: Variant) -> str:
-    """What training maximises, apart from penalties."""
+    """The objective that training maximises, without penalties."""
     if variant.has_bound:
         return _weighted(_formula(variant.loss), "KL", variant)
     if not variant.codes_are_scored:
@@ -73,5 +76,6 @@ def _objective(variant: Variant) -> str:
 
 
 def _weighted(objective: str, term: str, variant: Variant) -> str:
+    """The objective, with a note on the weight of one of its terms where that weight is not 1."""
     weight = variant.model.kl_weight
     return objective if weight is None else f"{objective} ({term} times {_formula(weight)})"

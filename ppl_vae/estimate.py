@@ -9,9 +9,12 @@ __all__ = ["Number", "mean_over_data", "rows_named", "share_over_data", "standar
 
 
 class Number(NamedTuple):
-    """A figure with its standard error.
+    """A number with its standard error.
 
-    Without a value, ``reason`` says why there is none; beside a value, what a reader has to know of it.
+    Attributes:
+        value: The number, or None where there is none.
+        error: Its standard error, or None where it is not known.
+        reason: Why there is no number; beside a number, what a reader has to know about it.
     """
 
     value: float | None
@@ -24,34 +27,38 @@ class Number(NamedTuple):
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
 
 
+def standard_error(values: Tensor, dim: int = 0) -> Tensor:
+    """The standard error of the mean along an axis."""
+    return values.std(dim) / math.sqrt(values.shape[dim])
+
+
 def mean_over_data(values: Tensor) -> Number:
-    """Mean over data of values [rows], and its standard error; no error for one datum.
+    """The mean over data of values [rows], with its standard error; a single datum gives no error.
 
     There is no mean where a value is infinite or NaN, and the reason names the rows.
     """
     broken = (~values.isfinite()).nonzero().flatten().tolist()
     if broken:
         return Number(None, reason=f"not finite in {len(broken)} of {len(values)} rows: {rows_named(broken)}")
-    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+    error = float(standard_error(values)) if len(values) > 1 else None
     return Number(float(values.mean()), error)
 
 
 def share_over_data(values: Tensor) -> Number:
-    """Mean of shares [rows] and its standard error.
+    """The mean of shares [rows], with its standard error.
 
-    Where all shares are equal, 0 of n data, say, their spread is 0 and the error is not: two standard errors then reach
-    what a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
+    Where all shares are equal, as 0 of n data are, their spread is 0, but the error is not. Two standard errors then
+    reach as far as a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
     """
     found = mean_over_data(values)
-    return found if found.value is None or found.error else found._replace(error=2 / (len(values) + 4))
+    if found.value is None or found.error:
+        return found
+    return found._replace(error=2 / (len(values) + 4))
 
 
 def rows_named(rows: list[int]) -> str:
     """Rows by number, in words: ``row 3``, or ``rows 3, 7, 9, 12, 15 and 4 more``."""
-    listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-    return f"row{'s' * (len(rows) > 1)} {listed}"
-
-
-def standard_error(values: Tensor, dim: int = 0) -> Tensor:
-    """The standard error of the mean over the first axis, [...], of values [n, ...]."""
-    return values.std(dim) / math.sqrt(values.shape[dim])
+    noun = "row" if len(rows) == 1 else "rows"
+    listed = ", ".join(map(str, rows[:5]))
+    rest = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"{noun} {listed}{rest}"

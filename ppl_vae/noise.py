@@ -1,4 +1,4 @@
-"""How wide p(x | z) is: its scale over data, and whether it stands at its floor."""
+"""The scale of p(x | z) over data, its floor, and the spread of the data to compare them with."""
 
 import math
 from typing import Any
@@ -11,18 +11,23 @@ from .models.likelihoods import scale_of_law
 from .streams import seeded
 from .variant import Variant, evaluating
 
-__all__ = ["STANDARD", "at_floor", "noise_scale", "spread"]
+__all__ = ["STANDARD", "at_floor", "floor_of", "noise_scale", "spread"]
+
+STANDARD = "scale='standardize'"  # what a message advises where data are far from the scale of p(x | z)
+WIDE = 0.1  # share of the spread of x above which a floor of sigma is too high for these data
 
 
 def noise_scale(variant: Variant, y: Tensor) -> float | None:
-    """The root mean square of the scale of p(x | z), z the mean of q(z | x): what is called sigma everywhere.
+    """The root mean square of the scale of p(x | z) over data and coordinates; reports call it sigma.
+
+    z is the mean of q(z | x), or a draw where the distribution has no mean.
 
     Args:
-        variant: A pair.
-        y: [rows, *x_shape], in the model's units; the mean is over its rows and coordinates.
+        variant: The pair.
+        y: Data [rows, *x_shape], in the model's units.
 
     Returns:
-        In the model's units; None where p(x | z) has no scale.
+        The scale in the model's units, or None where p(x | z) has none.
     """
     total = 0.0
     with evaluating(variant), pyro.validation_enabled(False):
@@ -39,41 +44,46 @@ def noise_scale(variant: Variant, y: Tensor) -> float | None:
     return math.sqrt(total / len(y))
 
 
-WIDE = 0.1  # share of the spread of x from which a floor of sigma is too high, where x is in units of its own
-
-
 def spread(y: Tensor) -> float:
-    """Standard deviation of a coordinate of x about its mean: the root of the mean variance over coordinates."""
+    """The standard deviation of a coordinate of y [rows, *x_shape]: the root of the mean variance over coordinates."""
     return float(y.var(0, correction=0).mean().sqrt())
+
+
+def floor_of(variant: Variant) -> float | None:
+    """The floor of the scale of p(x | z), in the model's units; None where the likelihood declares none.
+
+    A likelihood declares it as an attribute ``lowest``. A likelihood of the user's own may do so too.
+    """
+    return getattr(variant.model.likelihood, "lowest", None)
 
 
 def at_floor(variant: Variant, y: Tensor) -> str | None:
     """Say that the scale of p(x | z) stands at its floor, with the remedy; None where it does not, or has no floor.
 
-    A scale below twice its floor counts as one that stands there, since more than half of a softly bounded scale is
-    then the floor and not what was learned. A likelihood of one's own takes part by an attribute ``lowest``, the floor.
+    A scale below twice its floor counts as standing there. More than half of a softly bounded scale is then the floor
+    and not what was learned.
 
     Args:
         variant: The pair.
-        y: Data [rows, *x_shape] in the model's units.
+        y: Data [rows, *x_shape], in the model's units.
     """
-    likelihood: Any = variant.model.likelihood
-    lowest = getattr(likelihood, "lowest", None)
-    if lowest is None or len(y) < 2:
+    floor = floor_of(variant)
+    if floor is None or len(y) < 2:
         return None
     with evaluating(variant), pyro.validation_enabled(False), seeded(0):
         scale = scale_of_law(variant.model.x_given_z(variant.guide.posterior(y).sample()))  # not every q has a mean
-    share = 0.0 if scale is None else float((scale < 2 * lowest).double().mean())
+    share = 0.0 if scale is None else float((scale < 2 * floor).double().mean())
     if share == 0.0:
         return None
     where = "" if share == 1.0 else f" for {100 * share:.2g} % of the coordinates"
-    times = lowest / max(spread(y), torch.finfo(y.dtype).tiny)
-    remedy = "a smaller z_dim, for x is reproduced without a residual"
+    times = floor / max(spread(y), torch.finfo(y.dtype).tiny)
+    remedy = STANDARD if times > WIDE else _lower(variant)
+    return f"sigma stands at its floor {floor:.2g}{where}, {times:.3g} times the spread of x: use {remedy}"
+
+
+def _lower(variant: Variant) -> str:
+    """The remedy where the residual is small even beside the spread of x."""
+    likelihood: Any = variant.model.likelihood
     if hasattr(likelihood, "floor"):
-        remedy = f"{type(likelihood).__name__}(floor={likelihood.floor - 3:g})"
-    return f"sigma stands at its floor {lowest:.2g}{where}, {times:.3g} times the spread of x: " + (
-        STANDARD if times > WIDE else remedy
-    )
-
-
-STANDARD = "scale='standardize'"
+        return f"{type(likelihood).__name__}(floor={likelihood.floor - 3:g})"
+    return "a smaller z_dim, because x is reproduced without a residual"

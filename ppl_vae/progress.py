@@ -1,4 +1,4 @@
-"""Progress with loss and time left: a bar on a terminal, plain lines elsewhere."""
+"""Progress, with the loss and the time that is left: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,15 +6,17 @@ from typing import Any
 
 __all__ = ["Progress"]
 
+LINES = 5  # plain lines that are printed for a training, about
+
 
 class Progress:
-    """A context that is told of each epoch, or of other units of work.
+    """A context that shows how many epochs, or other units of work, are done.
 
     Args:
-        label: What is trained.
-        epochs: How many there are.
+        label: What to call the work.
+        epochs: The number of epochs or units.
         shown: Whether to show anything.
-        unit: What is counted.
+        unit: The name of a unit, in the singular.
     """
 
     def __init__(self, label: str, epochs: int, *, shown: bool = True, unit: str = "epoch") -> None:
@@ -24,10 +26,11 @@ class Progress:
         self.label, self.epochs, self.shown, self.unit = label, epochs, shown, unit
         self.console = Console(file=sys.stderr)
         self.started = time.perf_counter()
+        count = "{task.completed:,.0f}/{task.total:,.0f} " + unit + "s"
         self.bar = Bar(
             TextColumn("{task.description:<24}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit + "s  {task.fields[status]}"),
+            TextColumn(count + "  {task.fields[status]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
@@ -42,15 +45,21 @@ class Progress:
         self.bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show an epoch's row of the history."""
-        status = f"loss {row['loss']:.4g}"
+        """Show an epoch, by its row of the history."""
+        epoch, status = row["epoch"], f"loss {row['loss']:.4g}"
         if row["held_out_loss"] is not None:
             status += f"  held-out loss {row['held_out_loss']:.4g}"
-        tenth = max(1, self.epochs // 5)
-        self.advance(row["epoch"], status, line=row["epoch"] % tenth == 0 or row["epoch"] == self.epochs)
+        every = max(1, self.epochs // LINES)
+        self.advance(epoch, status, line=epoch % every == 0 or epoch == self.epochs)
 
     def advance(self, done: int, status: str = "", *, line: bool = True) -> None:
-        """Say how much is done, and off a terminal, where there is no bar, print it if it is worth a ``line``."""
+        """Show that ``done`` units are done: on the bar, or elsewhere than on a terminal as a line.
+
+        Args:
+            done: The number of units that are done, at least 1.
+            status: What to show beside it.
+            line: Whether it is worth a line where there is no bar.
+        """
         self.bar.update(self.task, completed=done, status=status)
         if line and self.shown and not self.console.is_terminal:
             elapsed = time.perf_counter() - self.started

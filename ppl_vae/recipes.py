@@ -5,16 +5,17 @@ other parts from the tables, nothing else.
 """
 
 import functools
+import importlib
 import inspect
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import guides, models
 from .elbo import ESTIMATORS
+from .guides import Guide, Laplace
+from .models import Half, LatentVariableModel, Scale, Schedule
 from .models.schedules import CURVES, name_of_curve
 
 __all__ = ["PAIR", "NotOurs", "built", "described", "recipe", "with_part"]
@@ -22,16 +23,17 @@ __all__ = ["PAIR", "NotOurs", "built", "described", "recipe", "with_part"]
 PAIR = "pair"  # the name in the recipe of a pair that ``pair`` built, and not a variant of the catalogue
 
 
-def _exported(space: ModuleType, kind: type, but: tuple[type, ...]) -> dict[str, Callable[..., Any]]:
-    """The classes of a kind that a package exports, by name, without those in ``but``."""
+def _exported(package: str, kind: type, but: tuple[type, ...]) -> dict[str, Callable[..., Any]]:
+    """The classes of a kind that a package of ours exports, by name, without those in ``but``."""
+    space = importlib.import_module(f".{package}", __package__)
     exported = {name: getattr(space, name) for name in space.__all__}
     classes = {name: found for name, found in exported.items() if isinstance(found, type)}
     return {name: found for name, found in classes.items() if issubclass(found, kind) and found not in but}
 
 
-PARTS = _exported(models, nn.Module, (models.Half, models.LatentVariableModel, models.Scale, models.Schedule))
+PARTS = _exported("models", nn.Module, (Half, LatentVariableModel, Scale, Schedule))
 PARTS |= {made.__name__: made for made in ESTIMATORS.values() if isinstance(made, type)}
-FAMILIES = _exported(guides, guides.Guide, (guides.Guide, guides.Laplace))
+FAMILIES = _exported("guides", Guide, (Guide, Laplace))
 TABLES = {"part": PARTS, "family": FAMILIES, "curve": CURVES}
 
 

@@ -1,4 +1,4 @@
-"""Random streams: what we draw is repeatable, and the caller's own stream goes on as if we had drawn nothing."""
+"""Random streams: our draws are repeatable, and the caller's own streams go on as if we had drawn nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 
-__all__ = ["chosen", "seeded", "set_streams", "stream_seed", "streams"]
+__all__ = ["chosen", "seeded", "set_stream_states", "stream_seed", "stream_states"]
 
 
-def streams() -> tuple[Any, list[torch.Tensor]]:
-    """Where the streams of torch, NumPy and Python stand, on the devices too."""
-    return get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def stream_states() -> tuple[Any, list[torch.Tensor]]:
+    """The state of the streams of torch, NumPy and Python, and of the CUDA devices."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return get_rng_state(), devices
 
 
-def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
-    """Put the streams where ``streams`` found them."""
+def set_stream_states(state: tuple[Any, list[torch.Tensor]]) -> None:
+    """Put the streams back into a state that ``streams`` returned."""
     host, devices = state
     set_rng_state(host)
     if devices:
@@ -24,16 +25,16 @@ def set_streams(state: tuple[Any, list[torch.Tensor]]) -> None:
 
 
 def stream_seed(seed: int, index: int) -> int:
-    """The seed of stream ``index`` of the many that belong to ``seed``.
+    """The seed of stream number ``index`` among the many streams that belong to ``seed``.
 
-    Seeds that differ by less than 4294 share no stream whose index is below 1,000,003. Counting ``seed + index``
-    instead would give neighbouring seeds all streams but one in common.
+    Seeds that differ by less than 4294 share no stream whose index is below 1,000,003. With ``seed + index`` instead,
+    neighbouring seeds would have all streams but one in common.
     """
     return (seed * 1_000_003 + index) % 2**32
 
 
 def chosen(rows: int, count: int, seed: int) -> torch.Tensor:
-    """Indices of ``count`` of so many rows, drawn at random by ``seed``; all of them in their order if that is all."""
+    """Indices of ``count`` rows, drawn at random by ``seed``. Where all rows are wanted, they keep their order."""
     if count >= rows:
         return torch.arange(rows)
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count]
@@ -41,10 +42,10 @@ def chosen(rows: int, count: int, seed: int) -> torch.Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the block; restore every stream after it, on the devices too."""
-    before = streams()
+    """Seed torch, NumPy and Python inside the block, and restore every stream after it, on CUDA devices too."""
+    before = stream_states()
     try:
         set_rng_seed(seed)
         yield
     finally:
-        set_streams(before)
+        set_stream_states(before)

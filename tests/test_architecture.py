@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,28 +106,32 @@ def test_every_folder_is_walked() -> None:
     assert sum(map(len, IMPORTS.values())) > 3 * len(MODULES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_follow_the_arrow(module: str) -> None:
+def where(wrong: Callable[[str, str], bool]) -> list[tuple[str, str]]:
+    """The imports for which ``wrong`` is true, as pairs of the importing and the imported module."""
+    return [(module, name) for module, found in IMPORTS.items() for name, _ in found if wrong(module, name)]
+
+
+def test_imports_follow_the_arrow() -> None:
     """All imports of a file follow experiments -> ppl_vae -> guides -> models, and go through ppl_vae."""
-    reach = FOLDERS[: FOLDERS.index(folder_of(module)) + 1]
 
-    wrong = [name for name, _ in IMPORTS[module] if ours(name) and folder_of(name) not in reach]
-    outside = [name for name, _ in IMPORTS[module] if name.split(".")[0] in LINKED]
+    def leaves(module: str, name: str) -> bool:
+        return ours(name) and FOLDERS.index(folder_of(name)) > FOLDERS.index(folder_of(module))
 
-    assert wrong == []
-    assert outside == []
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) in ("models", "guides")])
-def test_models_and_guides_need_pyro_and_torch_alone(module: str) -> None:
-    tops = {name.split(".")[0] for name, _ in IMPORTS[module] if not ours(name)}
-
-    assert tops - set(sys.stdlib_module_names) <= {"pyro", "torch"}
+    assert where(leaves) == []
+    assert where(lambda module, name: name.split(".")[0] in LINKED) == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) != "experiments"])
-def test_nothing_imports_an_experiment(module: str) -> None:
-    assert [name for name, _ in IMPORTS[module] if "experiments" in name.split(".")] == []
+def test_models_and_guides_need_pyro_and_torch_alone() -> None:
+    allowed = {"pyro", "torch", *sys.stdlib_module_names}
+
+    def needs_more(module: str, name: str) -> bool:
+        return folder_of(module) in ("models", "guides") and not ours(name) and name.split(".")[0] not in allowed
+
+    assert where(needs_more) == []
+
+
+def test_nothing_imports_an_experiment() -> None:
+    assert where(lambda module, name: folder_of(module) != "experiments" and "experiments" in name.split(".")) == []
 
 
 def test_no_experiment_imports_another() -> None:
@@ -138,7 +142,18 @@ def test_no_experiment_imports_another() -> None:
 
 # The rooms, from the ground up. Each room answers one question and imports only from the rooms below it.
 GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
-PAIR = ("catalogue", "checkpoint", "conversion", "description", "noise", "recipes", "snapshot", "variant")
+PAIR = (
+    "assembly",
+    "catalogue",
+    "checkpoint",
+    "coding",
+    "conversion",
+    "description",
+    "noise",
+    "recipes",
+    "snapshot",
+    "variant",
+)
 ROOMS = (
     "ground",
     "models",
@@ -173,17 +188,13 @@ def test_every_module_stands_in_a_room() -> None:
     assert {room_of(name) for name in MODULES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_from_those_below_it_alone(room: str) -> None:
+def test_a_room_imports_from_those_below_it_alone() -> None:
     """This holds for all imports of a file, also for those inside functions and those only for types."""
-    below = ROOMS[: ROOMS.index(room) + 1]
-    inside = [name for name in MODULES if room_of(name) == room]
 
-    upward = [
-        (name, found) for name in inside for found, _ in IMPORTS[name] if ours(found) and room_of(found) not in below
-    ]
+    def goes_up(module: str, name: str) -> bool:
+        return ours(name) and ROOMS.index(room_of(name)) > ROOMS.index(room_of(module))
 
-    assert upward == []
+    assert where(goes_up) == []
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
@@ -212,12 +223,12 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert order.index("ppl_vae.models.half") < order.index("ppl_vae.guides.guide")
 
 
-@pytest.mark.parametrize("folder", LINKED)
-def test_a_folder_at_the_root_is_linked_into_the_package(folder: str) -> None:
-    link = ROOT / "ppl_vae" / folder
+def test_a_folder_at_the_root_is_linked_into_the_package() -> None:
+    links = {folder: ROOT / "ppl_vae" / folder for folder in LINKED}
 
-    assert os.readlink(link) == f"../{folder}"  # relative, so that the checkout can be moved
-    assert link.resolve() == ROOT / folder
+    # The links are relative, so that the checkout can be moved.
+    assert {folder: os.readlink(link) for folder, link in links.items()} == {name: f"../{name}" for name in LINKED}
+    assert {folder: link.resolve() for folder, link in links.items()} == {name: ROOT / name for name in LINKED}
 
 
 # What an import does.
@@ -264,19 +275,13 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def fresh() -> dict[str, list[str]]:
-    """What importing the library changed in a new interpreter."""
+def test_importing_the_library_changes_nothing_and_loads_no_heavy_package() -> None:
+    """The test runs in a new interpreter."""
     ran = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    fresh = json.loads(ran.stdout)
 
-
-def test_importing_the_library_changes_nothing(fresh: dict[str, list[str]]) -> None:
     assert fresh["changed"] == []
-
-
-def test_importing_the_library_loads_no_heavy_package(fresh: dict[str, list[str]]) -> None:
     assert {"ppl_vae", "torch", "pyro"} <= set(fresh["loaded"])
     assert set(HEAVY) & set(fresh["loaded"]) == set()
 
@@ -301,13 +306,19 @@ def in_order(name: str) -> tuple[bool, bool, str]:
 LIBRARY = [name for name in MODULES if folder_of(name) != "experiments" and not name.endswith("__main__")]
 
 
-@pytest.mark.parametrize("module", LIBRARY)
-def test_a_module_lists_its_names_in_order(module: str) -> None:
-    names = exported(ast.parse(MODULES[module].read_text()))
+def test_a_module_lists_its_names_in_order() -> None:
+    names = {module: exported(ast.parse(MODULES[module].read_text())) for module in LIBRARY}
 
-    assert names is not None
-    assert names == sorted(set(names), key=in_order)
-    assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []
+    assert [module for module, found in names.items() if found is None] == []
+    listed = {module: found for module, found in names.items() if found is not None}
+    assert listed == {module: sorted(set(found), key=in_order) for module, found in listed.items()}
+    absent = [
+        (module, name)
+        for module, found in listed.items()
+        for name in found
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert absent == []
 
 
 def test_the_front_door_lists_all_that_it_imports() -> None:
@@ -381,12 +392,11 @@ def test_an_installation_provides_one_command() -> None:
 # Checks that ``python -O`` would leave out.
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_check_vanishes_under_optimisation(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text())
+def test_no_check_vanishes_under_optimisation() -> None:
     vanishing = [
-        node.lineno
-        for node in ast.walk(tree)
+        (module, node.lineno)
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Assert) or (isinstance(node, ast.Name) and node.id == "__debug__")
     ]
 

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from covering import covering
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -27,6 +28,7 @@ from ppl_vae.models import (
     LatentVariableModel,
     LearnedSigma,
     OptimalSigma,
+    Scale,
     StandardNormal,
     WeightPrior,
     constant,
@@ -44,14 +46,12 @@ def binary(*shape: int) -> Tensor:
 # What is right passes.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_of_the_catalogue_passes(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "shape", "dtype"), covering(VARIANTS, SHAPES, [torch.float32, torch.float64]))
+def test_every_variant_of_the_catalogue_passes(name: str, shape: str, dtype: torch.dtype) -> None:
     """In float32 too, whose rounding is no failure."""
     torch.set_default_dtype(dtype)
 
-    assert check(VARIANTS[name](shape, Z_DIM), binary(*shape)) == []
+    assert check(VARIANTS[name](SHAPES[shape], Z_DIM), binary(*SHAPES[shape])) == []
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
@@ -477,7 +477,7 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     "encoder_draws_in_eval_mode": (lambda: broken(encoder=AlwaysDropped()), r"repeats: q\(z \| x\) is random in eval"),
     "law_of_torch": (
         lambda: broken(likelihood=law_of(torch.distributions.Normal)),
-        r"data: the likelihood returned a torch\..*pyro\.distributions\.Normal is its class",
+        r"data: the likelihood returned a torch\..*use pyro\.distributions\.Normal",
     ),
     "decoder_of_two_outputs": (
         lambda: broken(likelihood=Skewed(), decoder=Several()),
@@ -496,7 +496,11 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     "law_that_bounds_its_mean": (lambda: broken(likelihood=law_of(squared)), r"range: .*Likelihood bounds it"),
     "wrong_data_shape": (
         lambda: pair((4,), Z_DIM, likelihood=Gaussian()),
-        r"data: a datum has shape \[5\], the model wants \[4\]",
+        r"data: .*a datum has shape \[5\], the model wants \[4\] \(give x as \[rows, \*x_shape\]",
+    ),
+    "nothing_that_has_a_dtype": (
+        lambda: pair((X_DIM,), X_DIM, likelihood=Gaussian(), decoder=nn.Identity()),
+        "data: StopIteration: .*to a model with at least one parameter",
     ),
     "wrong_support": (lambda: broken(likelihood=Bernoulli()), r"data: .*outside the support of Bernoulli.*sigma_vae"),
     "too_few_outputs": (
@@ -552,6 +556,15 @@ def test_two_broken_parts_have_two_lines() -> None:
     assert [failure.partition(":")[0] for failure in failures] == ["gradients", "rows"]
 
 
+def test_data_that_a_scale_moves_out_of_the_support_are_told_to_stay_in_their_own_units() -> None:
+    variant = broken(likelihood=Bernoulli())
+    variant.model.scale = Scale((X_DIM,), shift=0.5)
+
+    (failure,) = check(variant, binary(X_DIM))
+
+    assert re.match(r"data: x holds -?0\.5 .*outside the support of Bernoulli.*use scale='none'$", failure), failure
+
+
 def test_fewer_than_four_data_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 data to split, got 3"):
         check(broken(), torch.randn(3, X_DIM))
@@ -571,7 +584,7 @@ class Squeezed(nn.Module):
 SQUASHED: dict[str, tuple[Callable[[], Variant], str]] = {
     "sigmoid": (
         lambda: broken(likelihood=Bernoulli(), decoder=decoder_with(nn.Sigmoid())),
-        r"outputs lie in \[0, 1\], where Bernoulli takes logits.* stay in \[0\.5, 0\.731\] \(drop the Sigmoid",
+        r"outputs lie in \[0, 1\], but Bernoulli takes logits.* stay in \[0\.5, 0\.731\] \(drop the Sigmoid",
     ),
     "tanh": (
         lambda: broken(
@@ -723,7 +736,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def streams() -> tuple[Any, ...]:
+def stream_states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what may not move
     return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
 
@@ -745,9 +758,9 @@ def test_the_variant_and_the_random_streams_are_left_bit_for_bit(build: Callable
     variant.model.train(training)
     variant.guide.train(not training)  # a mixed state, so that setting one mode for all would show
     x = torch.randn(ROWS, X_DIM)
-    before, drawn = state(variant), streams()
+    before, drawn = state(variant), stream_states()
 
     check(variant, x)
 
-    assert streams() == drawn
+    assert stream_states() == drawn
     assert same(state(variant), before)

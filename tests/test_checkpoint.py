@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from covering import covering
 from pyro.infer import Trace_ELBO
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -81,12 +82,9 @@ def kept(tmp_path: Path) -> tuple[Path, Variant]:
 # What comes back.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("x_shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_comes_back_bit_by_bit(
-    tmp_path: Path, name: str, x_shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("name", "shape", "dtype"), covering(VARIANTS, SHAPES, [torch.float32, torch.float64]))
+def test_every_variant_comes_back_bit_by_bit(tmp_path: Path, name: str, shape: str, dtype: torch.dtype) -> None:
+    x_shape = SHAPES[shape]
     variant = VARIANTS[name](x_shape, 3)
     variant.model.to(dtype)
     variant.guide.to(dtype)

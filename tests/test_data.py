@@ -50,7 +50,7 @@ from ppl_vae import (
     to_inferencedata,
 )
 from ppl_vae.blocks import rows_at_once
-from ppl_vae.contracts.support import check_support
+from ppl_vae.contracts import check_support
 from ppl_vae.data.data_set import tensor_of
 from ppl_vae.data.units import check_spacing
 from ppl_vae.diagnosis import noise_calibration, prior_predictive
@@ -596,7 +596,7 @@ def test_the_data_of_the_caller_are_left_as_they_were() -> None:
 
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> Items:
-    monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
+    monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 11 * 3 * 4 - 1)  # a byte less than the 11 rows need
     return Items([(row, 0) for row in numbered(11, 3)])
 
 
@@ -683,6 +683,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "ragged-lists": ([[1.0, 2.0], [3.0]], {}, "rows of equal length"),
     "empty-list": ([], {}, r"shape \[0\]: wanted \[rows"),
     "no-rows": (np.zeros((0, 3)), {}, r"shape \[0, 3\]: wanted \[rows.*at least one row"),
+    "no-rows-of-whole-numbers": (np.zeros((0, 3), dtype=int), {}, r"shape \[0, 3\]: wanted \[rows"),
     "no-columns": (np.zeros((3, 0)), {}, r"shape \[3, 0\]: wanted \[rows.*one column"),
     "one-axis": (np.arange(5.0), {}, r"shape \[5\]: wanted \[rows"),
     "a-number": (3.0, {}, r"shape \[\]: wanted \[rows"),
@@ -1097,7 +1098,7 @@ def test_a_tail_holds_out_the_last_rows(tmp_path: Path, limit: int | None) -> No
 def test_validation_takes_the_tail_too(monkeypatch: pytest.MonkeyPatch, *, streams: bool) -> None:
     """Rows 80 to 99 are for the test, and of the 80 before them the last 20 for the choice of the epoch."""
     if streams:
-        monkeypatch.setattr("ppl_vae.data.arrays.RESIDENT", 1)
+        monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 1)
     x, seen = numbered(100, 2), []
     monkeypatch.setattr("ppl_vae.training.loop.held_out", lambda variant, y: seen.append(y) or held_out(variant, y))
     data = prepare(Items(list(x)), split="tail")
@@ -1128,7 +1129,7 @@ DOOR: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: np.array([["2020"]] * 3, dtype="datetime64[s]"),
         r"pass seconds, \(x - x.min\(\)\) / np.timedelta64",
     ),
-    "date-column": (lambda: pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), "of dates pass seconds"),
+    "date-column": (lambda: pd.DataFrame({"day": pd.to_datetime(["2020", "2021"])}), "for dates pass seconds"),
     "ragged-tensors": (lambda: [torch.zeros(2), torch.zeros(3)], "x is ragged: wanted rows of equal length"),
     "no-items": (lambda: Items([]), "the Dataset has 0 items"),
     "nan": (lambda: broken(np.nan), r"x holds nan in row 2, place \[1\]"),
@@ -1185,7 +1186,7 @@ def test_codes_of_streamed_data_are_of_all_rows(streamed: Items, monkeypatch: py
 
 
 def test_a_part_of_streamed_data_is_a_sample_by_seed(streamed: Items, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.data.arrays.PART_NUMBERS", 6 * 3)
+    monkeypatch.setattr("ppl_vae.data.items.PART_NUMBERS", 6 * 3)
     part = tensor_of(streamed, part=True)
 
     assert len(part.unique(dim=0)) == 6

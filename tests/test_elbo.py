@@ -1,6 +1,7 @@
 """Estimators of the bound: values and gradients draw by draw against formulas by hand, and what each must refuse."""
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms import AffineTransform
 from pyro.infer import ELBO, SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ from ppl_vae.models import Gaussian, KLWeight, LinearGaussian, Masked, WeightPri
 from ppl_vae.streams import seeded
 from ppl_vae.verification.exact_pair import linear_pair
 from ppl_vae.verification.targets import TARGETS
-from ppl_vae.verification.verdict import verify
+from ppl_vae.verification.verdict import hold_against_truth, verify
 
 X_DIM, Z_DIM, ROWS, SIZE = 5, 2, 4, 30
 Functions = tuple[Callable[[], None], Callable[[], None]]  # a model and a guide
@@ -154,33 +156,23 @@ def same(one: Any, other: Any, within: float = 1e-10) -> bool:
 # Values and gradients, draw by draw.
 
 
-@pytest.mark.parametrize("size", [None, SIZE])
-@pytest.mark.parametrize("num_particles", [2, 6])
+@pytest.mark.parametrize(("num_particles", "size"), [(2, None), (6, SIZE)])
 @pytest.mark.parametrize("name", VALUES)
-def test_a_value_is_its_formula_summed_over_data_and_scaled_after_the_logarithm(
+def test_a_value_and_its_gradients_are_those_of_the_formula_draw_by_draw(
     name: str, num_particles: int, size: int | None
 ) -> None:
+    """The formula is summed over data, and scaled after the logarithm.
+
+    The gradient of DReG is Tucker's equation 8: one call of autograd for the model, another for the guide.
+    """
     variant, x = off()
     of, formula = VALUES[name]
 
-    value, *_ = found_by(of(num_particles), variant, x, size)
-
-    expected = -(size or ROWS) / ROWS * formula(by_hand(variant, x, num_particles)).sum()
-    assert same([value], [expected.detach()])
-
-
-@pytest.mark.parametrize("size", [None, SIZE])
-@pytest.mark.parametrize("num_particles", [2, 6])
-@pytest.mark.parametrize("name", VALUES)
-def test_a_gradient_is_that_of_its_formula_draw_by_draw(name: str, num_particles: int, size: int | None) -> None:
-    """For DReG by Tucker's equation 8: one call of autograd for the model, another for the guide."""
-    variant, x = off()
-    of, formula = VALUES[name]
-
-    _, *found = found_by(of(num_particles), variant, x, size)
+    value, *found = found_by(of(num_particles), variant, x, size)
 
     hand, held = (by_hand(variant, x, num_particles, held=held) for held in (False, True))
     losses = [-(size or ROWS) / ROWS * formula(hand).sum()] * 2
+    assert same([value], [losses[0].detach()])
     if name in PATHS:
         losses[1] = -(size or ROWS) / ROWS * PATHS[name](hand, held).sum()
     expected = [gradients(loss, half) for loss, half in zip(losses, halves(variant), strict=True)]
@@ -340,8 +332,20 @@ KNOWN = {("normal", "normal"), ("normal", "full"), ("normal", "laplace"), ("full
 KNOWN |= {("full", "low_rank"), ("point", "normal"), ("point", "student"), ("low_rank", "low_rank")}
 
 
-@pytest.mark.parametrize("prior", ["normal", "full", "laplace", "student", "low_rank", "mixture", "moved"])
-@pytest.mark.parametrize("q", ["normal", "full", "point", "low_rank"])
+@pytest.mark.parametrize(
+    ("q", "prior"),
+    [
+        ("normal", "normal"),
+        ("normal", "laplace"),
+        ("normal", "mixture"),
+        ("normal", "moved"),
+        ("full", "low_rank"),
+        ("full", "student"),
+        ("low_rank", "full"),
+        ("point", "normal"),
+        ("point", "mixture"),
+    ],
+)
 def test_the_kl_says_whether_it_is_in_closed_form_and_is_the_elbo_either_way(q: str, prior: str) -> None:
     """As Pyro decides it, which does so without a word; and over many draws it is what Trace_ELBO gives."""
     x = torch.zeros(3, 2)
@@ -604,11 +608,10 @@ class Square(nn.Module):
 PENALISED = [name for name in VALUES if name != "renyi_below_0"]
 
 
-@pytest.mark.parametrize("num_particles", [2, 6])
 @pytest.mark.parametrize("name", PENALISED)
-def test_a_prior_on_weights_is_counted_once(name: str, num_particles: int) -> None:
+def test_a_prior_on_weights_is_counted_once(name: str) -> None:
     variant, x = off()
-    loss = VALUES[name][0](num_particles)
+    loss = VALUES[name][0](6)
     before = found_by(loss, variant, x, SIZE)
     variant.model.penalties.append(WeightPrior(0.2))
 
@@ -623,12 +626,11 @@ def test_a_prior_on_weights_is_counted_once(name: str, num_particles: int) -> No
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("num_particles", [2, 6])
 @pytest.mark.parametrize("name", PENALISED)
-def test_a_penalty_of_each_datum_is_averaged_over_draws_and_so_is_its_gradient(name: str, num_particles: int) -> None:
+def test_a_penalty_of_each_datum_is_averaged_over_draws_and_so_is_its_gradient(name: str) -> None:
     """For the guide too: where paths are reweighted, those of a penalty are not."""
     variant, x = off()
-    loss = VALUES[name][0](num_particles)
+    loss = VALUES[name][0](6)
     before = found_by(loss, variant, x, SIZE)
     variant.model.penalties.append(Square())
 
@@ -636,7 +638,7 @@ def test_a_penalty_of_each_datum_is_averaged_over_draws_and_so_is_its_gradient(n
 
     loc, log_scale = (head(x) for head in variant.guide.heads)
     with seeded(7):
-        noise = torch.normal(torch.zeros(num_particles, *loc.shape), torch.ones(num_particles, *loc.shape))
+        noise = torch.normal(torch.zeros(6, *loc.shape), torch.ones(6, *loc.shape))
     penalty = -SIZE / ROWS * 3 * (loc + log_scale.exp() * noise).square().sum((-2, -1)).mean()
     added = penalty.detach(), *(gradients(penalty, half) for half in halves(variant))
     assert same(found, [a - b for a, b in zip(before, added, strict=True)])
@@ -675,8 +677,9 @@ def still(variant: Variant) -> list[Tensor]:
     return [torch.cat([parameter.detach().flatten().clone() for parameter in half]) for half in halves(variant)]
 
 
-@pytest.mark.parametrize("kind", ["bernoulli_vae", "sigma_vae", "l2_vae"])
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("name", "kind"), list(zip(ESTIMATORS, itertools.cycle(["bernoulli_vae", "sigma_vae", "l2_vae"]), strict=False))
+)
 def test_an_estimator_trains_both_halves_in_svi_in_plain_torch_and_in_fit(name: str, kind: str) -> None:
     x, loss = torch.randint(2, (20, 6)).double(), estimator(f"{name}:num_particles=4")
     variant = VARIANTS[kind]((6,), 2, loss=loss)
@@ -764,7 +767,7 @@ MISSPELLED = {
     "miwae:num_particles=6,groups=4": "groups must divide num_particles, got 4 and 6",
     "piwae:groups=0": "groups must be a whole number of at least 1, got 0",
     "piwae:num_particles=6,groups=4": "groups must divide num_particles, got 4 and 6",
-    "renyi:alpha=1": "alpha must be finite and not 1, where the bound is the ELBO: got 1",
+    "renyi:alpha=1": "alpha must be finite and not 1 .at 1 the bound is the ELBO., got 1",
     "renyi:alpha=NaN": "alpha must be finite",
     "ciwae:beta=1.5": r"beta is a share in \[0, 1\], got 1.5",
     "beta:beta=-1": "beta must be finite and not negative, got -1",
@@ -837,19 +840,19 @@ REFUSED: dict[str, tuple[Callable[[], Variant], tuple[type[ELBO], ...], str]] = 
     "masked": (lambda: built(kl_weight=Masked()), (*WEIGHING, StickingTheLanding, FreeBits), "is masked"),
     "batch norm": (lambda: batch_normed(training=True), WEIGHING, "BatchNorm1d in training mode.* eval mode, or use"),
     "no path": (lambda: built(guide=FromLaplace), OURS, "path gradients, and q.z . x. is not repar.* use Trace_ELBO"),
-    "out of reach": (lambda: built(guide=Tilted), PATH, "stand in functions .*: use IWAE or Trace_ELBO"),
+    "out of reach": (lambda: built(guide=Tilted), PATH, "are inside functions .*: use IWAE or Trace_ELBO"),
     "full rank": (lambda: built(guide=FullRank), (FreeBits,), "does not factorise.* use independent coordinates"),
 }
-REFUSALS = [(name, loss) for name, (_, losses, _) in REFUSED.items() for loss in losses]
 
 
-@pytest.mark.parametrize(("name", "loss"), REFUSALS, ids=lambda part: getattr(part, "__name__", part))
-def test_a_pair_that_an_estimator_is_not_meant_for_is_refused(name: str, loss: type[ELBO]) -> None:
-    build, _, said = REFUSED[name]
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pair_that_an_estimator_is_not_meant_for_is_refused(name: str) -> None:
+    build, losses, said = REFUSED[name]
     variant, x = build(), torch.randn(ROWS, X_DIM)
-    with pytest.raises(ValueError, match=said) as raised:
-        loss().differentiable_loss(variant.model, variant.guide, x, SIZE)
-    assert "\n" not in str(raised.value)
+    for loss in losses:
+        with pytest.raises(ValueError, match=said) as raised:
+            loss().differentiable_loss(variant.model, variant.guide, x, SIZE)
+        assert "\n" not in str(raised.value)
 
 
 ACCEPTED: dict[str, tuple[Callable[[], Variant], tuple[type[ELBO], ...]]] = {
@@ -861,16 +864,13 @@ ACCEPTED: dict[str, tuple[Callable[[], Variant], tuple[type[ELBO], ...]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "loss"),
-    [(name, loss) for name, (_, losses) in ACCEPTED.items() for loss in losses],
-    ids=lambda part: getattr(part, "__name__", part),
-)
-def test_a_pair_that_an_estimator_is_meant_for_is_not(name: str, loss: type[ELBO]) -> None:
-    """Where draws do not count by their weights, Trace_ELBO is the value but for its noise."""
-    variant, x = ACCEPTED[name][0](), torch.randn(ROWS, X_DIM)
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_pair_that_an_estimator_is_meant_for_is_not(name: str) -> None:
+    build, losses = ACCEPTED[name]
+    variant, x = build(), torch.randn(ROWS, X_DIM)
+    values = {loss.__name__: loss().loss(variant.model, variant.guide, x, SIZE) for loss in losses}
 
-    assert math.isfinite(loss().loss(variant.model, variant.guide, x, SIZE))
+    assert {loss: value for loss, value in values.items() if not math.isfinite(value)} == {}
 
 
 @pytest.mark.parametrize("loss", [StickingTheLanding(3), MeanFieldELBO(3), BetaELBO(1.0, 3)], ids=repr)
@@ -915,37 +915,57 @@ STRANGE: dict[str, tuple[dict[str, Any], str]] = {
         "'g' stands outside .*with Pyro's Trace_ELBO",
     ),
     "global datum": ({"model": site("y", obs=torch.zeros(()))}, "'y' stands outside the plate of the data"),
-    "drawn by the model": ({"model": site("g")}, r"draw the same sites, one at least, \['g'\] are of one alone"),
-    "observed by the guide": ({"guide": site("y", obs=torch.zeros(()))}, r"the same sites.* \['y'\] are of one alone"),
+    "drawn by the model": ({"model": site("g")}, r"draw the same sites, but only one of them has \['g'\]"),
+    "observed by the guide": ({"guide": site("y", obs=torch.zeros(()))}, r"but only one of them has \['y'\]"),
     "scaled in the guide": (
         {"guide_handler": lambda hide: poutine.scale(scale=2.0)},
-        "'z' has another scale",
+        "'z' has different scales in model and guide",
     ),
     "masked in the guide": (
         {"guide_handler": lambda hide: poutine.mask(mask=False)},
-        "'z' has another mask",
+        "'z' has different masks in model and guide",
     ),
 }
 
 
 @pytest.mark.parametrize(("outside", "said"), STRANGE.values(), ids=STRANGE)
-@pytest.mark.parametrize("loss", OURS)
 @pytest.mark.filterwarnings("ignore:Found vars in")
-def test_sites_without_a_bound_a_datum_are_refused(loss: type[ELBO], outside: dict[str, Any], said: str) -> None:
+def test_sites_without_a_bound_a_datum_are_refused(outside: dict[str, Any], said: str) -> None:
+    """By what every estimator reads its densities with."""
     with pyro.validation_enabled(False), pytest.raises(ValueError, match=said):
-        loss().loss(*simple(**outside))
+        BetaELBO().loss(*simple(**outside))
 
 
 def test_a_guide_that_draws_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="must draw the same sites, one at least"):
+    with pytest.raises(ValueError, match="must draw at least one site"):
         IWAE().loss(site("x", obs=torch.zeros(())), tuple)
 
 
-@pytest.mark.parametrize("loss", WEIGHING)
-def test_importance_weights_of_a_part_of_a_datum_are_refused(loss: type[ELBO]) -> None:
+def test_importance_weights_of_a_part_of_a_datum_are_refused() -> None:
     model, guide = shallow(torch.randn(ROWS, X_DIM), by_pixel=True, pixels=torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"site 'x' counts 5 times .*subsample plates of data alone"):
-        with_slopes(loss(max_plate_nesting=2), model, guide)
+    with pytest.raises(ValueError, match=r"site 'x' counts 5 times .*subsample only plates of data"):
+        with_slopes(IWAE(max_plate_nesting=2), model, guide)
+
+
+def test_a_mask_around_an_expanded_distribution_is_a_mask() -> None:
+    """Pyro wraps a distribution that cannot expand itself."""
+
+    def draw() -> Tensor:
+        wrapped = ExpandedDistribution(dist.Normal(torch.tensor(0.5), 1.0), torch.Size([3]))
+        with poutine.mask(mask=torch.tensor([True, False, True])):
+            return pyro.sample("z", wrapped)
+
+    def guide() -> None:
+        with pyro.plate("data", 3):
+            draw()
+
+    def model() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(draw(), 1.0), obs=torch.zeros(3))
+
+    for loss in (IWAE(), StickingTheLanding()):
+        with pytest.raises(ValueError, match="is masked"):
+            loss.loss(model, guide)
 
 
 def test_a_mask_of_the_distribution_is_a_mask() -> None:
@@ -974,12 +994,15 @@ def test_a_mask_of_the_distribution_is_a_mask() -> None:
 
 # verify: unbiased ones pass, mutations fail.
 
-UNBIASED = (*ESTIMATORS, "free_bits:floor=0.4", "dreg:num_particles=1")
+UNBIASED = (*ESTIMATORS, "free_bits:floor=0.4")
 
 
 @pytest.mark.parametrize("spelled", UNBIASED)
 def test_values_and_gradients_are_unbiased(spelled: str) -> None:
-    verdict = verify(estimator(spelled), draws=100)
+    exact, _ = problem()
+    verdict = hold_against_truth(
+        linear_pair(exact, shift=0.3, stretch=1.3), 2 * torch.randn(10, X_DIM), spelled, draws=100
+    )
     assert verdict.passed, verdict
 
 
@@ -1013,19 +1036,11 @@ class WrongSign(DReG):
         return Weights(weight, weight, -weight)
 
 
-class ScaledInside(IWAE):
-    """The plate's scale in the exponent."""
-
-    def objective(self, reading: Reading) -> Tensor:
-        return self.bound(reading.scale * reading.log_weight) / reading.scale
-
-
 def failing(loss: ELBO, draws: int = 100) -> list[str]:
     return [name for name, z in verify(loss, draws=draws).z.items() if abs(z) >= 5]
 
 
 def test_a_value_off_by_a_twentieth_is_seen() -> None:
-    assert failing(Scaled(1.0, 1.0)) == []
     assert "value" in failing(Scaled(1.05, 1.0))
 
 
@@ -1036,7 +1051,6 @@ def test_a_gradient_off_by_a_twentieth_is_seen_in_every_group() -> None:
 
 
 def test_a_kl_off_by_a_twentieth_is_seen() -> None:
-    assert failing(HeavierKL(1.0)) == []
     assert "value" in failing(HeavierKL(1.05), draws=600)
 
 
@@ -1045,11 +1059,9 @@ def test_the_score_is_seen_to_be_left_out_or_turned_round() -> None:
         assert set(failing(wrong)) == {"gradient, encoder", "gradient, encoder, 1 / 5 of the data"}
 
 
-@pytest.mark.parametrize(
-    "loss", [ScaledInside(8), RenyiELBO(0.0, 8, 1, vectorize_particles=True)], ids=["ours", "Pyro's RenyiELBO"]
-)
-def test_a_scale_inside_the_logarithm_is_seen_on_a_part_of_the_data_alone(loss: ELBO) -> None:
-    found = failing(loss)
+def test_a_scale_inside_the_logarithm_is_seen_on_a_part_of_the_data_alone() -> None:
+    """Pyro's RenyiELBO has it there."""
+    found = failing(RenyiELBO(0.0, 8, 1, vectorize_particles=True))
     assert "value, 1 / 5 of the data" in found
     assert all("1 / 5" in name for name in found)
 
@@ -1061,15 +1073,15 @@ def test_pyros_renyi_elbo_of_a_part_of_the_data_is_above_the_log_evidence() -> N
     variant, evidence = linear_pair(exact, FullRank, shift=0.2, stretch=1.4), float(exact.log_evidence(x).sum())
 
     def bounds_of(loss: ELBO) -> Iterator[float]:
-        for _ in range(40):
+        for _ in range(12):
             yield from (-loss.loss(variant.model, variant.guide, rows, 20) for rows in x.split(2))
 
     pyros, ours = (
         torch.tensor([*bounds_of(loss)]) for loss in (RenyiELBO(0.0, 10, 1, vectorize_particles=True), IWAE(10))
     )
-    pyros, ours = (found.reshape(40, 10).mean(1) for found in (pyros, ours))
-    assert pyros.mean() - evidence > 4 * pyros.std() / math.sqrt(40)
-    assert evidence - ours.mean() > 4 * ours.std() / math.sqrt(40)
+    pyros, ours = (found.reshape(12, 10).mean(1) for found in (pyros, ours))
+    assert pyros.mean() - evidence > 4 * pyros.std() / math.sqrt(12)
+    assert evidence - ours.mean() > 4 * ours.std() / math.sqrt(12)
 
 
 def test_every_estimator_says_what_it_estimates() -> None:

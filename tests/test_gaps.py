@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import pair
+from ppl_vae.assembly import GuideFamily
 from ppl_vae.evaluation.inference_gaps import Gaps, gaps
 from ppl_vae.evaluation.lower_bounds import bounds
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, Laplace, MeanField, PointMass
 from ppl_vae.models import Bernoulli, Gaussian, LinearGaussian, Scale
-from ppl_vae.variant import GuideFamily, Variant
+from ppl_vae.variant import Variant
 
 module = importlib.import_module("ppl_vae.evaluation.inference_gaps")
 X_DIM, Z_DIM, ROWS = 5, 2, 20
@@ -84,28 +85,26 @@ def agree(found: Tensor, truth: Tensor | float, error: Tensor, slack: float = 0.
 # The closed forms.
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_encoder_at_the_optimum_leaves_nothing_to_amortisation(family: str) -> None:
+def test_an_encoder_at_the_optimum_leaves_nothing_to_amortisation() -> None:
     """And what the family cannot do is KL(best member || posterior), for the mean field half a log determinant."""
     model, x = problem()
-    found = gaps(program(model, family), x, 2000, log_evidence=model.log_evidence(x), steps=500)
+    found = gaps(program(model, "mean_field"), x, 2000, log_evidence=model.log_evidence(x), steps=500)
 
-    exact = model.gap(x, best(model, family, x))
+    exact = model.gap(x, best(model, "mean_field", x))
     assert found.evidence == "given"
     assert agree(found.approximation, exact, found.approximation_error, WALK)
     assert agree(found.amortisation, 0.0, found.amortisation_error, WALK)
     assert found.amortisation.abs().max() < 0.01
-    if family == "mean_field":
-        m = model.loading.mT @ model.loading + model.sigma**2 * torch.eye(Z_DIM)
-        assert torch.allclose(exact, (m.diagonal().log().sum() - torch.logdet(m)) / 2)
-        assert exact.min() > 0.1
+    m = model.loading.mT @ model.loading + model.sigma**2 * torch.eye(Z_DIM)
+    assert torch.allclose(exact, (m.diagonal().log().sum() - torch.logdet(m)) / 2)
+    assert exact.min() > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_guide_beside_the_optimum_lacks_exactly_its_divergence(family: str) -> None:
     model, x = problem()
     variant = program(model, family, shift=0.5, stretch=1.6)
-    found = gaps(variant, x, 2000, log_evidence=model.log_evidence(x))
+    found = gaps(variant, x, 2000, log_evidence=model.log_evidence(x), steps=600)
 
     total, approximation = model.gap(x, law(variant, x)), model.gap(x, best(model, family, x))
     assert agree(found.total, total, found.total_error)
@@ -172,7 +171,8 @@ def test_errors_are_those_of_repetition(evidence: str, monkeypatch: pytest.Monke
     model, x = problem()
     x = x[:1].expand(400, -1)
     variant = program(model, "mean_field", shift=0.1, stretch=1.3)
-    if evidence == "importance-weighted":
+    if evidence == "importance-weighted":  # of good draws, whose part in the evidence takes out most of the error
+        variant = program(model, "full_rank", shift=0.1, stretch=1.4)
         found = gaps(variant, x, 100, steps=0, chains=2, temperatures=1)
     elif evidence == "annealed":
         found = gaps(variant, x, 2, steps=0, chains=32, temperatures=5)

@@ -12,6 +12,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from covering import covering
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -86,7 +87,6 @@ CASES = {
 }
 LOCATIONS = [-1.3, 0.0, 0.04, 0.46, 0.9, 2.1]
 every_likelihood = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_location = pytest.mark.parametrize("loc", LOCATIONS)
 
 
 def x_given(case: Case, loc: float) -> Any:
@@ -109,30 +109,29 @@ def total(case: Case, loc: float, weight: Callable[[Any], Any] = np.ones_like) -
     return sum(scipy.integrate.quad(summand, *piece, epsabs=1e-12, epsrel=1e-12)[0] for piece in pairwise(ends))
 
 
-@every_location
 @every_likelihood
-def test_probability_is_one_in_total(case: Case, loc: float) -> None:
-    assert total(case, loc) == pytest.approx(1, abs=1e-9)
+def test_probability_is_one_in_total(case: Case) -> None:
+    assert [total(case, loc) for loc in LOCATIONS] == pytest.approx([1] * len(LOCATIONS), abs=1e-9)
 
 
-@every_location
 @every_likelihood
-def test_log_prob_is_that_of_another_route(case: Case, loc: float) -> None:
+def test_log_prob_is_that_of_another_route(case: Case) -> None:
     intervals = {LINE: np.linspace(-3, 3, 9), UNIT: np.linspace(0, 1, 9)}
     x = case.support if isinstance(case.support, np.ndarray) else intervals[case.support]
 
-    log_prob = x_given(case, loc).log_prob(torch.as_tensor(x)).detach().numpy()
+    for loc in LOCATIONS:
+        log_prob = x_given(case, loc).log_prob(torch.as_tensor(x)).detach().numpy()
+        assert log_prob == pytest.approx(case.log_prob(x, loc), rel=1e-8, abs=1e-8), loc
 
-    assert log_prob == pytest.approx(case.log_prob(x, loc), rel=1e-8, abs=1e-8)
 
-
-@every_location
 @every_likelihood
-def test_the_mean_is_the_mean(case: Case, loc: float) -> None:
+def test_the_mean_is_the_mean(case: Case) -> None:
     """To rounding; of a discretised family of many levels, as its docstring says, to 5e-6 of a cell."""
     error = 5e-6 / (LEVELS - 1) if case.support is GRID else 2e-8
 
-    assert x_given(case, loc).mean.item() == pytest.approx(total(case, loc, lambda x: x), abs=error)
+    means = [x_given(case, loc).mean.item() for loc in LOCATIONS]
+
+    assert means == pytest.approx([total(case, loc, lambda x: x) for loc in LOCATIONS], abs=error)
 
 
 @pytest.mark.parametrize("family", [DiscretizedNormal, DiscretizedLogistic])
@@ -158,7 +157,7 @@ def test_the_mean_of_a_discretised_law_is_the_sum_over_its_levels(family: Any, l
     assert (single - expected).abs().max().item() < 2e-5  # a location is rounded to 6e-8, a hundredth of a cell to more
 
 
-@every_location
+@pytest.mark.parametrize("loc", [0.04, 0.9])
 @every_likelihood
 def test_draws_agree_with_the_mean_and_lie_in_the_support(case: Case, loc: float) -> None:
     draws = x_given(case, loc).sample((20_000,)).double()
@@ -300,10 +299,15 @@ def far_out(family: Callable[..., nn.Module], scale: float, loc: list[float], dt
     return log_mass.detach(), *torch.autograd.grad(log_mass.sum(), [where, *likelihood.parameters()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reach", [5.0, 1000.0])
-@pytest.mark.parametrize("scale", [0.0005, 0.01, 0.1, 30.0])
-@pytest.mark.parametrize("family", [DiscretizedNormal, DiscretizedLogistic])
+@pytest.mark.parametrize(
+    ("family", "scale", "reach", "dtype"),
+    covering(
+        [DiscretizedNormal, DiscretizedLogistic],
+        [0.0005, 0.01, 0.1, 30.0],
+        [5.0, 1000.0],
+        [torch.float32, torch.float64],
+    ),
+)
 def test_masses_sum_to_one_and_keep_a_gradient_far_out(
     family: Callable[..., nn.Module], scale: float, reach: float, dtype: torch.dtype
 ) -> None:
@@ -348,13 +352,12 @@ def scale_of(likelihood: Any) -> Tensor:
     return getattr(p, "base_dist", p).scale
 
 
-@pytest.mark.parametrize("scale", [0.003, 0.1, 1.0, 40.0])
 @every_learned_scale
-def test_a_learned_scale_starts_where_it_was_told(build: Callable[..., nn.Module], scale: float) -> None:
-    likelihood = build(scale)
-
-    assert likelihood.scale.item() == pytest.approx(scale, rel=1e-12)
-    assert scale_of(likelihood).item() == pytest.approx(scale, rel=1e-12)
+def test_a_learned_scale_starts_where_it_was_told(build: Callable[..., nn.Module]) -> None:
+    for scale in (0.003, 0.1, 1.0, 40.0):
+        likelihood = build(scale)
+        assert likelihood.scale.item() == pytest.approx(scale, rel=1e-12)
+        assert scale_of(likelihood).item() == pytest.approx(scale, rel=1e-12)
 
 
 @every_learned_scale
@@ -616,11 +619,11 @@ SCALED: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("scale", BAD_SCALES)
 @pytest.mark.parametrize("build", SCALED.values(), ids=SCALED)
-def test_a_scale_that_is_not_positive_and_finite_is_refused(build: Callable[..., Any], scale: float) -> None:
-    with pytest.raises(ValueError, match=rf"scale must be positive and finite, got {scale!r}"):
-        build(scale)
+def test_a_scale_that_is_not_positive_and_finite_is_refused(build: Callable[..., Any]) -> None:
+    for scale in BAD_SCALES:
+        with pytest.raises(ValueError, match=rf"scale must be positive and finite, got {scale!r}"):
+            build(scale)
 
 
 BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae import VARIANTS, Variant
-from ppl_vae.elbo import ESTIMATORS, PathwiseELBO, estimator
+from ppl_vae.elbo import PathwiseELBO, estimator
 from ppl_vae.svi import SVI, Adam, Stale, Step, backends, shortening
 from ppl_vae.svi.capture import record
 from ppl_vae.svi.movers import Mover
@@ -100,8 +100,10 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+# Variants whose step has an operation or a statistic that no other one has.
+DISTINCT = ["bernoulli_vae", "optimal_sigma_vae", "heteroscedastic_vae", "rae_gp", "rae_sn", "l2_vae", "wae_mmd"]
 CASES: dict[str, Callable[[], Variant]] = {
-    **{name: lambda name=name: small(name) for name in VARIANTS},
+    **{name: lambda name=name: small(name) for name in DISTINCT},
     "linear KL weight": lambda: small("beta_vae", anneal="linear"),
     "cyclical KL weight": lambda: small("beta_vae", anneal="cyclical"),
     "random probes": lambda: small("rae_gp", probes=2),
@@ -111,14 +113,14 @@ CASES: dict[str, Callable[[], Variant]] = {
     "vectorised particles": lambda: small(
         "optimal_sigma_vae", loss=PathwiseELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     ),
-    "Trace_ELBO": lambda: small("sigma_vae", loss=Trace_ELBO()),
     "Trace_ELBO, particles": lambda: small("sigma_vae", loss=Trace_ELBO(num_particles=2)),
     "TraceMeanField_ELBO": lambda: small("sigma_vae", loss=TraceMeanField_ELBO()),
 }
 
 
 CASES |= {
-    name: lambda name=name: small("sigma_vae", loss=estimator(f"{name}:num_particles=4")) for name in sorted(ESTIMATORS)
+    name: lambda name=name: small("sigma_vae", loss=estimator(f"{name}:num_particles=4"))
+    for name in ("mean_field", "dreg", "piwae", "free_bits", "renyi")
 }
 
 

@@ -10,11 +10,15 @@ import typer
 
 from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import load, notes_of
-from ..data.data_set import Data
+from ..data.data_set import Binarization, Data
 from ..data.prepared import prepare
 from ..data.sources import FILES, SETS
+from ..data.splits import Split
+from ..data.units import ScaleName
 from ..streams import seeded
-from ..training.options import FitOptions
+from ..svi.backends import Backend
+from ..svi.precision import Precision
+from ..training.options import FitOptions, Schedule
 from ..variant import Variant
 from .names import known_data, known_estimator
 
@@ -39,7 +43,7 @@ DataRoot = Annotated[
     typer.Option(envvar="PPL_VAE_DATA", help="Folder of the image sets; a set that is missing is downloaded to it."),
 ]
 Binarize = Annotated[
-    Literal["dynamic", "static", "threshold"] | None,
+    Binarization | None,
     typer.Option(
         help="Make values in [0, 1] binary: dynamic draws them anew for each batch, static draws them once, threshold "
         "asks whether x > 1/2."
@@ -92,7 +96,7 @@ class TrainingOptions:
     ] = "digits"
     data_root: DataRoot = None
     scale: Annotated[
-        Literal["auto", "none", "unit", "standardize"],
+        ScaleName,
         typer.Option(
             help="Units of the model: none keeps those of the data, unit maps to [0, 1], standardize to mean 0 and "
             "standard deviation 1. auto is unit for images and binary data, standardize for tables."
@@ -101,7 +105,7 @@ class TrainingOptions:
     binarize: Binarize = None
     limit: Limit = None
     split: Annotated[
-        Literal["random", "tail"],
+        Split,
         typer.Option(
             help="Which rows are held out if the data have no test set: random ones, or the last ones (tail), for data "
             "in the order of time."
@@ -130,7 +134,7 @@ class TrainingOptions:
     batch_size: Annotated[int, typer.Option(min=1, help="Number of training data per step.")] = FitOptions.batch_size
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = FitOptions.lr
     schedule: Annotated[
-        Literal["constant", "cosine"],
+        Schedule,
         typer.Option(help="Schedule of the learning rate: constant, or a cosine that ends at zero."),
     ] = FitOptions.schedule  # type: ignore[assignment]
     patience: Annotated[
@@ -147,14 +151,14 @@ class TrainingOptions:
         typer.Option(help="Device for the training. auto is CUDA if there is a CUDA device, else the CPU."),
     ] = "auto"
     backend: Annotated[
-        Literal["auto", "eager", "fx", "inductor", "cudagraph"],
+        Backend,
         typer.Option(
             help="How a training step is run. auto is fx, which replays the eager step from a graph and is equal to it "
             "to the last bit."
         ),
     ] = "auto"
     precision: Annotated[
-        Literal["full", "bf16", "bf16_matmul"],
+        Precision,
         typer.Option(
             help="Precision of the training. bf16 runs the networks in bfloat16; bf16_matmul runs only matrix "
             "products in bfloat16, on a CPU."

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ..checkpoint import load
+from ..coding import sample as samples_of
 from ..evaluation import ex_post as density
 from ..files import writable
-from ..variant import sample as samples_of
 from .options import Components, Run, RunData, Seed, components_of
 from .records import expanded
 

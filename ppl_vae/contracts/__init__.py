@@ -1,3 +1,6 @@
-"""Is this pair what it says? What is held before training, and the conformance suite."""
+"""Is this pair what it says? The contracts, one function each, and the two functions that ask them."""
 
-__all__: list[str] = []
+from .conformance import check, preflight
+from .support import check_density, check_support
+
+__all__ = ["check", "check_density", "check_support", "preflight"]

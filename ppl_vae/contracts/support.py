@@ -11,21 +11,24 @@ from ..variant import Variant
 __all__ = ["check_density", "check_support"]
 
 
-def check_support(variant: "Variant", y: Tensor, x: Tensor | None = None) -> None:
-    """Refuse data that the likelihood gives no density; name a likelihood, or a scale, that would.
+def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
+    """Refuse data to which the likelihood gives no density.
 
     Args:
-        variant: Whose likelihood is asked.
-        y: The data in the model's units.
-        x: The same in their own units, where they are known.
+        variant: The pair whose likelihood is asked.
+        y: The data [rows, *x_shape], in the model's units.
+        x: The same data in their own units, where these are known.
+
+    Raises:
+        ValueError: If a value lies outside the support; it names a likelihood, or a scale, that fits the data.
     """
-    support, some = variant.support, rows_at_once(y.shape[1:])
-    inside = torch.cat([support.check(rows) for rows in y.split(some)])
+    support, at_once = variant.support, rows_at_once(y.shape[1:])
+    inside = torch.cat([support.check(rows) for rows in y.split(at_once)])
     if bool(inside.all()):
         return
     value = float(y[~inside][0])
-    scaled = x is not None and not variant.model.scale.is_identity
-    if scaled and all(bool(support.check(rows).all()) for rows in x.split(some)):  # type: ignore[union-attr]
+    is_scaled = x is not None and not variant.model.scale.is_identity
+    if is_scaled and all(bool(support.check(rows).all()) for rows in x.split(at_once)):  # type: ignore[union-attr]
         fits = "x itself, in its own units, lies in the support: use scale='none'"
     elif bool(((y == 0) | (y == 1)).all()):
         fits = "x is binary: bernoulli_vae fits"
@@ -37,24 +40,28 @@ def check_support(variant: "Variant", y: Tensor, x: Tensor | None = None) -> Non
     raise ValueError(f"x holds {value:.6g} (in the model's units), outside the support of {name}, {support}; {fits}")
 
 
-def check_density(variant: "Variant", y: Tensor) -> None:
-    """Refuse data on the edge of the support where the density is 0 or infinite, as of a Beta at 0 and at 1.
+def check_density(variant: Variant, y: Tensor) -> None:
+    """Refuse data on the edge of the support where the density is 0 or infinite, as that of a Beta is at 0 and at 1.
 
     Args:
-        variant: Whose likelihood is asked, at the code 0.
-        y: The data in the model's units, inside the support.
+        variant: The pair whose likelihood is asked, at the code 0.
+        y: The data [rows, *x_shape], in the model's units, inside the support.
+
+    Raises:
+        ValueError: If the log density of a value is not finite.
     """
     law = variant.noise
     if law.support is constraints.real or law.support.is_discrete:
         return
     with torch.no_grad(), pyro.validation_enabled(False):
         for rows in y.split(rows_at_once(y.shape[1:])):
-            found = law.log_prob(rows.unsqueeze(1)).movedim(1, -1)
-            wrong = ~found.isfinite().all(-1)
-            if not bool(wrong.any()):
+            log_density = law.log_prob(rows.unsqueeze(1)).movedim(1, -1)
+            is_infinite = ~log_density.isfinite().all(-1)
+            if not bool(is_infinite.any()):
                 continue
             raise ValueError(
-                f"x holds {float(rows[wrong][0]):.6g} (in the model's units), on the edge of the support of "
-                f"{type(variant.model.likelihood).__name__}, where log p(x | z) is {float(found[wrong][0, 0])}: "
-                "move such data inside, by x.clamp(1e-3, 1 - 1e-3) for the unit interval"
+                f"x holds {float(rows[is_infinite][0]):.6g} (in the model's units), on the edge of the support of "
+                f"{type(variant.model.likelihood).__name__}, where log p(x | z) is "
+                f"{float(log_density[is_infinite][0, 0])}: move such data inside, by x.clamp(1e-3, 1 - 1e-3) for the "
+                "unit interval"
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,32 +11,40 @@ from torch.utils.data import DataLoader, Dataset
 from ..blocks import rows_at_once
 from ..models import Scale
 from ..streams import seeded
-from .arrays import all_of, finite_numbers, is_streamed, item_of, part_of, stack_of, tensor_from
+from .arrays import finite_numbers, tensor_from
+from .items import all_of, is_streamed, item_of, part_of, stack_of
 
-__all__ = ["Data", "chunks_of", "tensor_of"]
+__all__ = ["BINARIZE", "Data", "chunks_of", "tensor_of"]
 
-BINARIZE = ("dynamic", "static", "threshold")
+Binarization = Literal["dynamic", "static", "threshold"]
+BINARIZE: dict[str, str] = {  # how data become 0 and 1, and what the note of the data says of it
+    "dynamic": "a fresh Bernoulli draw per batch",
+    "static": "one Bernoulli draw",
+    "threshold": "x > 1/2",
+}
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set in its own units, with a held-out part and a scale.
 
-    Attributes:
-        name: What to call it in a report.
-        train: [rows, *x_shape], or a Dataset of such items that is too large to hold.
-        test: [rows, *x_shape], never trained on.
-        labels: [rows] of ``train``, or None.
-        test_labels: [rows] of ``test``, or None.
-        scale: From the data's units to the model's; fitted on ``train``.
-        binarize: ``"dynamic"`` if each batch is a fresh Bernoulli draw of ``train``, a probability; else None.
-        pictures: The grey values of ``test`` in [0, 1], where ``test`` is a draw of them.
-        note: How the values were changed, for the report.
-        origin: The arguments of ``prepare`` that read it again, where it was read from a named set or a file.
-        split: How rows are held out, ``"random"`` or ``"tail"``; ``fit`` takes its validation rows in the same way.
-        columns: Names of the columns, where the source is a table that has them.
+    Where a function judges data, ``Data`` stands for its ``test``. Where a function fits something to data, it stands
+    for its ``train``.
 
-    Where a function wants data to judge, ``Data`` stands for its ``test``; where it wants data to fit, for ``train``.
+    Attributes:
+        name: What to call the data in a report.
+        train: The training data, [rows, *x_shape], or a Dataset of such items that is too large to hold.
+        test: The held-out data, [rows, *x_shape], which are never trained on.
+        labels: The labels of ``train``, [rows], or None.
+        test_labels: The labels of ``test``, [rows], or None.
+        scale: The scale from the data's units to the model's, fitted to ``train``.
+        binarize: ``"dynamic"`` if ``train`` holds probabilities, of which each batch is a fresh Bernoulli draw; None
+            otherwise.
+        pictures: The grey values of ``test`` in [0, 1], if ``test`` was made from them by ``binarized``.
+        note: How the values were changed, for the report.
+        origin: The arguments with which ``prepare`` reads the data again, if they are a named set or a file.
+        split: How rows are held out, ``"random"`` or ``"tail"``. ``fit`` takes its validation rows in the same way.
+        columns: The names of the columns, if the source is a table that has them.
     """
 
     name: str
@@ -59,72 +67,88 @@ class Data:
 
     @property
     def resident(self) -> Tensor:
-        """``train`` as a tensor; of a streamed Dataset 10,000 rows drawn at random, or fewer where they are large."""
+        """``train`` as a tensor; for a streamed Dataset 10,000 rows drawn at random, or fewer if a row is large."""
         return self.train if isinstance(self.train, Tensor) else part_of(self.train)
 
     def binarized(self, how: str, seed: int = 0) -> "Data":
-        """The same data in {0, 1}: values on the unit scale are thresholded at 1/2, or taken as probabilities.
+        """The same data in {0, 1}: values on the unit scale are cut at 1/2, or taken as probabilities.
 
         Args:
-            how: ``"threshold"``, ``"static"`` (one draw for good) or ``"dynamic"`` (a fresh draw for each batch).
-            seed: Of the draws.
+            how: ``"threshold"``; ``"static"``, one draw for good; or ``"dynamic"``, a fresh draw for each batch.
+            seed: Seed of the draws.
+
+        Raises:
+            ValueError: If ``how`` is unknown, the data are streamed, or a value lies outside [0, 1].
         """
         if how not in BINARIZE:
             raise ValueError(f"binarize must be one of {', '.join(BINARIZE)}, got {how!r}")
         if not isinstance(self.train, Tensor):
             raise ValueError("a streamed Dataset cannot be binarized here: binarize its items")
-        train, test = self.scale(self.train), self.scale(self.test)
+        train, pictures = self.scale(self.train), self.scale(self.test)
         if not self.scale.is_identity:
-            test = test.clamp(0.0, 1.0)  # beyond what was seen in training
-        low, high = float(min(train.min(), test.min())), float(max(train.max(), test.max()))
+            pictures = pictures.clamp(0.0, 1.0)  # the scale was fitted to training rows, and others may pass its range
+        low, high = float(min(train.min(), pictures.min())), float(max(train.max(), pictures.max()))
         if low < 0.0 or high > 1.0:
             raise ValueError(f"binarize wants values in [0, 1], got {low:.4g} to {high:.4g}: use scale='unit'")
+        in_two = _above_half if how == "threshold" else torch.bernoulli
         with seeded(seed):
-            draws = (test > 0.5).to(test) if how == "threshold" else torch.bernoulli(test)
+            test = in_two(pictures)
             if how != "dynamic":
-                train = (train > 0.5).to(train) if how == "threshold" else torch.bernoulli(train)
-        note = {"dynamic": "a fresh Bernoulli draw per batch", "static": "one Bernoulli draw", "threshold": "x > 1/2"}
+                train = in_two(train)
         return replace(
             self,
             train=train,
-            test=draws,
+            test=test,
             scale=Scale(self.x_shape),
             binarize="dynamic" if how == "dynamic" else None,
-            pictures=test,
-            note=f"binarized: {note[how]}",
+            pictures=pictures,
+            note=f"binarized: {BINARIZE[how]}",
             origin=None if self.origin is None else {**self.origin, "binarize": how},
         )
 
 
+def _above_half(x: Tensor) -> Tensor:
+    """1 where x is above 1/2 and 0 elsewhere, in the dtype of x."""
+    return (x > 0.5).to(x)
+
+
 def tensor_of(source: Any, name: str = "x", *, part: bool = False) -> Tensor:
-    """The one door for data: whatever holds rows of numbers, as a checked tensor [rows, *x_shape].
+    """Convert whatever holds rows of numbers to a checked tensor [rows, *x_shape]: the one door for data.
 
     Args:
         source: An array, a tensor, a data frame, a list of rows, a map-style Dataset, or ``Data``, which stands for its
-            test part (with ``part``, for its training part).
-        name: What to call it in a message.
-        part: Take rows at random of a Dataset that is too large to hold; without it, such a Dataset is refused.
+            test part, or for its training part if ``part`` is set.
+        name: What to call the data in a message.
+        part: Whether to take rows at random of a Dataset that is too large to hold. Such a Dataset is refused
+            otherwise.
 
     Raises:
-        ValueError: If it is empty, not numeric, without a row axis, or holds NaN or infinities.
+        ValueError: If the source is empty, not numeric, has no axis of rows, or holds NaN or infinities.
     """
     if isinstance(source, Data):
         source = source.train if part else source.test
     if isinstance(source, DataLoader):
         raise ValueError(f"{name} is a DataLoader: pass loader.dataset, and its batch_size to fit")
     if isinstance(source, Dataset):
-        if is_streamed(source) and not part:
-            raise ValueError(
-                f"{name} is a Dataset of {len(source)} items, too large to hold: "  # type: ignore[arg-type]
-                "pass a part of it, data.resident or a tensor of some rows"
-            )
-        rows = part_of(source) if is_streamed(source) else all_of(source)
+        rows = _rows_of_dataset(source, name, part=part)
         source, name = rows, type(source).__name__
     return finite_numbers(tensor_from(source, name), name)
 
 
+def _rows_of_dataset(dataset: Dataset[Any], name: str, *, part: bool) -> Tensor:
+    """The rows of a Dataset; where it is too large to hold, a part of them if that is enough."""
+    if not is_streamed(dataset):
+        return all_of(dataset)
+    if not part:
+        raise ValueError(
+            f"{name} is a Dataset of {len(dataset)} items, too large to hold: "  # type: ignore[arg-type]
+            "pass a part of it, data.resident or a tensor of some rows"
+        )
+    return part_of(dataset)
+
+
 def chunks_of(source: Any, name: str = "x") -> Iterator[Tensor]:
-    """Checked rows, some at a time, for what needs no more than a pass over all of them: a streamed Dataset too."""
+    """Checked rows, some at a time, for a function that passes over all rows once: a streamed Dataset is taken too."""
     if isinstance(source, Dataset) and is_streamed(source):
         for rows in torch.arange(len(source)).split(rows_at_once(item_of(source[0]).shape)):  # type: ignore[arg-type]
             yield tensor_of(stack_of([source[int(row)] for row in rows]), name)

@@ -1,4 +1,4 @@
-"""Where data come from: named sets by scikit-learn's and torchvision's own loaders, and files of real numbers."""
+"""Where data come from: named sets, read by the loaders of scikit-learn and torchvision, and files of real numbers."""
 
 import importlib
 import os
@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .arrays import columns, names_of, numbers
+from .arrays import REAL, column_names, numbers, numbers_of_frame, reason_of
+from .items import SCORED
 
 __all__ = ["FILES", "SETS", "Raw", "read"]
+
+GREY = (0.0, 255.0)  # smallest and largest grey value of a byte
 
 
 class Raw(NamedTuple):
     """What a source holds, in its own units.
 
     Attributes:
-        x: [rows, *x_shape], or a Dataset of images too large to hold.
-        labels: [rows], where the source has them.
-        test: The source's own held-out part, where it has one.
-        test_labels: Its labels.
-        span: Smallest and largest value there can be, where known: grey values from 0 to 255.
-        columns: Names of the columns, where the source is a table that has them.
+        x: The data, [rows, *x_shape], or a Dataset of images that is too large to hold.
+        labels: The labels of x, [rows], if the source has them.
+        test: The source's own held-out part, if it has one.
+        test_labels: The labels of ``test``, if the source has them.
+        span: The smallest and the largest value that there can be, if they are known: grey values from 0 to 255.
+        columns: The names of the columns, if the source is a table that has them.
     """
 
     x: Tensor | Dataset[Any]
@@ -34,6 +37,9 @@ class Raw(NamedTuple):
     test_labels: Tensor | None = None
     span: tuple[float, float] | None = None
     columns: tuple[str, ...] | None = None
+
+
+# Named sets.
 
 
 def _digits(root: Path) -> Raw:
@@ -45,34 +51,40 @@ def _digits(root: Path) -> Raw:
 
 
 def _torchvision_part(name: str) -> Any:
-    """A module of torchvision, which breaks in its own way beside a torch of another build."""
+    """Import a module of torchvision, which fails in ways of its own beside a torch of another build."""
     try:
         return importlib.import_module(f"torchvision.{name}")
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise OSError(
-            f"torchvision cannot be imported beside torch {torch.__version__} ({reason}): "
+            f"torchvision cannot be imported beside torch {torch.__version__} ({reason_of(error)}): "
             "install both from the same index, in builds that belong together"
         ) from None
 
 
+def _not_found(name: str, root: Path, error: Exception) -> OSError:
+    """The error to raise where a set is neither on disk nor to be had."""
+    return OSError(
+        f"{name} is not under {root} and could not be downloaded ({reason_of(error)}): "
+        "name another --data-root, or root= in Python"
+    )
+
+
 def _torchvision(name: str) -> Callable[[Path], Raw]:
+    """A reader of a set of torchvision that fits into memory."""
+
     def load(root: Path) -> Raw:
         kind = getattr(_torchvision_part("datasets"), name)
         try:
             train, test = (kind(root, train=part, download=True) for part in (True, False))
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise OSError(
-                f"{name} is not under {root} and could not be downloaded ({reason}): name another --data-root"
-            ) from None
-        return Raw(*_pixels(train), *_pixels(test), span=(0.0, 255.0))
+            raise _not_found(name, root, error) from None
+        return Raw(*_pixels(train), *_pixels(test), span=GREY)
 
     return load
 
 
 def _pixels(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Grey values [rows, channels, height, width] and labels, from [rows, height, width] or [..., channels]."""
+    """The grey values of a set, [rows, channels, height, width], and its labels, [rows]."""
     x = torch.as_tensor(dataset.data)
     x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
     return x.to(torch.get_default_dtype()), torch.as_tensor(dataset.targets)
@@ -97,12 +109,9 @@ def _celeba(root: Path) -> Raw:
     try:
         train, test = _Faces(root, "train"), _Faces(root, "test")
     except (OSError, RuntimeError, ModuleNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(
-            f"CelebA is not under {root} and could not be downloaded ({reason}): name another --data-root"
-        ) from None
-    held_out = torch.stack([test[index] for index in range(2000)])
-    return Raw(train, test=held_out, span=(0.0, 255.0))
+        raise _not_found("CelebA", root, error) from None
+    held_out = torch.stack([test[index] for index in range(SCORED)])
+    return Raw(train, test=held_out, span=GREY)
 
 
 SETS: dict[str, Callable[[Path], Raw]] = {
@@ -112,6 +121,9 @@ SETS: dict[str, Callable[[Path], Raw]] = {
     "cifar10": _torchvision("CIFAR10"),
     "celeba": _celeba,
 }
+
+
+# Files.
 
 
 def _npy(path: Path) -> Raw:
@@ -124,56 +136,72 @@ def _npz(path: Path) -> Raw:
 
 
 def _arrays(arrays: dict[str, Any], path: Path) -> Raw:
-    """One array, or ``x`` with ``y``, or ``x_train`` and ``x_test`` with ``y_train`` and ``y_test``."""
-    numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "biuf" and array.ndim > 1}
-    x = arrays.get("x_train", arrays.get("x", next(iter(numeric.values())) if len(numeric) == 1 else None))
-    if x is None:
+    """The data in one array, in ``x`` and ``y``, or in ``x_train``, ``y_train``, ``x_test`` and ``y_test``."""
+    x = _training_array(arrays, path)
+    is_image = x.dtype == np.uint8 and x.ndim > 2
+    labels = _labels(arrays.get("y_train", arrays.get("y")))
+    raw = Raw(_images(x, path), labels, span=GREY if is_image else None)
+    if "x_test" not in arrays:
+        return raw
+    return raw._replace(test=_images(arrays["x_test"], path), test_labels=_labels(arrays.get("y_test")))
+
+
+def _training_array(arrays: dict[str, Any], path: Path) -> Any:
+    """The array to train on: ``x_train``, or ``x``, or the only one that holds rows of real numbers."""
+    for name in ("x_train", "x"):
+        if name in arrays:
+            return arrays[name]
+    tables = [array for array in arrays.values() if array.dtype.kind in REAL and array.ndim > 1]
+    if len(tables) != 1:
         names = ", ".join(arrays) or "nothing"
         raise ValueError(f"{path} holds {names}: wanted one array of numbers, or 'x', or 'x_train' and 'x_test'")
-    test = arrays.get("x_test")
-    return Raw(
-        _images(x, path),
-        _labels(arrays.get("y_train", arrays.get("y")), path),
-        None if test is None else _images(test, path),
-        None if test is None else _labels(arrays.get("y_test"), path),
-        (0.0, 255.0) if x.dtype == np.uint8 and x.ndim > 2 else None,
-    )
+    return tables[0]
 
 
-def _labels(array: Any, path: Path) -> Tensor | None:
-    """Whole numbers, one per datum; labels of any other kind are not used."""
-    usable = array is not None and array.ndim == 1 and array.dtype.kind in "biu"
-    return torch.as_tensor(array.astype(np.int64)) if usable else None
+def _labels(array: Any) -> Tensor | None:
+    """Labels that are whole numbers, one per datum; None for labels of any other kind, which are not used."""
+    is_usable = array is not None and array.ndim == 1 and array.dtype.kind in "biu"
+    return torch.as_tensor(array.astype(np.int64)) if is_usable else None
 
 
 def _images(array: Any, path: Path) -> Tensor:
-    """Put the channel axis of images first: from [rows, height, width] or [rows, height, width, channels]."""
+    """Rows of numbers; images [rows, height, width] or [rows, height, width, channels] with the channels first."""
     x = numbers(array, str(path))
     if x.ndim == 3:
         return x.unsqueeze(1)
-    return x.permute(0, 3, 1, 2) if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3) else x
+    has_channels_last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
+    return x.permute(0, 3, 1, 2) if has_channels_last else x
 
 
 def _csv(path: Path) -> Raw:
     import pandas as pd
 
     first = pd.read_csv(path, header=None, nrows=1)
-    bare = all(dtype.kind in "biuf" for dtype in first.dtypes)  # a first row of numbers is no header
-    frame = pd.read_csv(path, header=None if bare else "infer")
-    if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
-        raise ValueError(f"{path} has no commas: is its separator ';'? write it with commas")
-    if any(str(column).startswith("Unnamed: ") for column in frame.columns):
-        raise ValueError(f"{path} has a column without a name, as an index has: drop it, or name it")
-    if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for row names
-        raise ValueError(f"{path} has rows of more values than its header has names")
-    return Raw(columns(frame, str(path)), columns=None if bare else names_of(frame))
+    has_header = any(dtype.kind not in REAL for dtype in first.dtypes)  # a row of numbers is data
+    frame = pd.read_csv(path, header="infer" if has_header else None)
+    _check_csv(frame, path)
+    names = column_names(frame) if has_header else None
+    return Raw(numbers_of_frame(frame, str(path)), columns=names)
+
+
+def _check_csv(frame: Any, path: Path) -> None:
+    """Refuse a table that pandas did not read as its author meant it."""
+    import pandas as pd
+
+    first = str(frame.columns[0])
+    if len(frame.columns) == 1 and ";" in first:
+        raise ValueError(f"{path} has no commas, and the separator ';' may stand for them: write it with commas")
+    if any(name.startswith("Unnamed: ") for name in column_names(frame)):
+        raise ValueError(f"{path} has a column without a name, which may be an index: drop the column, or name it")
+    if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for the names of the rows
+        raise ValueError(f"{path} has rows with more values than its header has names: name every column")
 
 
 def _parquet(path: Path) -> Raw:
     import pandas as pd
 
     frame = pd.read_parquet(path)
-    return Raw(columns(frame, str(path)), columns=names_of(frame))
+    return Raw(numbers_of_frame(frame, str(path)), columns=column_names(frame))
 
 
 FILES: dict[str, Callable[[Path], Raw]] = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
@@ -184,26 +212,27 @@ def read(source: str | Path, root: str | Path | None = None) -> Raw:
 
     Args:
         source: A name of ``SETS``, or a path that ends in one of ``FILES``.
-        root: Where torchvision keeps its sets; ``PPL_VAE_DATA``, or ``~/.cache/ppl_vae``, unless given.
+        root: The folder where torchvision keeps its sets: ``PPL_VAE_DATA``, or ``~/.cache/ppl_vae``, unless given.
 
     Raises:
         ValueError: If the source is unknown, or does not hold real numbers.
-        OSError: If it cannot be read or downloaded.
+        OSError: If the source cannot be read or downloaded.
     """
     if str(source) in SETS:
         folder = root or os.environ.get("PPL_VAE_DATA") or Path.home() / ".cache" / "ppl_vae"
         return SETS[str(source)](Path(folder))
     path = Path(source)
-    if path.suffix.lower() not in FILES:
+    suffix = path.suffix.lower()
+    if suffix not in FILES:
         raise ValueError(
             f"unknown data {str(source)!r}: wanted {', '.join(SETS)}, or a file ending in {', '.join(FILES)}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        return FILES[path.suffix.lower()](path)
+        return FILES[suffix](path)
     except Exception as error:  # noqa: BLE001 - a damaged file makes its reader raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         if "pickle" in reason:
             reason = "it does not hold plain numbers"
         raise ValueError(reason if str(path) in reason else f"cannot read {path}: {reason}") from None

@@ -1,6 +1,6 @@
-"""The units of data: the scale to those of a model, and whether floats hold the digits."""
+"""The units of data: the scale that takes them to the units of a model, and whether floats hold their digits."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,31 +10,53 @@ from ..models import Scale
 from .arrays import SPACINGS
 from .sources import Raw
 
-__all__ = ["check_spacing", "fit_scale"]
+__all__ = ["SCALES", "check_spacing", "fit_scale"]
+
+ScaleName = Literal["none", "unit", "standardize", "auto"]
+SCALES: tuple[str, ...] = get_args(ScaleName)
 
 
-def fit_scale(how: str, x: Tensor, raw: Raw) -> Scale:
-    """The scale that ``prepare`` names, fitted on the training data x [rows, *x_shape]."""
-    x_shape = tuple(x.shape[1:])
+def fit_scale(how: str, raw: Raw, x_shape: tuple[int, ...], *, is_binary: bool) -> Scale:
+    """Fit the scale that ``prepare`` names to the training data.
+
+    Args:
+        how: One of ``SCALES``.
+        raw: The source, after rows were held out: the scale is fitted to ``raw.x``.
+        x_shape: The shape of one datum.
+        is_binary: Whether the data are to be binarized, for which ``"auto"`` takes the unit scale.
+
+    Raises:
+        ValueError: If a column is constant, or the data are streamed and their range is not known.
+    """
+    is_table = len(x_shape) == 1
+    if how == "auto":
+        how = "standardize" if is_table and not is_binary else "unit"
     if how == "none":
         return Scale(x_shape)
     if how == "unit" and raw.span is not None:
-        return Scale(x_shape, raw.span[0], raw.span[1] - raw.span[0])
-    if not isinstance(raw.x, Tensor):
+        low, high = raw.span
+        return Scale(x_shape, low, high - low)
+    x = raw.x
+    if not isinstance(x, Tensor):
         raise ValueError(f"scale={how!r} needs all data at once, and this Dataset is streamed: scale its items")
-    by_column = x if how == "standardize" or len(x_shape) == 1 else x.flatten(1).unsqueeze(1)  # of images: all at once
-    found = _Columns.of(by_column)
-    constant = (found.low == found.high).nonzero().flatten().tolist()
-    if constant:
-        listed = [raw.columns[place] if raw.columns else place for place in constant[:10]]
-        raise ValueError(f"columns {listed} are constant, so scale={how!r} would divide by 0: drop them")
+    if how == "unit" and not is_table:
+        x = x.flatten(1).unsqueeze(1)  # all numbers of all images share one range
+    found = _Columns.of(x)
+    _check_constant(found, how, raw.columns)
     shift, width = (found.low, found.high - found.low) if how == "unit" else (found.mean, found.spread)
-    axes = [-1, *[1] * (len(x_shape) - 1)]
-    return Scale(x_shape, shift.reshape(axes), width.reshape(axes))
+    per_column = [-1, *[1] * (len(x_shape) - 1)]
+    return Scale(x_shape, shift.reshape(per_column), width.reshape(per_column))
 
 
 class _Columns(NamedTuple):
-    """What is known of each column of a table, or of each channel of images, in float64: [columns]."""
+    """Figures of each column of a table, or of each channel of images, in float64: [columns].
+
+    Attributes:
+        mean: The mean.
+        spread: The standard deviation, divided by n.
+        low, high: The smallest and the largest number.
+        nearest: The smallest distance of a number from 0.
+    """
 
     mean: Tensor
     spread: Tensor
@@ -44,39 +66,52 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> "_Columns":
-        """Mean, standard deviation, range, and smallest distance from 0 of x [rows, columns, ...]."""
-        parts = [part.flatten(2).movedim(1, 0).flatten(1) for part in x.unsqueeze(-1).split(rows_at_once(x.shape[1:]))]
+        """Compute the figures of x [rows, columns, ...], some rows at a time."""
+        blocks = x.unsqueeze(-1).split(rows_at_once(x.shape[1:]))
+        parts = [block.flatten(2).movedim(1, 0).flatten(1) for block in blocks]  # each of them [columns, numbers]
         count = x.numel() // x.shape[1]
         low = torch.stack([part.amin(1) for part in parts]).amin(0).double()
         high = torch.stack([part.amax(1) for part in parts]).amax(0).double()
         nearest = torch.stack([part.abs().amin(1) for part in parts]).amin(0).double()
         mean = torch.stack([part.double().sum(1) for part in parts]).sum(0) / count
-        width = torch.where(high > low, high - low, 1.0)  # as a unit, for the square of 1e-200 is 0
-        square = torch.stack([((part.double() - mean[:, None]) / width[:, None]).square().sum(1) for part in parts])
-        return cls(mean, width * (square.sum(0) / count).sqrt(), low, high, nearest)
+        width = torch.where(high > low, high - low, 1.0)  # squares are taken in this unit, as that of 1e-200 is 0
+        residuals = ((part.double() - mean[:, None]) / width[:, None] for part in parts)
+        squares = torch.stack([residual.square().sum(1) for residual in residuals]).sum(0)
+        return cls(mean, width * (squares / count).sqrt(), low, high, nearest)
+
+
+def _check_constant(found: _Columns, how: str, names: tuple[str, ...] | None) -> None:
+    """Refuse columns whose numbers are all equal, as a scale would divide them by 0."""
+    constant = (found.low == found.high).nonzero().flatten().tolist()
+    if constant:
+        listed = [names[place] if names else place for place in constant[:10]]
+        raise ValueError(f"columns {listed} are constant, so scale={how!r} would divide by 0: drop them")
 
 
 def check_spacing(x: Tensor, dtype: torch.dtype, names: tuple[str, ...] | None = None, name: str = "x") -> None:
     """Refuse a column whose numbers a dtype cannot tell apart: a small spread beside a large offset.
 
     Args:
-        x: [rows, columns] or, of images, [rows, channels, height, width].
-        dtype: That x is held in, or is about to be cast to.
-        names: Of the columns; they are counted unless given.
-        name: What to call the data.
+        x: A table [rows, columns], or images [rows, channels, height, width].
+        dtype: The dtype that holds x, or that x is about to be cast to.
+        names: The names of the columns. They are counted from 0 unless given.
+        name: What to call the data in a message.
 
     Raises:
         ValueError: If floats at the smallest number of a column are further apart than a hundredth of its standard
-            deviation. A constant column passes: it loses nothing.
+            deviation. A constant column passes, since it loses nothing.
     """
     found = _Columns.of(x)
     spacing = torch.finfo(dtype).eps * found.nearest.log2().floor().exp2()
-    lost = (found.low < found.high) & (found.spread < SPACINGS * spacing)
-    for place in lost.nonzero().flatten().tolist()[:1]:
-        kind = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"column {names[place] if names else place!r} of {name} lies near {float(found.mean[place]):.6g} with a "
-            f"standard deviation of {float(found.spread[place]):.3g}, and {kind} has one number in "
-            f"{float(spacing[place]):.3g} there: subtract an offset first, pass float64 with scale='standardize', or "
-            "drop the column"
-        )
+    is_lost = (found.low < found.high) & (found.spread < SPACINGS * spacing)
+    if not bool(is_lost.any()):
+        return
+    place = int(is_lost.nonzero()[0])
+    mean, spread, step = (float(figure[place]) for figure in (found.mean, found.spread, spacing))
+    column = names[place] if names else place
+    kind = str(dtype).removeprefix("torch.")
+    raise ValueError(
+        f"column {column!r} of {name} lies near {mean:.6g} with a standard deviation of {spread:.3g}, and {kind} has "
+        f"one number in {step:.3g} there: subtract an offset first, pass float64 with scale='standardize', or drop the "
+        "column"
+    )

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from ..coding import mean_codes
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data, standard_error
 from ..evaluation.kl_terms import ACTIVE, kl_from_prior
 from ..evaluation.lower_bounds import draws
 from ..streams import seeded
-from ..variant import Variant, evaluating, mean_codes
+from ..variant import Variant, evaluating
 
 __all__ = ["Collapse", "collapse", "usage_of"]
 

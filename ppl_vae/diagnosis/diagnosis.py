@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..contracts.support import check_support
+from ..contracts import check_support
 from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data
 from ..evaluation.annealing import CHAINS
@@ -19,7 +19,7 @@ from ..streams import chosen
 from ..variant import Variant
 from .calibration import Ranks, sbc
 from .code_usage import Collapse, usage_of
-from .grades import SCALES, Verdict
+from .grades import THRESHOLDS, Verdict
 from .inference_data import labelled
 from .noise_verdict import judge_noise
 from .predictive import Check, checks_of
@@ -144,7 +144,7 @@ class Diagnosis:
                 "K": self.num_particles,
                 "k_threshold": k_threshold(self.num_particles),
                 "verdicts": found,
-                "scales": SCALES,
+                "scales": THRESHOLDS,
                 "ladder": self.ladder,
                 "per_datum": self.bounds,
                 "per_datum_ex_post": self.ex_post,

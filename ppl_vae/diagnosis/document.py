@@ -10,7 +10,7 @@ from ..report.templates import filled_template
 from . import plots
 from .calibration import FALSE_ALARMS
 from .diagnosis import Diagnosis
-from .grades import SCALES
+from .grades import THRESHOLDS
 from .inference_data import write_draws
 from .residuals import CENTRAL
 
@@ -29,7 +29,7 @@ def diagnosis_page(found: Diagnosis) -> str:
         left_out=len(k_hat) - len(finite),
         printed=printed,
         level=FALSE_ALARMS,
-        scales=SCALES,
+        scales=THRESHOLDS,
         coverage=list(zip(CENTRAL, found.noise.coverage, strict=False)),
         k_plot=plots.plot_tail_indices(finite, threshold) if len(finite) else "",
         rank_plot=plots.plot_ranks(found.ranks),

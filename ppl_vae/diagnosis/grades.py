@@ -1,7 +1,7 @@
 """Grades: when a figure of a diagnosis is good, when it is worth a look, and when it is bad.
 
 A figure is known up to an error. What is graded is therefore the interval of two standard errors around it. The two
-thresholds of each figure stand in ``SCALES``, which the page prints.
+thresholds of each figure stand in ``THRESHOLDS``, which the page prints.
 """
 
 import math
@@ -10,10 +10,19 @@ from typing import NamedTuple
 from ..estimate import Number
 from ..evaluation.kl_terms import ACTIVE
 
-__all__ = ["SCALES", "Scale", "Verdict", "grade", "grade_of_difference", "interval", "interval_reach", "wilson"]
+__all__ = [
+    "THRESHOLDS",
+    "Thresholds",
+    "Verdict",
+    "grade",
+    "grade_of_difference",
+    "interval",
+    "interval_reach",
+    "wilson",
+]
 
 
-class Scale(NamedTuple):
+class Thresholds(NamedTuple):
     """The thresholds of a figure. A smaller figure is better.
 
     Attributes:
@@ -29,42 +38,42 @@ class Scale(NamedTuple):
     why: str
 
 
-SCALES = {
-    "weights": Scale(
+THRESHOLDS = {
+    "weights": Thresholds(
         "share of data whose k-hat is above its threshold",
         look=0.01,
         bad=0.1,
         why="A single datum moves the mean over data in proportion to its share. A share of 1 % is accepted.",
     ),
-    "codes": Scale(
+    "codes": Thresholds(
         "share of units that are not active",
         look=0.0,
         bad=0.99,
         why=f"A unit is active if its posterior mean has a variance over data above {ACTIVE}. The grade is bad if no "
         "unit is active.",
     ),
-    "guide": Scale(
+    "guide": Thresholds(
         "largest distance between a curve of ranks and its expectation",
         look=0.0,
         bad=0.12,
         why="The chi-square test decides whether there is a difference at all. A mean that is off by 0.3 posterior "
         "standard deviations gives a distance of 0.12. A standard deviation that is off by a factor of 2 gives 0.16.",
     ),
-    "made": Scale(
+    "made": Thresholds(
         "largest difference in a statistic that is off, in standard deviations of the data",
         look=0.0,
         bad=0.5,
         why="The replicates decide whether there is a difference at all. Differences of energies are divided by the "
         "mean energy.",
     ),
-    "noise": Scale(
+    "noise": Thresholds(
         "largest relative distance of residual / sigma from 1, and of a coverage from the mass of its interval",
         look=0.05,
         bad=0.2,
         why="A ratio that is off by 0.05 costs about 0.0025 nats per coordinate of x. A ratio that is off by 0.2 costs "
         "about 0.04 nats.",
     ),
-    "prior": Scale(
+    "prior": Thresholds(
         "KL(q(z) || p(z)), nats",
         look=0.5,
         bad=2.0,
@@ -81,7 +90,7 @@ class Verdict(NamedTuple):
         title: The question.
         grade: ``"good"``, ``"look"`` (a small fault is shown, or there are too few data to decide), ``"bad"``, or
             ``"left out"`` if the question cannot be asked.
-        scale: The name of the thresholds in ``SCALES``.
+        scale: The name of the thresholds in ``THRESHOLDS``.
         figure: What was graded, with its standard error.
         found: What was found, in words.
         remedy: What to do, in words. It is empty if there is nothing to do.
@@ -95,9 +104,9 @@ class Verdict(NamedTuple):
     remedy: str = ""
 
     @property
-    def thresholds(self) -> Scale:
+    def thresholds(self) -> Thresholds:
         """The thresholds that the figure was compared with."""
-        return SCALES[self.scale]
+        return THRESHOLDS[self.scale]
 
     @property
     def good(self) -> bool | None:
@@ -115,7 +124,7 @@ class Verdict(NamedTuple):
         return f"{self.found} {self.remedy}".strip()
 
 
-def grade(low: float, high: float, scale: Scale) -> str:
+def grade(low: float, high: float, scale: Thresholds) -> str:
     """Grade a figure that lies between ``low`` and ``high``. A smaller figure is better.
 
     The grade is bad if even ``low`` is above ``scale.bad``. It is good if ``low`` is not above ``scale.look``, so that
@@ -123,7 +132,7 @@ def grade(low: float, high: float, scale: Scale) -> str:
     a look.
 
     Example:
-        >>> scale = Scale("a share", look=0.01, bad=0.1, why="")
+        >>> scale = Thresholds("a share", look=0.01, bad=0.1, why="")
         >>> grade(0.0, 0.02, scale), grade(0.03, 0.05, scale), grade(0.0, 0.5, scale), grade(0.2, 0.5, scale)
         ('good', 'look', 'look', 'bad')
     """
@@ -134,7 +143,7 @@ def grade(low: float, high: float, scale: Scale) -> str:
     return "good" if no_fault_is_shown and nothing_bad_is_hidden else "look"
 
 
-def grade_of_difference(low: float, scale: Scale) -> str:
+def grade_of_difference(low: float, scale: Thresholds) -> str:
     """Grade a difference that a test has shown, and that is at least ``low``. The grade is never good."""
     return "bad" if low > scale.bad else "look"
 

@@ -4,7 +4,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ..estimate import Number
-from .grades import SCALES, Verdict, grade, interval, interval_reach
+from .grades import THRESHOLDS, Verdict, grade, interval, interval_reach
 from .residuals import CENTRAL, NoiseCalibration
 
 __all__ = ["judge_noise"]
@@ -37,7 +37,7 @@ def judge_noise(found: NoiseCalibration, rows: int) -> Verdict:
 
     The figure is the largest distance of the ratio and of the coverages from what they should be.
     """
-    title, scale = "Is the noise as wide as the residuals?", SCALES["noise"]
+    title, scale = "Is the noise as wide as the residuals?", THRESHOLDS["noise"]
     if found.reason:
         figure = Number(None, reason=found.reason)
         return Verdict(title, "left out", "noise", figure, f"The question is left out: {found.reason}.")
@@ -67,7 +67,7 @@ def _distance(number: Number, expected: float, reach: float) -> Distance:
     difference = (number.value or 0.0) / expected - 1
     figure = Number(abs(difference), (number.error or 0.0) / expected)
     low, high = interval(figure, reach)
-    shown = low > SCALES["noise"].look
+    shown = low > THRESHOLDS["noise"].look
     side = 1 if difference > 0 else -1
     return Distance(figure, low, high, side if shown else 0)
 
@@ -96,7 +96,7 @@ def _tails(found: NoiseCalibration, inner: int, ratio_side: int, reach: float) -
     A normal law that holds a share c of the numbers in its central half has residuals of
     ``0.674 / Phi^-1((1 + c) / 2)`` times its width.
     """
-    tolerance = 1 + SCALES["noise"].look
+    tolerance = 1 + THRESHOLDS["noise"].look
     share = min(max(found.coverage[0].value or 0.0, 1e-9), 1 - 1e-9)
     middle = NormalDist().inv_cdf(0.75) / NormalDist().inv_cdf((1 + share) / 2)
     low, high = interval(found.ratio, reach)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..coding import sample
 from ..data.data_set import tensor_of
 from ..streams import stream_seed
-from ..variant import Variant, sample
+from ..variant import Variant
 
 __all__ = ["EXTREMES", "REPLICATES", "Check", "checks_of", "prior_predictive"]
 

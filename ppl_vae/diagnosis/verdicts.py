@@ -12,7 +12,7 @@ from ..evaluation.lower_bounds import Bounds
 from ..evaluation.pareto import k_threshold
 from .calibration import FALSE_ALARMS, Departure, Ranks
 from .code_usage import Collapse
-from .grades import SCALES, Verdict, grade, grade_of_difference, interval, interval_reach, wilson
+from .grades import THRESHOLDS, Verdict, grade, grade_of_difference, interval, interval_reach, wilson
 from .predictive import EXTREMES, Check
 from .residuals import NoiseCalibration
 
@@ -45,7 +45,7 @@ def judge_weights(bounds: Bounds, num_particles: int, *, proposed: bool = False)
         sentences.append("The guide is a point mass, so this is the answer for the Laplace proposal around its codes.")
     return Verdict(
         title="Can the importance-weighted bound be trusted?",
-        grade=grade(low, high, SCALES["weights"]),
+        grade=grade(low, high, THRESHOLDS["weights"]),
         scale="weights",
         figure=Number(above / rows, (high - low) / 4),
         found=" ".join([*sentences, *_gain_in_words(bounds)]),
@@ -97,7 +97,7 @@ def judge_codes(found: Collapse, noise: NoiseCalibration, rows: int, *, proposed
         sentences.append(f"For {unsure} of the units there are too few data to decide.")
     return Verdict(
         title="Do the codes carry information?",
-        grade=grade(surely / units, perhaps / units, SCALES["codes"]),
+        grade=grade(surely / units, perhaps / units, THRESHOLDS["codes"]),
         scale="codes",
         figure=Number(1 - found.active / units, unsure / (2 * reach * units)),
         found=" ".join(sentences),
@@ -128,7 +128,7 @@ def judge_guide(found: Ranks, *, proposed: bool = False) -> Verdict:
     if not found.departures:
         simulations = len(found.ranks)
         visible = math.sqrt(math.log(2 * len(found.names) / FALSE_ALARMS) / (2 * simulations))
-        graded = grade(0.0, visible, SCALES["guide"])
+        graded = grade(0.0, visible, THRESHOLDS["guide"])
         says = f"{simulations} simulations show no difference. They would show a distance of {visible:.2f} or more."
         remedy = "" if graded == "good" else "Raise simulations to see smaller differences."
         return Verdict(title, graded, "guide", figure, says, remedy)
@@ -137,7 +137,7 @@ def judge_guide(found: Ranks, *, proposed: bool = False) -> Verdict:
     remedy = "Train longer, or use a more flexible q: a full covariance or a larger encoder."
     if proposed:
         remedy = "The Laplace approximation is not the posterior here. Train the guide that convert(variant) returns."
-    graded = grade_of_difference(low, SCALES["guide"])
+    graded = grade_of_difference(low, THRESHOLDS["guide"])
     return Verdict(title, graded, "guide", figure, _departures_in_words(found), remedy)
 
 
@@ -176,7 +176,7 @@ def judge_data(checks: list[Check], prior: str, rows: int) -> Verdict:
         prior: The name of this prior.
         rows: Number of held-out data.
     """
-    title, scale = f"Are data from {prior} like held-out data?", SCALES["made"]
+    title, scale = f"Are data from {prior} like held-out data?", THRESHOLDS["made"]
     sizes = _sizes(checks)
     off = [check for check in checks if check.p_value < FALSE_ALARMS / len(checks)]
     if off:
@@ -227,7 +227,7 @@ def judge_prior(found: Collapse, rows: int) -> Verdict:
     The figure is KL(q(z) || p(z)). Moments of the codes bound it from below, and an estimate that is too large on
     average bounds it from above.
     """
-    title, scale = "Do codes lie where p(z) does?", SCALES["prior"]
+    title, scale = "Do codes lie where p(z) does?", THRESHOLDS["prior"]
     figure = found.aggregate_kl
     bias = math.exp(min(found.mutual_information.value or 0.0, found.log_rows)) / rows
     low = _least_kl(found, bias, interval_reach(rows))

@@ -1,4 +1,4 @@
-"""Estimators of the bound beyond Pyro's own; each is a ``pyro.infer.ELBO``."""
+"""Estimators of the bound. Each is a ``pyro.infer.ELBO``, like Pyro's own."""
 
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO

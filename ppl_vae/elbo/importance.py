@@ -1,37 +1,42 @@
-"""Bounds that weigh draws by ``w = p(x, z) / q(z | x)``, one weight per draw and datum, on unscaled log densities."""
+"""Importance-weighted bounds, with one weight ``w = p(x, z) / q(z | x)`` per datum and per draw."""
 
 import math
 
 from torch import Tensor
 
-from .per_datum import PerDatumELBO, whole
+from .per_datum import PerDatumELBO, whole_number
 from .reading import Reading
 
 __all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean", "whole_groups"]
 
 
 def log_mean(log_weight: Tensor) -> Tensor:
-    """Log of the mean weight: [num_particles, *data] to [*data]."""
+    """The log of the mean weight, [*data], from log weights [num_particles, *data]."""
     return log_weight.logsumexp(0) - math.log(len(log_weight))
 
 
 def grouped(log_weight: Tensor, groups: int) -> Tensor:
-    """Draws in groups: [num_particles, *data] to [num_particles / groups, groups, *data]."""
+    """Log weights [num_particles, *data] in groups of draws, [num_particles / groups, groups, *data]."""
     return log_weight.unflatten(0, (-1, groups))
 
 
 def whole_groups(groups: int, num_particles: int) -> int:
-    """A number of groups that so many draws can be cut into."""
-    if num_particles % whole("groups", groups):
+    """The number of groups as an integer.
+
+    Raises:
+        ValueError: If it is not a whole number of at least 1 that divides ``num_particles``.
+    """
+    count = whole_number("groups", groups)
+    if num_particles % count:
         raise ValueError(f"groups must divide num_particles, got {groups!r} and {num_particles!r}")
-    return whole("groups", groups)
+    return count
 
 
 class IWAE(PerDatumELBO):
-    """``log mean_k w_k``: a lower bound of log p(x) that grows with K (Burda et al., 2016, eq. 8).
+    """``log mean_k w_k``, a lower bound of log p(x) that grows with K (Burda et al., 2016, eq. 8).
 
-    Its gradient for the guide has a signal-to-noise ratio of order ``1 / sqrt(K)`` (Rainforth et al., 2018, theorem 1);
-    ``DReG`` has the same value and none of that.
+    The signal-to-noise ratio of its gradient for the guide falls as ``1 / sqrt(K)`` (Rainforth et al., 2018, theorem
+    1). ``DReG`` has the same value without this defect.
     """
 
     target = "iwae"
@@ -48,16 +53,16 @@ class IWAE(PerDatumELBO):
         return self.bound(reading.log_weight)
 
     def bound(self, log_weight: Tensor) -> Tensor:
-        """Of log weights [num_particles, *data]: [*data]."""
+        """The bound per datum, [*data], from log weights [num_particles, *data]."""
         return log_mean(log_weight)
 
 
 class MIWAE(IWAE):
-    """``mean_m log mean_k w_mk``: M bounds of K / M draws each, averaged (Rainforth et al., 2018, section 4).
+    """``mean_m log mean_k w_mk``, the mean of M bounds of K / M draws each (Rainforth et al., 2018, section 4).
 
     Args:
-        num_particles: Draws of a datum in all, M times those of one bound.
-        groups: Bounds M.
+        num_particles: The number K of draws per datum, over all M bounds.
+        groups: The number M of bounds. It divides K.
         max_plate_nesting: As in Pyro.
     """
 
@@ -76,21 +81,21 @@ class MIWAE(IWAE):
 
 
 class Renyi(IWAE):
-    """``log(mean_k w_k**(1 - alpha)) / (1 - alpha)``, in nats per datum (Li and Turner, 2016, eq. 9).
+    """Renyi's bound ``log(mean_k w_k**(1 - alpha)) / (1 - alpha)``, in nats per datum (Li and Turner, 2016, eq. 9).
 
-    Its limit for K to infinity is Renyi's bound ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``. It falls as alpha
-    rises: log p(x) at alpha = 0, the ELBO for alpha to 1, and below the ELBO for alpha above 1. For K = 1 the
-    expectation is the ELBO, whatever alpha is, and it goes from there to ``R_alpha`` as K grows, since the logarithm
-    is concave and ``1 - alpha`` has a sign:
+    For K to infinity it tends to ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``, which falls as alpha rises. At
+    alpha = 0 this limit is log p(x), for alpha to 1 it is the ELBO, and for alpha above 1 it is below the ELBO. For
+    K = 1 the expected value is the ELBO for any alpha. As K grows, it moves from the ELBO to ``R_alpha``:
 
-    * alpha from 0 to 1: from below, up; a lower bound of log p(x) for every K, above the ELBO.
-    * alpha above 1: from above, down; a lower bound of log p(x) for every K, below the ELBO. More draws make it looser.
-    * alpha below 0: from below, up; ``R_alpha`` is an upper bound of log p(x), so that the value passes log p(x) as K
-      grows and is no bound for a given K.
+    * For alpha from 0 to 1 it rises. It is a lower bound of log p(x) for every K, above the ELBO.
+    * For alpha above 1 it falls. It is a lower bound of log p(x) for every K, below the ELBO. More draws make it
+      looser.
+    * For alpha below 0 it rises, and ``R_alpha`` is an upper bound of log p(x). The value passes log p(x) at some K, so
+      it is not a bound.
 
     Args:
         alpha: The order, finite and not 1.
-        num_particles: Draws K of each datum.
+        num_particles: The number K of draws per datum.
         max_plate_nesting: As in Pyro.
 
     Raises:
@@ -105,9 +110,9 @@ class Renyi(IWAE):
     def __init__(self, alpha: float = 0.5, num_particles: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(num_particles, max_plate_nesting)
         if not -math.inf < alpha < math.inf or alpha == 1.0:
-            raise ValueError(f"alpha must be finite and not 1, where the bound is the ELBO: got {alpha!r}")
+            raise ValueError(f"alpha must be finite and not 1 (at 1 the bound is the ELBO), got {alpha!r}")
         self.alpha = alpha
-        self.caution = "Renyi's with alpha < 0 passes log p(x) as K grows" if alpha < 0 else ""
+        self.caution = "Renyi's bound with alpha < 0 passes log p(x) as K grows" if alpha < 0 else ""
 
     @property
     def formula(self) -> str:

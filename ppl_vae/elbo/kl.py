@@ -1,6 +1,7 @@
-"""Bounds that take the Kullback-Leibler term apart: in closed form, weighted, or with a floor."""
+"""Bounds with a separate Kullback-Leibler term: in closed form, weighted, or with a floor."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,23 +10,30 @@ from torch.distributions import Independent, kl_divergence
 from .per_datum import PerDatumELBO
 from .reading import Latent, Program, Reading, is_weighted
 
-__all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO"]
+__all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO", "closed_form_kl", "kl_per_unit"]
 
 
-def _closed_form(latent: Latent) -> Tensor | None:
-    """KL(q || p) of a site, [..., *data], where torch knows one."""
+def closed_form_kl(q: Any, prior: Any) -> Tensor | None:
+    """KL(q || p), nats, with the batch shape of both distributions; None where torch has no closed form."""
     try:
-        return kl_divergence(latent.q, latent.prior)
+        return kl_divergence(q, prior)
     except NotImplementedError:
         return None
 
 
-class MeanFieldELBO(PerDatumELBO):
-    """``E_q log p(x | z) - KL(q || p)``, the KL in closed form where torch knows one, else sampled.
+def kl_per_unit(q: Any, prior: Any) -> Tensor | None:
+    """The KL of each coordinate of z, [..., z_dim]; None where coordinates depend on each other or none is known."""
+    if not isinstance(q, Independent) or not isinstance(prior, Independent):
+        return None
+    return closed_form_kl(q.base_dist, prior.base_dist)
 
-    ``kl_terms`` says which. The closed form takes out the noise of the KL alone: at the exact posterior ``Trace_ELBO``
-    has no variance, this has. With several latents the KL is sampled, for KLs of sites do not add up for every
-    hierarchy; Pyro's ``TraceMeanField_ELBO`` adds them up.
+
+class MeanFieldELBO(PerDatumELBO):
+    """``E_q log p(x | z) - KL(q || p)``, with the KL in closed form where torch has one, and sampled elsewhere.
+
+    ``kl_terms`` says which of the two is used. The closed form removes the noise of the KL only. At the exact posterior
+    this estimator therefore has variance, and ``Trace_ELBO`` has none. With several latents the KL is sampled, because
+    the KLs of the sites do not add up for every hierarchy. Pyro's ``TraceMeanField_ELBO`` adds them up.
 
     References:
         Kingma and Welling, Auto-Encoding Variational Bayes, 2014, eq. 7 (estimator B).
@@ -38,26 +46,26 @@ class MeanFieldELBO(PerDatumELBO):
         return reading.likelihood.mean(0) - self._kl(reading)
 
     def _kl(self, reading: Reading) -> Tensor:
-        kl = _closed_form(reading.latents[0]) if len(reading.latents) == 1 else None
+        """The KL per datum, [*data]."""
+        kl = closed_form_kl(reading.latents[0].q, reading.latents[0].prior) if len(reading.latents) == 1 else None
         if kl is None:
             return (reading.guide - reading.prior).mean(0)
         return reading.latents[0].total(kl).expand(reading.guide.shape).mean(0)
 
     def kl_terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> dict[str, str]:
-        """``"closed form"`` or ``"sampled"`` for each latent of a pair."""
-        reading = self.read(model, guide, *args, **kwargs)
-        alone = len(reading.latents) == 1
-        known = {latent.name: alone and _closed_form(latent) is not None for latent in reading.latents}
-        return {name: "closed form" if is_known else "sampled" for name, is_known in known.items()}
+        """How the KL of each latent of a pair is taken: ``"closed form"`` or ``"sampled"``, by the name of the site."""
+        latents = self.read(model, guide, *args, **kwargs).latents
+        is_closed = len(latents) == 1 and closed_form_kl(latents[0].q, latents[0].prior) is not None
+        return {latent.name: "closed form" if is_closed else "sampled" for latent in latents}
 
 
 class BetaELBO(PerDatumELBO):
-    """``E_q[log p(x | z) - beta (log q - log p)]`` (Higgins et al., 2017, eq. 4): for beta below 1 no bound.
+    """``E_q[log p(x | z) - beta (log q - log p)]`` (Higgins et al., 2017, eq. 4). For beta below 1 it is not a bound.
 
-    The same as ``KLWeight(constant(beta))`` in the pair; a KL weight of the pair multiplies it.
+    It is equal to ``KLWeight(constant(beta))`` in the pair. If the pair also has a KL weight, the two are multiplied.
 
     Args:
-        beta: The weight, not negative.
+        beta: The weight of the KL, finite and not negative.
         num_particles, max_plate_nesting: As in Pyro.
     """
 
@@ -68,7 +76,7 @@ class BetaELBO(PerDatumELBO):
         if not 0.0 <= beta < math.inf:
             raise ValueError(f"beta must be finite and not negative, got {beta!r}")
         self.beta = beta
-        self.caution = "" if beta == 1.0 else f"the estimator weighs its KL by {beta:.4g}"
+        self.caution = "" if beta == 1.0 else f"the estimator multiplies its KL by {beta:.4g}"
 
     @property
     def formula(self) -> str:
@@ -79,13 +87,14 @@ class BetaELBO(PerDatumELBO):
 
 
 class FreeBits(PerDatumELBO):
-    """``E_q log p(x | z) - sum_j max(floor, KL_j)``, KL_j of coordinate j averaged over the batch: a training loss.
+    """A training objective with free bits: ``E_q log p(x | z) - sum_j max(floor, KL_j)``.
 
-    A coordinate below the floor gets no gradient from its KL, so that it is not driven to the prior; the objective is
-    below the bound. The KL is in closed form where torch knows one, else sampled.
+    KL_j is the KL of coordinate j, averaged over the batch. A coordinate below the floor gets no gradient from its KL,
+    so it is not driven to the prior. The objective is below the bound. The KL is in closed form where torch has one,
+    and sampled elsewhere.
 
     Args:
-        floor: Nats a coordinate, not negative.
+        floor: The lowest KL that counts, in nats per coordinate, finite and not negative.
         num_particles, max_plate_nesting: As in Pyro.
 
     References:
@@ -113,17 +122,18 @@ class FreeBits(PerDatumELBO):
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
         super().refuse(model, guide, reading)
         for latent in reading.latents:
-            factorises = isinstance(latent.q, Independent) and isinstance(latent.prior, Independent) and not latent.dims
+            independent = isinstance(latent.q, Independent) and isinstance(latent.prior, Independent)
+            factorises = independent and not latent.dims
             if not factorises or latent.mask is not None or is_weighted(latent.weight):
                 raise ValueError(
-                    f"FreeBits holds a floor under the KL of each coordinate, and q or p of {latent.name!r} does not "
+                    f"FreeBits has a floor for the KL of each coordinate, but q or p of {latent.name!r} does not "
                     "factorise, is masked or is weighted: use independent coordinates and leave the KL weight at 1"
                 )
 
 
 def _per_coordinate(latent: Latent) -> Tensor:
-    """KL of each coordinate, [*event_shape]: the mean over draws and data."""
-    coordinates = latent._replace(q=latent.q.base_dist, prior=latent.prior.base_dist)
-    kl = _closed_form(coordinates)
-    kl = coordinates.q.log_prob(latent.z) - coordinates.prior.log_prob(latent.z) if kl is None else kl
+    """The KL of each coordinate, [*event_shape], averaged over draws and data."""
+    kl = kl_per_unit(latent.q, latent.prior)
+    if kl is None:
+        kl = latent.q.base_dist.log_prob(latent.z) - latent.prior.base_dist.log_prob(latent.z)
     return kl.flatten(0, -1 - latent.q.event_dim).mean(0)

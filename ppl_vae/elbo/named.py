@@ -1,4 +1,4 @@
-"""ESTIMATORS: every estimator by name, and how one is spelled with its options."""
+"""Every estimator by its name, and how a name with options is read: ``"dreg:num_particles=16"``."""
 
 import inspect
 import json
@@ -28,32 +28,34 @@ ESTIMATORS: dict[str, Callable[..., ELBO]] = {
 }
 
 
-BIASED = "leaving the guide's score out of an importance-weighted bound is biased for K > 1: use dreg"
+BIASED = "without the score of the guide, the gradient of an importance-weighted bound is biased for K > 1, use dreg"
 REFUSED = {"stl_iwae": BIASED, "iwae_stl": BIASED}
 
 
 def estimator(spelled: str) -> ELBO:
-    """The estimator that ``NAME`` or ``NAME:OPTION=VALUE,...`` spells.
+    """The estimator for a text ``NAME`` or ``NAME:OPTION=VALUE,...``.
 
     Example:
         >>> estimator("renyi:alpha=0.5,num_particles=16")
         Renyi(alpha=0.5, num_particles=16)
 
     Raises:
-        ValueError: If the name or an option is unknown, or a value cannot be used.
+        ValueError: If the name or an option is unknown, or a value is not allowed.
     """
     name, _, rest = spelled.partition(":")
     if name in REFUSED:
         raise ValueError(f"estimator {name!r} is refused: {REFUSED[name]}")
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}: wanted one of {', '.join(ESTIMATORS)}")
-    options = [option.partition("=")[::2] for option in rest.split(",") if option]
     known = inspect.signature(ESTIMATORS[name]).parameters
-    for option, value in options:
+    options = {}
+    for spelled_option in filter(None, rest.split(",")):
+        option, _, value = spelled_option.partition("=")
         if option not in known or not _is_like(value, known[option].default):
             wanted = ", ".join(f"{key}=NUMBER" for key in known)
             raise ValueError(f"estimator {name!r} cannot take {option}={value}: wanted {wanted}")
-    return ESTIMATORS[name](**{option: json.loads(value) for option, value in options})
+        options[option] = json.loads(value)
+    return ESTIMATORS[name](**options)
 
 
 # What the estimators of Pyro estimate. A class derived from one of them may estimate anything else.
@@ -76,7 +78,7 @@ def target_of(estimator: ELBO) -> str | None:
 
 
 def _is_like(text: str, default: object) -> bool:
-    """Whether ``text`` spells a number, or a truth value where the default is one."""
+    """Whether ``text`` is a number, or ``true`` or ``false`` where the default is a truth value."""
     try:
         value = json.loads(text)
     except ValueError:

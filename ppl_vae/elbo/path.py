@@ -1,4 +1,4 @@
-"""Gradients along the path of a draw, with the score of the guide taken out or given a weight of its own."""
+"""Estimators whose gradient follows the path of a draw, without the score of the guide or with its own weight on it."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,14 @@ __all__ = ["CIWAE", "PIWAE", "DReG", "StickingTheLanding", "Weights"]
 
 
 class Weights(NamedTuple):
-    """What multiplies the gradients of a draw, [num_particles, *data] each.
+    """The weights of three gradients of each draw, [num_particles, *data] each.
+
+    theta are the parameters of the model and phi those of the guide.
 
     Attributes:
-        model: Of ``d log p(x, z) / d theta``, z held.
-        path: Of ``(d log w / d z) (d z / d phi)``.
-        score: Of ``-d log q(z | x) / d phi``, z held; None for 0.
+        model: The weight of ``d log p(x, z) / d theta`` at fixed z.
+        path: The weight of ``(d log w / d z) (d z / d phi)``.
+        score: The weight of ``-d log q(z | x) / d phi`` at fixed z. None stands for 0.
     """
 
     model: Tensor
@@ -29,27 +31,30 @@ class Weights(NamedTuple):
 
 
 class _PathELBO(PerDatumELBO):
-    """A value from the log weights, and a gradient from three weights on the draws."""
+    """The base of these estimators: ``bound`` gives the value, and ``weights`` give the gradient."""
 
     def bound(self, log_weight: Tensor) -> Tensor:
-        """Of log weights [num_particles, *data]: [*data]."""
+        """The bound per datum, [*data], from log weights [num_particles, *data]."""
         raise NotImplementedError
 
     def weights(self, log_weight: Tensor) -> Weights:
-        """Of log weights [num_particles, *data], which take no gradient."""
+        """The weights of the gradients, from log weights [num_particles, *data] without a graph."""
         raise NotImplementedError
 
     def objective(self, reading: Reading) -> Tensor:
         (latent,) = reading.latents
         log_weight = reading.log_weight.detach()
         model, path, score = self.weights(log_weight)
-        held = latent.total(detach(latent.q).log_prob(latent.z))  # phi held: only the path is left
-        surrogate = (model * (reading.likelihood + reading.prior - held)).sum(0)
+        log_q = latent.total(detach(latent.q).log_prob(latent.z))  # phi is detached, so the gradient follows z only
+        surrogate = (model * (reading.likelihood + reading.prior - log_q)).sum(0)
         if latent.z.requires_grad and path is not model:
-            surrogate = _reweighted(surrogate, reading, path / model.clamp_min(torch.finfo(model.dtype).tiny))
+            ratio = path / model.clamp_min(torch.finfo(model.dtype).tiny)
+            surrogate = _with_path_times(ratio, surrogate, reading)
         if score is not None:
-            surrogate = surrogate - (score * latent.total(latent.q.log_prob(latent.z.detach()))).sum(0)
-        return surrogate + (self.bound(log_weight) - surrogate).detach()
+            log_q_at_fixed_z = latent.total(latent.q.log_prob(latent.z.detach()))
+            surrogate = surrogate - (score * log_q_at_fixed_z).sum(0)
+        value = self.bound(log_weight)
+        return surrogate + (value - surrogate).detach()
 
     def refuse(self, model: Program, guide: Program, reading: Reading) -> None:
         super().refuse(model, guide, reading)
@@ -57,31 +62,37 @@ class _PathELBO(PerDatumELBO):
         if len(names) != 1:
             raise ValueError(f"{type(self).__name__} follows the path of one latent, this pair draws {names}: use IWAE")
         if reading.latents[0].mask is not None:
-            raise ValueError(f"{type(self).__name__} scores {names[0]!r}, and it is masked: use Trace_ELBO")
+            raise ValueError(f"{type(self).__name__} scores site {names[0]!r}, which is masked: use Trace_ELBO")
         z, q = reading.latents[0].z.detach(), reading.latents[0].q
         if is_validation_enabled() and detach(q).log_prob(z).requires_grad:
             raise ValueError(
-                f"{type(self).__name__} holds the parameters of q({names[0]} | x), and some of them stand in functions "
-                "where they are out of reach: use IWAE or Trace_ELBO"
+                f"{type(self).__name__} detaches the parameters of q({names[0]} | x), but some of them are inside "
+                "functions and cannot be detached: use IWAE or Trace_ELBO"
             )
 
 
-def _reweighted(surrogate: Tensor, reading: Reading, ratio: Tensor) -> Tensor:
-    """``surrogate`` [*data], the path of z ``ratio`` [num_particles, *data] times; that of penalties once."""
+def _with_path_times(ratio: Tensor, surrogate: Tensor, reading: Reading) -> Tensor:
+    """A surrogate [*data] whose gradient through z is multiplied by ``ratio`` [num_particles, *data].
+
+    The gradient of the penalties through z is not multiplied.
+    """
     (latent,) = reading.latents
     ratio = ratio.reshape(ratio.shape + (1,) * latent.q.event_dim)
-    if not isinstance(reading.penalty, Tensor) or not reading.penalty.requires_grad:
+    has_penalty = isinstance(reading.penalty, Tensor) and reading.penalty.requires_grad
+    if not has_penalty:
         latent.z.register_hook(lambda gradient: (gradient * ratio).reshape(gradient.shape))
         return surrogate
-    (gradient,) = torch.autograd.grad(surrogate.sum(), latent.z, retain_graph=True)  # a hook would see theirs as well
-    return surrogate + (((ratio - 1) * gradient).detach() * latent.z).sum() / surrogate.numel()
+    # A hook would multiply the gradient of the penalties too. A term that is linear in z adds the difference instead.
+    (gradient,) = torch.autograd.grad(surrogate.sum(), latent.z, retain_graph=True)
+    difference = ((ratio - 1) * gradient).detach()
+    return surrogate + (difference * latent.z).sum() / surrogate.numel()
 
 
 class StickingTheLanding(_PathELBO):
-    """The ELBO; the guide's score, whose mean is 0, is left out of the gradient (Roeder et al., 2017, eq. 8).
+    """The ELBO with a gradient without the score of the guide, whose mean is 0 (Roeder et al., 2017, eq. 8).
 
-    At the exact posterior the gradient for the guide is 0 for every draw. Inside an importance-weighted bound leaving
-    it out is biased: there, use ``DReG``.
+    At the exact posterior the gradient for the guide is 0 for every draw. In an importance-weighted bound a gradient
+    without the score is biased. Use ``DReG`` there.
     """
 
     target = "elbo"
@@ -96,7 +107,7 @@ class StickingTheLanding(_PathELBO):
 
 
 class _PathOfWeights(_PathELBO):
-    """One that weighs draws."""
+    """The base of the estimators here that weigh their draws."""
 
     weighs_draws = True
 
@@ -107,7 +118,8 @@ class _PathOfWeights(_PathELBO):
 class DReG(_PathOfWeights):
     """The importance-weighted bound with the doubly reparameterised gradient (Tucker et al., 2019, eq. 8).
 
-    With normalised weights v_k, the path of draw k counts ``v_k**2``. K = 1 is ``StickingTheLanding``.
+    The gradient along the path of draw k is multiplied by ``v_k**2``, where v_k are the normalised weights. For K = 1
+    it is ``StickingTheLanding``.
     """
 
     target = "iwae"
@@ -125,11 +137,11 @@ class DReG(_PathOfWeights):
 
 
 class CIWAE(_PathOfWeights):
-    """``beta ELBO + (1 - beta) IWAE`` (Rainforth et al., 2018, section 4), with STL and DReG as the gradients.
+    """``beta ELBO + (1 - beta) IWAE`` (Rainforth et al., 2018, section 4), with the gradients of STL and DReG.
 
     Args:
-        beta: Share of the ELBO, in [0, 1].
-        num_particles: Draws K.
+        beta: The share of the ELBO, in [0, 1].
+        num_particles: The number K of draws per datum.
         max_plate_nesting: As in Pyro.
     """
 
@@ -154,13 +166,13 @@ class CIWAE(_PathOfWeights):
 
 
 class PIWAE(_PathOfWeights):
-    """Two targets (Rainforth et al., 2018, section 4): all draws in one bound for the model, M bounds for the guide.
+    """One bound over all draws for the model, and M bounds for the guide (Rainforth et al., 2018, section 4).
 
-    The value is that of the model's bound, ``IWAE`` with all draws; the guide's gradient is that of ``MIWAE``.
+    The value is that of ``IWAE`` with all draws. The gradient for the guide is that of ``MIWAE``.
 
     Args:
-        num_particles: Draws in all.
-        groups: Bounds M of the guide.
+        num_particles: The number K of draws per datum, over all groups.
+        groups: The number M of bounds for the guide. It divides K.
         max_plate_nesting: As in Pyro.
     """
 
@@ -180,4 +192,5 @@ class PIWAE(_PathOfWeights):
     def weights(self, log_weight: Tensor) -> Weights:
         guide = grouped(log_weight, self.groups).softmax(0).flatten(0, 1) / self.groups
         model = log_weight.softmax(0)
-        return Weights(torch.maximum(model, 1e-12 * guide), guide, guide)  # a floor below rounding, to divide by
+        model = torch.maximum(model, 1e-12 * guide)  # ``objective`` divides by it; the floor is below rounding
+        return Weights(model, guide, guide)

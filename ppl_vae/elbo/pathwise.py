@@ -1,4 +1,4 @@
-"""Trace_ELBO for reparameterised guides, without reading a value back from the device."""
+"""``Trace_ELBO`` for reparameterised guides, without waiting for the device."""
 
 import math
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 from pyro.infer import Trace_ELBO
 
 from ..models.steps import one_step
-from .per_datum import whole, with_gradients
+from .per_datum import whole_number, with_gradients
 from .reading import Program
 
 __all__ = ["PathwiseELBO"]
 
 
 class PathwiseELBO(Trace_ELBO):
-    """``log q(z | x) - log p(x, z)``, z drawn by the guide: the value and the gradient of ``Trace_ELBO``.
+    """The loss ``log q(z | x) - log p(x, z)`` with z from the guide: the value and the gradient of ``Trace_ELBO``.
 
-    When every site of the guide is reparameterised, the surrogate loss of ``Trace_ELBO`` is the loss itself; what is
-    left out is bookkeeping that calls ``.item()`` five times per step. Any other guide goes the long way.
+    If every site of the guide is reparameterised, the surrogate loss of ``Trace_ELBO`` is the loss itself. This class
+    then leaves out bookkeeping that calls ``.item()`` five times per step. For any other guide it computes the
+    surrogate loss of ``Trace_ELBO``.
 
     References:
         Kingma and Welling, Auto-Encoding Variational Bayes, 2014, eq. 6 (estimator A).
@@ -29,19 +30,19 @@ class PathwiseELBO(Trace_ELBO):
     def __init__(
         self, num_particles: int = 1, max_plate_nesting: float = math.inf, *, vectorize_particles: bool = False
     ) -> None:
-        num_particles = whole("num_particles", num_particles)
+        num_particles = whole_number("num_particles", num_particles)
         super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
-        """The negative bound, in nats summed over the data set: a tensor of shape [] with its graph."""
+        """The negative bound in nats, summed over the data set, as a tensor of shape [] with its graph."""
         total: Any = 0.0
         with one_step():
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
                 total = total + self._of_draw(model_trace, guide_trace)
-        return total / self.num_particles  # vectorised draws stand in one trace
+        return total / self.num_particles  # vectorised draws are in one trace, already summed
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The value of ``differentiable_loss``; gradients are added to the parameters' own."""
+        """The value of ``differentiable_loss``. Its gradients are added to those of the parameters."""
         return with_gradients(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def _of_draw(self, model_trace: Any, guide_trace: Any) -> Any:

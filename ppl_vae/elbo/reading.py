@@ -4,12 +4,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
@@ -24,25 +27,28 @@ __all__ = [
     "is_weighted",
     "plate_scale",
     "read",
-    "sort_traces",
     "traces",
 ]
 
 Program = Callable[..., Any]
 Site = Any
 Plates = dict[str, CondIndepStackFrame]
-ROUNDING = 1e-6  # of a weight, in single precision
-PARTICLES = "num_particles_vectorized"  # Pyro's name: a plate inside then subsamples once for all draws
+ROUNDING = 1e-6  # a weight this close to 1 counts as 1, in single precision
+PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of draws: plates inside it subsample only once
 
 
 class Latent(NamedTuple):
     """A site that the guide draws.
 
     Attributes:
-        name, z: Of the site, and its value.
-        q, prior: Its laws q(z | x) and p(z), without what plates and masks put around them.
-        weight, mask: What multiplies it beside the data plates, a KL weight; None for nothing.
-        dims: Of plates that it has beside the data plates.
+        name: The name of the site.
+        z: Its value.
+        q: The distribution q(z | x), without the expansions and masks around it.
+        prior: The distribution p(z), without the expansions and masks around it.
+        weight: The factor on its log density, beside the scale of the data plates, for example a KL weight. None
+            stands for 1.
+        mask: The mask on its log density. None stands for no mask.
+        dims: The dimensions of its plates that are not data plates.
     """
 
     name: str
@@ -54,7 +60,7 @@ class Latent(NamedTuple):
     dims: list[int]
 
     def total(self, log_density: Tensor) -> Tensor:
-        """What a log density [..., *plates] at this site adds to the bound: weighted, masked, own plates summed."""
+        """Weigh and mask a log density [..., *plates] of this site, and sum it over the plates of its own."""
         return _total(log_density, self.weight, self.mask, self.dims)
 
 
@@ -76,7 +82,7 @@ class Draws:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log p(x, z) - log q(z | x), [num_particles, *data]. Its mean over draws is the bound."""
+        """The log weights log p(x, z) - log q(z | x), [num_particles, *data]. Their mean over draws is the bound."""
         return self.likelihood + self.prior - self.guide
 
     def under(self, prior: nn.Module) -> "Draws":
@@ -86,21 +92,22 @@ class Draws:
 
     @staticmethod
     def joined(parts: "Sequence[Draws]", dim: int) -> "Draws":
-        """Several draws as one: along the axis 0 they are draws of the same data, along 1 they are of other data."""
+        """Join several records into one: along axis 0 for more draws of the same data, along axis 1 for more data."""
         names = [field.name for field in dataclasses.fields(Draws)]
         return Draws(*(torch.cat([getattr(part, name) for part in parts], dim) for name in names))
 
 
 @dataclass(frozen=True)
 class Reading(Draws):
-    """The draws of one pass, and what the sites of its traces say.
+    """The draws of one pass over a pair, and further facts from its traces.
 
     Attributes:
         latents: The sites that the guide draws.
-        weights: What multiplies a site beside the data plates, by the name of the site: a KL weight, or the scale of a
-            subsampled plate of its own. Sites that nothing multiplies are left out.
+        weights: The factor on the log density of each site, beside the scale of the data plates, by the name of the
+            site. It is a KL weight, or the scale of a subsampled plate of the site's own. Sites with the factor 1 are
+            left out.
         scale: The number of data in the whole set for each datum of the batch, N / B.
-        penalty: What ``pyro.factor`` adds in the model, less what it adds in the guide, averaged over draws: [].
+        penalty: The sum of the factors (``pyro.factor``) in the model minus that in the guide, averaged over draws, [].
     """
 
     latents: list[Latent]
@@ -115,7 +122,7 @@ def traces(model: Program, guide: Program, *args: Any, nesting: int = 1, **kwarg
     Args:
         model, guide: The pair.
         args, kwargs: The arguments of both: a batch in the model's units, and the size of the whole set.
-        nesting: How many plates stand inside each other, Pyro's ``max_plate_nesting``.
+        nesting: The number of plates inside each other, Pyro's ``max_plate_nesting``.
 
     Returns:
         The traces of the guide and of the model. The sites that choose the rows of a plate are left out.
@@ -138,13 +145,13 @@ def read(
     Args:
         model, guide: The pair.
         args, kwargs: The arguments of both: a batch in the model's units, and the size of the whole set.
-        num_particles: The number K of draws per datum. For K > 1 they stand in a plate of their own, and the networks
-            see [K, batch, ...].
-        nesting: How many plates stand inside each other without that of the draws, Pyro's ``max_plate_nesting``.
+        num_particles: The number K of draws per datum. For K > 1 the draws have their own plate, and the networks see
+            [K, batch, ...].
+        nesting: The number of plates inside each other, Pyro's ``max_plate_nesting``, without the plate of the draws.
         z: Codes [K, batch, z_dim] to be scored; the guide draws them unless they are given.
 
     Raises:
-        ValueError: If the sites of the two halves do not match, or share no plate of the data.
+        ValueError: If the sites of the model and of the guide do not match, or share no plate of the data.
     """
     if z is not None:
         given = poutine.Trace()
@@ -155,127 +162,159 @@ def read(
         plate = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
     guide_trace, model_trace = traces(model, guide, *args, nesting=nesting + has_plate, **kwargs)
-    return sort_traces(model_trace, guide_trace, num_particles, nesting)
+    return _reading(model_trace, guide_trace, num_particles, nesting)
 
 
-def sort_traces(model_trace: Any, guide_trace: Any, num_particles: int, nesting: int) -> Reading:
-    """Sort what two traces say, log densities computed.
-
-    Args:
-        model_trace, guide_trace: Of one pass, the model replayed at the guide's draws.
-        num_particles: Draws K a datum, in a plate of their own outside the others; no plate where K is 1.
-        nesting: Plates inside each other, Pyro's ``max_plate_nesting``.
+def _reading(model_trace: Any, guide_trace: Any, num_particles: int, nesting: int) -> Reading:
+    """Read the draws of two traces with log densities, the model replayed at the draws of the guide.
 
     Raises:
-        ValueError: If the sites share no plate, have more plates than ``nesting``, or are not those of the other half.
+        ValueError: If the sites of the two traces do not match, share no plate, or have more plates than ``nesting``.
     """
     scored, drawn = _sites(model_trace), _sites(guide_trace)
-    latents = _names_of_latents(scored, drawn)
+    names = _latent_names(scored, drawn)
     observed = [site for site in scored.values() if site["is_observed"] and not _is_factor(site)]
-    priors, posteriors = [scored[name] for name in latents], [drawn[name] for name in latents]
+    priors = [scored[name] for name in names]
+    posteriors = [drawn[name] for name in names]
     every = [*observed, *posteriors, *priors]
+
     data = _data_plates(every, nesting)
     shape = [num_particles, *[1] * nesting]
     for frame in data.values():
         shape[frame.dim or 0] = frame.size
+
+    latents = [_latent(posterior, prior, data) for posterior, prior in zip(posteriors, priors, strict=True)]
     weights = {site["name"]: _weight(site, data) for site in every}
-    factors = [site["log_prob_sum"] for site in scored.values() if _is_factor(site)]
-    factors += [-site["log_prob_sum"] for site in drawn.values() if _is_factor(site)]
-    found = [_latent(site, scored[site["name"]], data) for site in posteriors]
+    factors = _factors(scored) + [-factor for factor in _factors(drawn)]
     return Reading(
-        _code(found, shape),
-        _sum(observed, data, shape),
-        _sum(priors, data, shape),
-        _sum(posteriors, data, shape),
-        found,
-        {name: weight for name, weight in weights.items() if weight is not None},
-        math.prod(plate_scale(frame) for frame in data.values()),
-        sum(factors, 0.0) / num_particles,
+        z=_code(latents, shape),
+        likelihood=_sum(observed, data, shape),
+        prior=_sum(priors, data, shape),
+        guide=_sum(posteriors, data, shape),
+        latents=latents,
+        weights={name: weight for name, weight in weights.items() if weight is not None},
+        scale=_scale_of_plates(data),
+        penalty=sum(factors, 0.0) / num_particles,
     )
 
 
 def _code(latents: list[Latent], shape: list[int]) -> Tensor:
-    """The value of the site z, one for each draw and datum; the first latent where no site has that name."""
+    """The value of the site z for each draw and datum, or that of the first latent where no site is called z."""
     latent = next((latent for latent in latents if latent.name == "z"), latents[0])
     if latent.dims:
         return latent.z
-    return latent.z.expand(*shape, *latent.z.shape[latent.z.ndim - latent.q.event_dim :])
+    event_shape = latent.z.shape[latent.z.ndim - latent.q.event_dim :]
+    return latent.z.expand(*shape, *event_shape)
 
 
 def is_weighted(weight: Tensor | float | None) -> bool:
-    """Whether a weight is known not to be 1; a tensor is asked under validation alone, for that waits for a device."""
+    """Whether a weight is not 1. A tensor is examined only under Pyro's validation, because that waits for a device."""
     if isinstance(weight, Tensor):
         return is_validation_enabled() and bool(((weight - 1).abs() > ROUNDING).any())
     return weight is not None and abs(weight - 1) > ROUNDING
 
 
 def _sites(trace: Any) -> dict[str, Site]:
+    """The sample sites of a trace by name, without ``pyro.deterministic``."""
     sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     return {name: site for name, site in sites.items() if not site["infer"].get("_deterministic")}
 
 
-def _names_of_latents(scored: dict[str, Site], drawn: dict[str, Site]) -> list[str]:
-    latents = [name for name, site in drawn.items() if not site["is_observed"]]
-    alone = {name for name, site in scored.items() if not site["is_observed"]}.symmetric_difference(latents)
-    alone |= {name for name, site in drawn.items() if site["is_observed"] and not _is_factor(site)}
-    if alone or not latents:
-        raise ValueError(f"model and guide must draw the same sites, one at least, {sorted(alone)} are of one alone")
-    for name in latents:
-        for what in ("mask", "scale"):
-            halves = scored[name][what], drawn[name][what]
-            kinds = {isinstance(half, Tensor) for half in halves}
-            if len(kinds) > 1 or (kinds == {False} and halves[0] != halves[1]):
-                raise ValueError(
-                    f"site {name!r} has another {what} in one half: have it in both, or it is another model"
-                )
-    return latents
+def _latent_names(scored: dict[str, Site], drawn: dict[str, Site]) -> list[str]:
+    """The names of the sites that the guide draws.
+
+    Raises:
+        ValueError: If the model does not draw the same sites, with the same scales and masks.
+    """
+    names = [name for name, site in drawn.items() if not site["is_observed"]]
+    in_model = {name for name, site in scored.items() if not site["is_observed"]}
+    observed_by_guide = {name for name, site in drawn.items() if site["is_observed"] and not _is_factor(site)}
+    unmatched = in_model.symmetric_difference(names) | observed_by_guide
+    if unmatched:
+        raise ValueError(f"model and guide must draw the same sites, but only one of them has {sorted(unmatched)}")
+    if not names:
+        raise ValueError("model and guide must draw at least one site, such as z, and they draw none")
+    for name in names:
+        for attribute in ("mask", "scale"):
+            if not _agree(scored[name][attribute], drawn[name][attribute]):
+                raise ValueError(f"site {name!r} has different {attribute}s in model and guide: set the same in both")
+    return names
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two masks or scales agree. Two tensors are not compared, because that would wait for a device."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor)
+    return bool(one == other)
+
+
+def _layers(site: Site) -> list[Any]:
+    """The distribution of a site and the distributions inside it, without their expansions and masks at the end."""
+    layers = [site["fn"]]
+    while isinstance(layers[-1], ExpandedDistribution | MaskedDistribution):
+        layers.append(layers[-1].base_dist)
+    return layers
 
 
 def _law(site: Site) -> Any:
-    """The distribution of a site, without what plates and masks put around it."""
-    law = site["fn"]
-    while isinstance(law, dist.torch_distribution.ExpandedDistribution | dist.torch_distribution.MaskedDistribution):
-        law = law.base_dist
-    return law
+    """The distribution of a site without the expansions and masks around it."""
+    return _layers(site)[-1]
 
 
 def _mask(site: Site) -> Any:
-    """The mask of a site, or that of its distribution."""
-    law, mask = site["fn"], site["mask"]
-    while isinstance(law, dist.torch_distribution.ExpandedDistribution | dist.torch_distribution.MaskedDistribution):
-        own = getattr(law, "_mask", None)
-        mask = own if mask is None or own is None else mask & own
-        law = law.base_dist
-    return mask
+    """The mask of a site and of its distribution, or None."""
+    masks = [site["mask"], *(layer._mask for layer in _layers(site) if isinstance(layer, MaskedDistribution))]
+    masks = [mask for mask in masks if mask is not None]
+    return reduce(and_, masks) if masks else None
 
 
-def _latent(site: Site, prior: Site, data: Plates) -> Latent:
-    law, dims = _law(site), _own_dims(site, data)
-    return Latent(site["name"], site["value"], law, _law(prior), _weight(site, data), _mask(site), dims)
+def _latent(posterior: Site, prior: Site, data: Plates) -> Latent:
+    return Latent(
+        name=posterior["name"],
+        z=posterior["value"],
+        q=_law(posterior),
+        prior=_law(prior),
+        weight=_weight(posterior, data),
+        mask=_mask(posterior),
+        dims=_own_dims(posterior, data),
+    )
 
 
 def _is_factor(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor``."""
     return isinstance(_law(site), dist.Unit)
 
 
+def _factors(sites: dict[str, Site]) -> list[Tensor]:
+    """The log densities of the factors among some sites, [] each."""
+    return [site["log_prob_sum"] for site in sites.values() if _is_factor(site)]
+
+
 def plate_scale(frame: CondIndepStackFrame) -> float:
-    """How often a datum of a plate counts: its size over that of its batch."""
+    """The number of data in a plate for each datum of its batch."""
     return (frame.full_size or frame.size) / frame.size
 
 
+def _scale_of_plates(data: Plates) -> float:
+    """The number of data in the whole set for each datum of the batch, N / B, over all data plates."""
+    return math.prod(plate_scale(frame) for frame in data.values())
+
+
 def _plates(site: Site) -> Plates:
+    """The plates around a site by name, without the plate of the draws."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES}
 
 
 def _own_dims(site: Site, data: Plates) -> list[int]:
+    """The dimensions of the plates around a site that are not data plates."""
     return [frame.dim or 0 for name, frame in _plates(site).items() if name not in data]
 
 
 def _data_plates(sites: list[Site], nesting: int) -> Plates:
-    """The plates that all sites share: inside them, data are independent."""
+    """The plates that all sites share. Data are independent inside them."""
     deepest = max((-(frame.dim or 0) for site in sites for frame in _plates(site).values()), default=0)
     if deepest > nesting:
-        raise ValueError(f"plates stand {deepest} deep, and max_plate_nesting is {nesting}: raise it to {deepest}")
+        raise ValueError(f"plates are nested {deepest} deep, but max_plate_nesting is {nesting}: set it to {deepest}")
     shared = _plates(sites[0])
     for site in sites:
         plates = _plates(site)
@@ -289,14 +328,15 @@ def _data_plates(sites: list[Site], nesting: int) -> Plates:
 
 
 def _weight(site: Site, data: Plates) -> Tensor | float | None:
-    """What multiplies a site beside the plates of the data; None for nothing."""
-    plates = math.prod(plate_scale(frame) for frame in data.values())
-    scale = site["scale"]
-    return None if isinstance(scale, int | float) and math.isclose(scale, plates) else scale / plates
+    """The factor on the log density of a site, beside the scale of the data plates, or None for 1."""
+    scale, of_plates = site["scale"], _scale_of_plates(data)
+    if isinstance(scale, int | float) and math.isclose(scale, of_plates):
+        return None
+    return scale / of_plates
 
 
 def _sum(sites: list[Site], data: Plates, shape: list[int]) -> Tensor:
-    """Log densities of some sites, [num_particles, *data]: plates of their own are summed, masks hold."""
+    """The sum of the log densities of some sites, [num_particles, *data], each weighted, masked and summed."""
     total = torch.zeros(())
     for site in sites:
         weight, dims = _weight(site, data), _own_dims(site, data)
@@ -305,5 +345,6 @@ def _sum(sites: list[Site], data: Plates, shape: list[int]) -> Tensor:
 
 
 def _total(log_density: Tensor, weight: Tensor | float | None, mask: Any, dims: list[int]) -> Tensor:
+    """Weigh and mask a log density, and sum it over some dimensions, which are kept with the size 1."""
     value = scale_and_mask(log_density, 1.0 if weight is None else weight, mask)
     return value.sum(dims, keepdim=True) if dims else value

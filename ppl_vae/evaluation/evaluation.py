@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..contracts.support import check_support
+from ..contracts import check_support
 from ..data.data_set import Data, tensor_of
 from ..estimate import Number
 from ..models.networks import is_image

@@ -6,7 +6,8 @@ import random
 import torch
 from torch import Tensor
 
-from ..variant import Variant, mean_codes, mean_data
+from ..coding import mean_codes, mean_data
+from ..variant import Variant
 
 __all__ = ["interpolate", "pairs", "slerp"]
 

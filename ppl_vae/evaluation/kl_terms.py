@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
+from ..elbo.kl import closed_form_kl, kl_per_unit
 from ..variant import Variant
 
 __all__ = ["ACTIVE", "kl_from_prior"]
 
 ACTIVE = 0.01  # a unit is active if its posterior mean has a larger variance over data (Burda et al., 2016)
+DRAWS = 100  # draws of a KL that torch has no closed form for
 
 
 def kl_from_prior(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -23,14 +24,16 @@ def kl_from_prior(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
     Returns:
         The KL of each datum, [rows], and the KL of each unit, [rows, z_dim], where both laws factorise.
     """
-    prior, total, per_dim = variant.model.prior(), [], []
+    prior = variant.model.prior()
+    per_datum, per_unit = [], []
     for rows in y.split(variant.at_once):
         q = variant.guide.posterior(rows)
-        try:
-            total.append(kl_divergence(q, prior.expand(q.batch_shape)))
-            if isinstance(q, Independent) and isinstance(prior, Independent):
-                per_dim.append(kl_divergence(q.base_dist, prior.base_dist.expand(q.base_dist.batch_shape)))
-        except NotImplementedError:
-            z = q.sample((100,))
-            total.append((q.log_prob(z) - prior.log_prob(z)).mean(0))
-    return torch.cat(total), torch.cat(per_dim) if per_dim else None
+        kl = closed_form_kl(q, prior)
+        if kl is None:
+            z = q.sample((DRAWS,))
+            kl = (q.log_prob(z) - prior.log_prob(z)).mean(0)
+        units = kl_per_unit(q, prior)
+        if units is not None:
+            per_unit.append(units)
+        per_datum.append(kl)
+    return torch.cat(per_datum), torch.cat(per_unit) if per_unit else None

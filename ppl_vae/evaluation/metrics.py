@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..coding import draw_data, mean_codes, mean_data, missing_mean
 from ..estimate import Number, mean_over_data, share_over_data
 from ..models.networks import is_image
 from ..noise import at_floor, noise_scale
 from ..streams import chosen, seeded
-from ..variant import Variant, draw_data, evaluating, mean_codes, mean_data, missing_mean
+from ..variant import Variant, evaluating
 from .distances import frechet_with_error, nearest
 from .features import Features
 from .interpolation import interpolate, pairs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import refuse_other, save
-from ..contracts.support import check_support
+from ..contracts import check_support
 from ..data.data_set import Data
 from ..evaluation import ex_post
 from ..evaluation.evaluation import evaluate

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..coding import draw_data, mean_codes, mean_data
 from ..data.data_set import Data
 from ..drawing import uri
 from ..evaluation.interpolation import interpolate
 from ..files import whole_file
 from ..models.networks import is_image
-from ..variant import Variant, draw_data, mean_codes, mean_data
+from ..variant import Variant
 from .results import Result, colour
 
 __all__ = ["Pictures", "grid", "pictures_of", "write_samples"]

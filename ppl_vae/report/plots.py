@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..coding import encode, sample
 from ..drawing import GREY, LIGHT, blank, embedded, panels, tidy
 from ..models import Mixture
 from ..streams import chosen
 from ..training.fitting import Fit
-from ..variant import Variant, encode, sample
+from ..variant import Variant
 from .results import Result, colour
 
 if TYPE_CHECKING:

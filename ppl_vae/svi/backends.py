@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, MethodDescriptorType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from .adam import Adam
 from .capture import Function, Recording
 from .shortening import shorten
 
-__all__ = ["BACKENDS", "CudaGraph", "backend_for", "fx", "inductor"]
+__all__ = ["BACKENDS", "Backend", "CudaGraph", "backend_for", "fx", "inductor"]
 
-BACKENDS = ("auto", "eager", "fx", "inductor", "cudagraph")
+Backend = Literal["auto", "eager", "fx", "inductor", "cudagraph"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 def backend_for(name: str) -> str:

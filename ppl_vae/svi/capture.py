@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..streams import set_streams, streams
+from ..streams import set_stream_states, stream_states
 
 __all__ = ["Function", "NotStatic", "Recording", "equal", "first_line", "put_back", "record"]
 
@@ -68,7 +68,7 @@ class Recording(TorchDispatchMode):
         self.before = [tensor.detach().clone() for tensor in inputs]
         self.constants: dict[str, Tensor] = {}
         self.nodes = WeakIdKeyDictionary()
-        self.start, self.end = streams(), streams()
+        self.start, self.end = stream_states(), stream_states()
         # An argument may also be an attribute of the model, and only the argument changes in the next call. An alias
         # of the argument tells the two apart.
         self.aliases = [tensor.detach() for tensor in inputs]
@@ -123,7 +123,7 @@ class Recording(TorchDispatchMode):
 
     def close(self, outputs: list[Tensor]) -> None:
         """End the graph with the tensors that the function returned."""
-        self.outputs, self.end = outputs, streams()
+        self.outputs, self.end = outputs, stream_states()
         self.graph.output(tuple(self.node(out) for out in outputs))
         self.graph.erase_node(self.first)
 
@@ -135,7 +135,7 @@ class Recording(TorchDispatchMode):
     def rewind(self) -> None:
         """Put back the values of arguments and held tensors, and the random streams, as they were before the call."""
         put_back(self.before, self.tensors)
-        set_streams(self.start)
+        set_stream_states(self.start)
 
     def forget(self) -> None:
         """Release the values. The graph alone is needed to compare it with a later recording."""

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "TOLERANCES", "networks_in_bf16", "products_in_bf16"]
+__all__ = ["PRECISIONS", "TOLERANCES", "Precision", "networks_in_bf16", "products_in_bf16"]
 
-PRECISIONS = ("full", "bf16", "bf16_matmul")
+Precision = Literal["full", "bf16", "bf16_matmul"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # The relative error that a compiled step may have: a compiler rounds less often than networks in bfloat16 do.
 TOLERANCES = {"full": 1e-3, "bf16": 0.1, "bf16_matmul": 0.1}
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)

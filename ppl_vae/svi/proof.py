@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..streams import set_streams, streams
+from ..streams import set_stream_states, stream_states
 from .capture import Function, NotStatic, Recording, equal, first_line, put_back
 
 __all__ = ["agree", "prove", "same_streams"]
@@ -44,7 +44,7 @@ def prove(one: Recording, two: Recording, build: Callable[[Recording], Function]
         two.rewind()
         with torch.no_grad():
             outputs = run(*two.inputs, *two.held)
-        if not same_streams(streams(), two.end) or not _repeats(two, outputs, after, tolerance):
+        if not same_streams(stream_states(), two.end) or not _repeats(two, outputs, after, tolerance):
             raise NotStatic("the graph does not repeat the recorded step")
     except NotStatic:
         raise
@@ -52,7 +52,7 @@ def prove(one: Recording, two: Recording, build: Callable[[Recording], Function]
         raise NotStatic(first_line(error)) from error
     finally:
         put_back(after, two.tensors)
-        set_streams(two.end)
+        set_stream_states(two.end)
     held = two.held
     return lambda *inputs: run(*inputs, *held)
 

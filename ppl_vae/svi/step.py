@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..streams import set_streams, streams
+from ..streams import set_stream_states, stream_states
 from .adam import Adam, is_hooked
 from .backends import CudaGraph, backend_for, fx, inductor
 from .capture import Function, NotStatic, Recording, put_back, record
@@ -317,24 +317,24 @@ class Step:
         buffers = [tensor for module in self.surroundings.modules for tensor in module._buffers.values()]
         written = {id(tensor): tensor for tensor in (*inputs, *graph.held, *buffers) if tensor is not None}
         tensors = list(written.values())
-        start, values = streams(), [tensor.detach().clone() for tensor in tensors]
+        start, values = stream_states(), [tensor.detach().clone() for tensor in tensors]
         restore = self.surroundings.snapshot()
 
         def rewind() -> None:
             put_back(values, tensors)
-            set_streams(start)
+            set_stream_states(start)
 
         torch.clear_autocast_cache()
         try:
             with pyro.validation_enabled(False):  # as in the recordings, because validation changes the order of sums
                 eager = self._pass(args, kwargs)
-            end = streams()
+            end = stream_states()
         finally:
             rewind()
             restore()
         with torch.no_grad():
             ours = graph.run(*inputs)
-        same = _same_objects(eager.moved, graph.moved) and same_streams(streams(), end)
+        same = _same_objects(eager.moved, graph.moved) and same_streams(stream_states(), end)
         if not (same and self._agree(ours, eager.outputs)):
             rewind()
             self._refuse("the graph was found to be stale")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from ..contracts.training_pass import preflight
+from ..contracts import preflight
 from ..data.data_set import Data, tensor_of
-from ..data.prepared import whole
+from ..data.prepared import unsplit
 from ..progress import Progress
 from ..streams import chosen, seeded
 from ..variant import Variant
@@ -18,7 +18,7 @@ from .loop import Loop
 from .machine import kernels_last, threads_for
 from .options import FitOptions, Speed
 from .receipts import receipt
-from .split import hold_out
+from .validation import hold_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ def fit(
     options = FitOptions(epochs, batch_size, lr, schedule, patience, seed, device, **speed)
     variant.model.to(options.place)
     variant.guide.to(options.place)
-    data = data if isinstance(data, Data) else replace(whole(data), scale=variant.model.scale)
+    data = data if isinstance(data, Data) else replace(unsplit(data), scale=variant.model.scale)
     variant.model.scale.load_state_dict(data.scale.state_dict())
     label = progress if isinstance(progress, str) else variant.name
     bar = Progress(label, epochs, shown=bool(progress))  # before the seed: its import draws from Python's stream

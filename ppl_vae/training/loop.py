@@ -14,7 +14,7 @@ from ..evaluation.lower_bounds import held_out
 from ..models.steps import one_step
 from ..noise import noise_scale
 from ..snapshot import Snapshot
-from ..streams import seeded, set_streams, streams
+from ..streams import seeded, set_stream_states, stream_states
 from ..svi import Step
 from ..svi.adam import Adam
 from ..svi.precision import TOLERANCES, networks_in_bf16, products_in_bf16
@@ -165,13 +165,13 @@ class Loop:
 @torch.no_grad()
 def error_of_precision(loop: Loop, y: Tensor) -> float:
     """What the lowered precision changes of the loss of a batch, nats per datum, with the same noise."""
-    before, state, lowered = Snapshot(loop.variant), streams(), loop.precision
+    before, state, lowered = Snapshot(loop.variant), stream_states(), loop.precision
     losses = []
     for loop.precision in ("full", lowered):
         with loop.kernels():
             losses.append(float(loop.objective(y) / loop.weight(y)))
         before.restore(loop.variant)
-        set_streams(state)
+        set_stream_states(state)
     return abs(losses[1] - losses[0])
 
 

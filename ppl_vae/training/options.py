@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from ..svi.backends import backend_for
 from ..svi.precision import PRECISIONS
 
-__all__ = ["SCHEDULES", "FitOptions", "Speed"]
+__all__ = ["SCHEDULES", "FitOptions", "Schedule", "Speed"]
 
+Schedule = Literal["constant", "cosine"]
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),

@@ -1,5 +1,7 @@
-"""The receipt of a fit: what was optimised, with its numbers in it, and whether it is a bound."""
+"""The receipt of a fit: what was optimised, with its numbers, and whether it is a bound."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -14,113 +16,193 @@ from ..models.likelihoods import of_coordinate
 from ..noise import at_floor
 from ..snapshot import Snapshot
 from ..streams import seeded
-from ..variant import Variant, frozen_parts, in_mode, log_jacobian
+from ..variant import Variant, evaluating, frozen_parts, in_mode, log_jacobian
 
 __all__ = ["receipt"]
 
-FACTORS = {dist.Normal: ("sigma", 0.5), dist.Laplace: ("scale", 1.0)}  # law: name of its scale, power of the KL weight
+Lines = list[tuple[str, str]]  # each of them a name and a text
 
 
-def describe(part: nn.Module) -> str:
+def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
+    """Write the receipt of a fit.
+
+    Args:
+        variant: The pair with the weights that were kept.
+        y: Training data [rows, *x_shape] in the model's units, on which the objective is computed.
+        settings: The numbers of the run, as in ``Fit.settings``.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [
+        *_run(variant, settings),
+        *_loss(variant, y, int(settings["rows"])),
+        *_parts(variant, y),
+        *_cautions(variant, y),
+    ]
+    return "\n".join(f"{name:<22}{text}" for name, text in lines)
+
+
+# What was optimised.
+
+
+def _run(variant: Variant, settings: dict[str, Any]) -> Lines:
+    """What was trained, for how long, and what its objective is."""
+    steps = f"{settings['steps']} steps of {settings['batch_size']}"
+    return [
+        ("variant", f"{variant.name}, {steps}, lr {settings['lr']:g}"),
+        ("objective", nature(variant)),
+        ("estimator", _estimator(variant)),
+    ]
+
+
+def nature(variant: Variant) -> str:
+    """What the training objective is: a bound of log p(x), or why it is not one."""
+    loss, name = variant.loss, type(variant.loss).__name__
+    if not variant.has_bound:
+        scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z) without p(z)"
+        return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
+    if variant.kl_weight != 1.0:
+        return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}. The bound that is reported has weight 1"
+    if target_of(loss) is None:
+        return f"that of {name}, which ppl_vae.verify can test. The bound that is reported does not depend on it"
+    if isinstance(loss, PerDatumELBO) and loss.caution:
+        return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
+    if len(variant.model.penalties):
+        return "the bound of log p(x) plus the log factors of the penalties: a MAP objective in what they penalise"
+    return "a lower bound of log p(x)"
+
+
+def _estimator(variant: Variant) -> str:
+    """The estimator of the loss and its number of draws."""
+    particles = variant.loss.num_particles
+    name = repr(variant.loss) if isinstance(variant.loss, PerDatumELBO) else type(variant.loss).__name__
+    draws = "1 draw" if particles == 1 else f"{particles} draws"
+    return f"{name}, {draws} per datum and step"
+
+
+# The terms of the objective.
+
+
+def _loss(variant: Variant, y: Tensor, size: int) -> Lines:
+    """The loss and the terms that it is the sum of."""
+    terms = _terms(variant, y, size)
+    shift = float(log_jacobian(variant))
+    loss = -sum(terms.values()) - shift
+    return [
+        ("loss", f"{loss:.5g} nats per datum in the data's units, over {len(y)} data: minus the sum of these terms"),
+        *((f"  {name}", f"{value:+.5g}") for name, value in terms.items()),
+        ("  log Jacobian", f"{shift:+.5g}"),
+    ]
+
+
+def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
+    """The term of each site in training mode, in nats per datum, weighted as it was optimised."""
+    with _as_trained(variant):
+        guide, model = traces(variant.model, variant.guide, y, size)
+    terms = {}
+    for sign, density, trace in ((-1, "-log q", guide), (1, "log p", model)):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            kind = "factor of" if name.startswith("penalty") else density
+            terms[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # which makes 0 of -0
+    if target_of(variant.loss) not in (None, "elbo"):
+        with _as_trained(variant):
+            loss = float(variant.loss(variant.model, variant.guide)(y, size)) / size
+        terms["the estimator"] = -loss - sum(terms.values())  # how far it is from the terms of a single draw
+    return terms
+
+
+@contextmanager
+def _as_trained(variant: Variant) -> Iterator[None]:
+    """Training mode, with the same draws each time. The statistics that move in this mode are put back afterwards."""
+    before = Snapshot(variant)
+    try:
+        with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
+            yield
+    finally:
+        before.restore(variant)
+
+
+# The parts of the pair.
+
+
+def _parts(variant: Variant, y: Tensor) -> Lines:
+    """The parts, with their numbers."""
+    model = variant.model
+    penalties = [("penalty", _described(penalty)) for penalty in model.penalties]
+    return [
+        ("likelihood", _described(model.likelihood)),
+        ("prior", _described(model.prior)),
+        ("guide", type(variant.guide).__name__),
+        *_kl_weight(variant, y),
+        *(penalties or [("penalties", "none")]),
+        ("data scale", repr(model.scale)),
+    ]
+
+
+def _described(part: nn.Module) -> str:
     """A part and its numbers on one line."""
     return f"{type(part).__name__}({part.extra_repr()})"
 
 
-def nature(variant: Variant) -> str:
-    """What the training objective is: a bound of log p(x), or why it is not."""
-    if not variant.has_bound:
-        scored = "log p(x, z)" if variant.codes_are_scored else "log p(x | z), with p(z) not in the objective,"
-        return f"a MAP objective, {scored} at a point mass: not a lower bound of log p(x)"
-    if variant.kl_weight != 1.0:
-        return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}; the bound is reported without"
-    if target_of(variant.loss) is None:
-        return f"what {type(variant.loss).__name__} says it is, held by ppl_vae.verify; the bound is reported apart"
-    if isinstance(variant.loss, PerDatumELBO) and variant.loss.caution:
-        return f"not the bound: {variant.loss.caution}; the bound is reported without"
-    if len(variant.model.penalties):
-        return "the bound of log p(x) plus the log factors below: MAP in what they penalise"
-    return "a lower bound of log p(x)"
+FACTORS = {  # by distribution: the name of its scale, and the power of the KL weight that multiplies it
+    dist.Normal: ("sigma", 0.5),
+    dist.Laplace: ("scale", 1.0),
+}
 
 
-def shrinks(variant: Variant) -> bool:
-    """Whether a code penalty stands alone: z / c and a decoder of c z pay ever less of it, at the same output."""
-    held = len(variant.model.penalties) > 0 or any(map(is_parametrized, variant.model.decoder.modules()))
-    return not variant.has_bound and variant.codes_are_scored and not held
+def _kl_weight(variant: Variant, y: Tensor) -> Lines:
+    """The weight of the KL, and the scale of p(x | z) that is equivalent to it, where there is one.
 
-
-def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
-    """Each site's part of the objective in training mode, nats per datum, weighted as it was optimised."""
-    before = Snapshot(variant)
-    with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
-        total = float(variant.loss(variant.model, variant.guide)(y, size)) / size
-    before.restore(variant)  # statistics move in training mode
-    with in_mode(variant, training=True), pyro.validation_enabled(False), seeded(0):
-        guide, model = traces(variant.model, variant.guide, y, size)
-    before.restore(variant)
-    parts = {}
-    for sign, letter, trace in ((-1, "q", guide), (1, "p", model)):
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample":
-                kind = "factor of" if name.startswith("penalty") else f"{'-' if sign < 0 else ''}log {letter}"
-                parts[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # no -0
-    if target_of(variant.loss) not in (None, "elbo"):
-        parts["the estimator"] = -total - sum(parts.values())  # what it makes of its draws, beside one draw's terms
-    return parts
-
-
-def _at_weight_one(variant: Variant, y: Tensor, weight: float) -> list[str]:
-    """What scale stands for a KL weight, where one does: for a normal or a Laplace likelihood whose scale is fixed.
-
-    Divided by the weight w, the objective is that of weight 1 with the scale ``sqrt(w) s`` of a normal, where
-    ``|x - loc|**2 / (2 s**2)`` stands, and ``w s`` of a Laplace, where ``|x - loc| / s`` stands. What is added does not
-    depend on the networks. A scale that is learned would not stay there, and no other law is the same function of w.
+    Divided by its weight w, the objective is that of weight 1 under another scale than s. The new scale is
+    ``sqrt(w) s`` for a normal, whose log density has ``|x - loc|**2 / (2 s**2)``, and ``w s`` for a Laplace, whose log
+    density has ``|x - loc| / s``. What else changes does not depend on the networks. The scale has to be fixed, since
+    training would move it otherwise. The log densities of other distributions are no such functions of w.
     """
-    if weight == 1.0 or not variant.has_bound:
-        return []
-    with in_mode(variant, training=False), torch.enable_grad(), pyro.validation_enabled(False):
-        law: Any = variant.model.x_given_z(variant.guide.posterior(y[:2]).sample())
-        law = of_coordinate(law)
-        moves = hasattr(variant.model.likelihood, "observe")
-        if type(law) not in FACTORS or moves or law.scale.requires_grad or law.scale.unique().numel() != 1:
-            return []
-        name, power = FACTORS[type(law)]
-        scale = float(law.scale.flatten()[0])
-    return [f"with {name} {scale:.4g} it amounts to {name} {weight**power * scale:.4g} at weight 1"]
-
-
-def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
-    """Lines of text: the objective at the weights that were kept, on ``y`` [rows, *x_shape] in the model's units."""
-    model = variant.model
-    shift = float(log_jacobian(variant))
-    parts = _terms(variant, y, int(settings["rows"]))
+    if not variant.codes_are_scored:
+        return [("KL weight", "none: p(z) is not in the objective")]
     weight = variant.kl_weight
-    loss = -sum(parts.values()) - shift
-    lines = [
-        ("variant", f"{variant.name}, {settings['steps']} steps of {settings['batch_size']}, lr {settings['lr']:g}"),
-        ("objective", nature(variant)),
-        ("loss", f"{loss:.5g} nats per datum, in the data's units, on {len(y)} of the data; minus the sum of:"),
-        *((f"  {name}", f"{value:+.5g}") for name, value in parts.items()),
-        ("  log Jacobian", f"{shift:+.5g}"),
-        ("likelihood", describe(model.likelihood)),
-        ("prior", describe(model.prior)),
-        ("guide", type(variant.guide).__name__),
-        ("KL weight", "none: p(z) is not in the objective" if not variant.codes_are_scored else f"{weight:.4g}"),
-    ]
-    lines += [("", text) for text in _at_weight_one(variant, y, weight)]
-    lines += [("penalty", describe(penalty)) for penalty in model.penalties] or [("penalties", "none")]
-    held, floor = frozen_parts(variant), at_floor(variant, y)
-    if held:
-        lines.append(("frozen", f"{', '.join(held)}: in eval mode throughout, never trained"))
+    line = ("KL weight", f"{weight:.4g}")
+    law = _fixed_law(variant, y) if weight != 1.0 and variant.has_bound else None
+    if law is None:
+        return [line]
+    name, power = FACTORS[type(law)]
+    scale = float(law.scale.flatten()[0])
+    equivalent = weight**power * scale
+    return [line, ("", f"{name} {scale:.4g} with this weight is equivalent to {name} {equivalent:.4g} with weight 1")]
+
+
+def _fixed_law(variant: Variant, y: Tensor) -> Any:
+    """p(x | z), if it is a normal or a Laplace distribution with a single scale that nothing moves; None otherwise."""
+    with evaluating(variant), torch.enable_grad(), pyro.validation_enabled(False), seeded(0):
+        z = variant.guide.posterior(y[:2]).sample()
+        law: Any = of_coordinate(variant.model.x_given_z(z))
+    moves = hasattr(variant.model.likelihood, "observe")
+    if type(law) not in FACTORS or moves or law.scale.requires_grad or law.scale.unique().numel() != 1:
+        return None
+    return law
+
+
+# What to beware of.
+
+
+def _cautions(variant: Variant, y: Tensor) -> Lines:
+    """The parts that are frozen, and what may be wrong with the objective or the fit."""
+    lines = []
+    frozen, floor = frozen_parts(variant), at_floor(variant, y)
+    if frozen:
+        lines.append(("frozen", f"{', '.join(frozen)}: in eval mode throughout, and not trained"))
     if floor is not None:
         lines.append(("caution", floor))
-    if shrinks(variant):
-        lines.append(("caution", "no minimiser: codes can shrink while the decoder grows; penalise the decoder too"))
-    lines += [("data scale", repr(model.scale)), ("estimator", estimator(variant))]
-    return "\n".join(f"{name:<22}{text}" for name, text in lines)
+    if _lacks_minimiser(variant):
+        remedy = "penalise the decoder too"
+        lines.append(("caution", f"the objective has no minimiser, as codes can shrink while weights grow: {remedy}"))
+    return lines
 
 
-def estimator(variant: Variant) -> str:
-    """The estimator of the loss and its number of draws."""
-    particles = variant.loss.num_particles
-    name = repr(variant.loss) if isinstance(variant.loss, PerDatumELBO) else type(variant.loss).__name__
-    return f"{name}, {particles} draw{'s' * (particles > 1)} per datum and step"
+def _lacks_minimiser(variant: Variant) -> bool:
+    """Whether codes are penalised and the decoder is not: z / c, decoded as c z was, then pays ever less for c > 1."""
+    is_held = len(variant.model.penalties) > 0 or any(map(is_parametrized, variant.model.decoder.modules()))
+    return not variant.has_bound and variant.codes_are_scored and not is_held

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from ..assembly import pair
 from ..guides import FullRank, Guide, MeanField
 from ..models import LearnedSigma, LinearGaussian, StandardNormal
-from ..variant import Variant, evaluating, pair
+from ..variant import Variant, evaluating
 
 __all__ = ["as_linear_gaussian", "gaussian_guide", "linear_pair"]
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from ..elbo import target_of
+from ..elbo.kl import kl_per_unit
 from ..estimate import standard_error
 from ..streams import seeded
 from ..variant import Variant
@@ -233,7 +234,7 @@ def _expectations(variant: Variant, y: Tensor) -> Terms | None:
     prior = MultivariateNormal(torch.zeros_like(q.loc), scale_tril=torch.eye(q.loc.shape[1]).to(q.loc))
     kl = kl_divergence(q, prior)
     likelihood = model.bound(y.flatten(1), q) + kl
-    kl_per_dim = _kl_per_dim(variant.guide.posterior(y), variant.model.prior())
+    kl_per_dim = kl_per_unit(variant.guide.posterior(y), variant.model.prior())
     return Terms(likelihood[None, None], kl[None, None], kl_per_dim)
 
 
@@ -246,17 +247,7 @@ def _long_run(variant: Variant, y: Tensor, num_particles: int, draws: int) -> It
         q, prior = variant.guide.posterior(y), variant.model.prior()
         z = q.rsample((at_once, num_particles))
         likelihood = variant.model.x_given_z(z).log_prob(y)
-        yield Terms(likelihood, q.log_prob(z) - prior.log_prob(z), _kl_per_dim(q, prior))
-
-
-def _kl_per_dim(q: Distribution, prior: Distribution) -> Tensor | None:
-    """KL of each coordinate, [rows, z_dim]; None where coordinates depend on each other or torch has no closed form."""
-    if not isinstance(q, Independent) or not isinstance(prior, Independent):
-        return None
-    try:
-        return kl_divergence(q.base_dist, prior.base_dist.expand(q.base_dist.batch_shape))
-    except NotImplementedError:
-        return None
+        yield Terms(likelihood, q.log_prob(z) - prior.log_prob(z), kl_per_unit(q, prior))
 
 
 def _value_and_gradient(variant: Variant, terms: Terms, estimand: Estimand, scale: float) -> tuple[Tensor, Tensor]:

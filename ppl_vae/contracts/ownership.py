@@ -1,0 +1,76 @@
+"""Contracts on who owns the tensors that a training pass uses: training moves the parameters of the pair alone."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .registry import Contract, contract
+from .training_pass import RUNS, Pass, one_pass
+
+__all__ = ["OWNERSHIP"]
+
+OWNERSHIP: list[Contract] = []
+
+
+@contract(OWNERSHIP, "store", remedy=RUNS)
+def store(run: Pass) -> str | None:
+    """No parameter of the pair depends on a name in Pyro's global store."""
+    for name, tensor in run.stored.items():
+        if id(tensor) in run.owned:
+            return (
+                f"the parameter {name!r} is kept by this name in Pyro's global store, so that of two pairs with that "
+                "name one is never trained (no PyroModule, pyro.module or pyro.param in a part: use nn.Parameter in a "
+                "plain nn.Module)"
+            )
+    return None
+
+
+@contract(OWNERSHIP, "parameters", remedy="hold what is learned as nn.Parameter")
+def parameters(run: Pass) -> str | None:
+    """Every tensor that the loss could move is a parameter of the model or of the guide, and there is at least one."""
+    for name, tensor in run.stored.items():
+        if id(tensor) not in run.owned:
+            return (
+                f"pyro.param {name!r} is no parameter of the model or of the guide, and training moves those alone "
+                "(hold it as an nn.Parameter of the part)"
+            )
+    if not any(parameter.requires_grad for half in run.variant[:2] for parameter in half.parameters()):
+        return (
+            "no parameter is left to train: all are frozen (call requires_grad_(True) on the parts that are to learn)"
+        )
+    unowned = _unowned_leaves(run)
+    if not unowned:
+        return None
+    return (
+        f"the loss depends on a tensor {list(unowned[0].shape)} that is no parameter of the model or of the guide, so "
+        "that it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
+        "is to stay as it is)"
+    )
+
+
+def _unowned_leaves(run: Pass) -> list[Tensor]:
+    """The leaves of the loss that are no parameters of the pair and that a second pass uses again.
+
+    A penalty may make a new leaf in each pass. Such a leaf is not meant to be trained.
+    """
+    unowned = [leaf for leaf in _leaves(run) if id(leaf) not in run.owned]
+    if not unowned:
+        return []
+    used_again = {id(leaf) for leaf in _leaves(one_pass(run.variant, run.y))}
+    return [leaf for leaf in unowned if id(leaf) in used_again]
+
+
+def _leaves(run: Pass) -> list[Tensor]:
+    """The tensors at the far end of the graph of the log densities: those that a gradient could move."""
+    loss: Any = run.traces["guide"].log_prob_sum() - run.traces["model"].log_prob_sum()
+    waiting = [getattr(loss, "grad_fn", None)]
+    seen, leaves = set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":  # torch's node for a leaf
+            leaves.append(node.variable)
+        waiting += [before for before, _ in node.next_functions]
+    return leaves

@@ -1,0 +1,75 @@
+"""A contract on the width of p(x | z): its scale has to be one that can be learned, and that suits the data."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..models.likelihoods import scale_of_law
+from ..noise import STANDARD, floor_of, spread
+from ..variant import Variant
+from .registry import Contract, contract
+from .training_pass import Pass
+
+__all__ = ["WIDTHS"]
+
+WIDTHS: list[Contract] = []
+ALIVE = 0.01  # a log scale that changes by less, as each parameter moves by its own size, is held by a floor
+DIGITS = 8.0  # the number of float spacings that a scale has to span, so that an error of its size is seen
+LARGER = f"start from a larger scale, lower the floor, or use {STANDARD}"
+
+
+@contract(WIDTHS, "sigma", remedy="the scale of p(x | z) is positive", let_through=True)
+def sigma(run: Pass) -> str | None:
+    """The scale of p(x | z) is not stuck at a floor, is above the rounding of the data, and is below the spread of x.
+
+    The spread here is that of all coordinates of x together.
+    """
+    scale = scale_of_law(run.law)
+    if scale is None:
+        return None
+    smallest = float(scale.detach().min())
+    if scale.requires_grad and _slope(run.variant, scale) < ALIVE:
+        return f"the learned scale, {smallest:.4g}, stands at a floor where it has no gradient ({LARGER})"
+    if run.law.support is not constraints.real:
+        return None
+    rounding = torch.finfo(scale.dtype).eps * run.y.abs()
+    if bool((scale.detach() < DIGITS * rounding).any()):
+        kind = str(scale.dtype).removeprefix("torch.")
+        largest = float(run.y.flatten()[run.y.abs().argmax()])
+        return f"the scale, {smallest:.4g}, is within the rounding of {kind} for data such as {largest:.4g} ({LARGER})"
+    return _too_wide(run, scale)
+
+
+def _slope(variant: Variant, scale: Tensor) -> float:
+    """The largest change of the log scale as each parameter moves by its own size, or by 1 where it is smaller."""
+    parameters = [parameter for parameter in variant.model.parameters() if parameter.requires_grad]
+    weights = torch.rand_like(scale) * (2 / scale.numel())  # a plain mean would miss what moves scales apart
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        scale.log(), parameters, weights, retain_graph=True, allow_unused=True
+    )
+    changes = [
+        float((gradient * parameter.detach().abs().clamp_min(1.0)).abs().sum())
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+        if gradient is not None
+    ]
+    return sum(changes) if changes else math.inf  # no parameter of the model moves it: the guide may
+
+
+def _too_wide(run: Pass, scale: Tensor) -> str | None:
+    """Say that no code helps, where ``scale**2`` exceeds the variance of all coordinates of x together.
+
+    No direction of x has a variance above ``scale**2`` then, and the best loading of a linear model is zero (Tipping
+    and Bishop, Probabilistic Principal Component Analysis, 1999, eq. 7).
+    """
+    floor = floor_of(run.variant)
+    if floor is None and scale.requires_grad:
+        return None  # it is learned, and how far down it can go is not known
+    least = float(scale.detach().max()) if floor is None else floor
+    width = spread(run.y)
+    total = width * math.sqrt(run.y[0].numel())
+    if not 0.0 < total < least:
+        return None
+    name = "sigma" if floor is None else "the floor of sigma"
+    return f"{name}, {least:.2g}, is {least / width:.3g} times the spread of x, so that no code helps (use {STANDARD})"
