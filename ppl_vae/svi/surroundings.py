@@ -37,7 +37,7 @@ FEW = 100  # a dictionary with more entries holds data and no settings
 # so are attributes that are added to them.
 PASSIVE = (nn.Linear, nn.Sequential, nn.ModuleList, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 INTERNAL = vars(nn.Module()).keys() - {"training"}  # attributes in which torch keeps tensors, children and hooks
-END = object()  # the last value of a look, so that a dictionary that has grown makes a difference
+END = object()  # the last value of every look: without it, a new last entry would go unnoticed
 
 
 class Look(NamedTuple):
@@ -55,7 +55,7 @@ class Look(NamedTuple):
         flags: For each watched tensor, whether it requires a gradient, its type and its hooks.
         outside: The values that functions read from their closures and globals.
         state: Hashable stand-ins of everything that was seen, by label.
-        hooked: In words, a hook that Python has to call in each step. None if there is none.
+        hooked: A description of a hook that Python has to call in each step. None if there is none.
     """
 
     readers: list[Callable[[Any], Any]]
@@ -131,7 +131,7 @@ class Surroundings:
 
     @contextmanager
     def watching_calls(self) -> Iterator[None]:
-        """Watch each module that is called inside the block, for a model that is a function names none."""
+        """Watch each module that is called inside the block. A model that is a function does not list its modules."""
         with nn.modules.module.register_module_forward_pre_hook(self.watch_module):
             yield
 
@@ -195,7 +195,7 @@ class Surroundings:
             attributes, names = vars(owner), _attribute_names(owner)
             place = id(owner), type(owner).__name__
             if names and type(owner) not in PASSIVE:
-                readers.append(itemgetter(*names, *names[:1]))  # with one name alone it would give no tuple
+                readers.append(itemgetter(*names, *names[:1]))  # with a single name it would not return a tuple
                 read.append(attributes)
             state |= {(*place, name): frozen(attributes[name]) for name in names}
             for view, stand_ins in _contents(owner):
@@ -237,7 +237,7 @@ class Surroundings:
         return [(t.requires_grad, t.dtype, t._backward_hooks, t._post_accumulate_grad_hooks) for t in self.tensors]
 
     def _hooked(self) -> str | None:
-        """A hook that Python has to call in each step, in words. None if there is none."""
+        """A description of a hook that Python has to call in each step. None if there is none."""
         for owner in self._owners():
             hooks = [hook for table in _hooks(owner) for hook in table.values()]
             if not all(map(is_from_torch, hooks)):
@@ -251,7 +251,7 @@ class Surroundings:
         return [value for function in self.functions.values() for value in free_values(function)]
 
     def _labels(self) -> list[Any]:
-        """A label for each of these values, in the same order."""
+        """A label for each value that ``_outside`` returns, in the same order."""
         labels: list[Any] = []
         for place, function in self.functions.items():
             name, code = function.__name__, function.__code__
@@ -323,7 +323,7 @@ def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether an object holds settings as attributes: a data class, a namespace, or a class of the user's."""
+    """Whether an object holds settings as attributes: a data class, a namespace, or a class that the user wrote."""
     if isinstance(value, type):
         return is_own(value.__module__)
     return isinstance(value, SimpleNamespace | Namespace) or (is_dataclass(value) and hasattr(value, "__dict__"))
