@@ -251,7 +251,7 @@ BAD = [
     ({"lr": -1.0}, "lr must be positive and finite, got -1.0"),
     ({"device": "tpu9"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
     ({"schedule": "warm"}, "schedule must be one of constant, cosine"),
-    ({"validation": 1.5}, r"validation is a share of the rows in \(0, 1\), got 1.5"),
+    ({"validation": 1.5}, r"validation must be a share of the rows in \(0, 1\), got 1.5"),
     ({"backend": "turbo"}, "backend must be one of auto, eager, fx, inductor, cudagraph, got 'turbo'"),
     ({"precision": "int4"}, "precision must be one of full, bf16, bf16_matmul, got 'int4'"),
     ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),

@@ -19,19 +19,19 @@ __all__ = ["Batches", "norm_of_rows"]
 
 
 class Batches:
-    """The training data in batches; iterate once per epoch.
+    """The training data in batches [rows, *x_shape], in the model's units and in random order.
 
-    A tensor stays on the device as a whole. A Dataset comes through a DataLoader.
+    Iterate over it once per epoch. A tensor stays on the device as a whole. A Dataset is read by a DataLoader.
 
     Args:
         variant: The pair, which gives the batches their units, dtype and device.
         data: The data [rows, *x_shape] in the model's units, or a Dataset of items in the data's units.
         batch_size: The number of rows per batch. The last batch may be short. If it has one row, and a batch norm
-            cannot train on one, the row joins the batch before it.
-        draw: Whether the values are probabilities, of which each batch is a fresh Bernoulli draw.
+            cannot train on a single row, the row joins the batch before it.
+        draw: Whether the values are probabilities. Each batch is then a fresh Bernoulli draw of its probabilities.
 
     Raises:
-        ValueError: If a batch norm would have to train on a single row, because ``data`` or ``batch_size`` is 1 row.
+        ValueError: If a batch norm would have to train on a single row, because there is one row, or one per batch.
     """
 
     def __init__(self, variant: Variant, data: Tensor | Dataset[Any], batch_size: int, *, draw: bool = False) -> None:
@@ -94,9 +94,10 @@ def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def norm_of_rows(variant: Variant) -> str | None:
-    """The class of the batch norm that would refuse to train on a single row; None where there is no such norm.
+    """The class of the batch norm that would refuse to train on a single row. None if there is no such norm.
 
-    A row is tried out, because a norm over pixels can train on one image, and a frozen norm does not train.
+    The networks are tried on a single row, because the class alone does not decide: a norm over pixels can train on one
+    image, and a frozen norm does not train.
     """
     like = next(variant.model.parameters())
     before = Snapshot(variant)

@@ -29,8 +29,8 @@ class Speed(TypedDict, total=False):
         precision: ``"full"``; ``"bf16"``, which runs encoder and decoder in bfloat16, and densities, weights and
             recurrent layers in full precision; or ``"bf16_matmul"``, which runs nothing but the matrix products of the
             CPU in bfloat16.
-        channels_last: Whether to hold the kernels of convolutions in that layout while training. CPUs are faster with
-            it.
+        channels_last: Whether to hold the kernels of convolutions in the memory layout channels_last while training.
+            CPUs are faster with it.
     """
 
     backend: str
@@ -75,7 +75,11 @@ class FitOptions:
 
     @property
     def place(self) -> torch.device:
-        """The device that ``device`` names; ``"auto"`` is CUDA where there is one."""
+        """The device that ``device`` names. ``"auto"`` is CUDA if torch sees a CUDA device.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:

@@ -23,13 +23,13 @@ from .repeated_draws import parameters
 
 __all__ = ["TARGETS", "Estimand", "Target", "Terms", "Truth", "estimand_of", "truth"]
 
-BATCHES = 50  # the fewest batches of a long run: the spread between them gives its error
+BATCHES = 50  # the fewest batches of a long run; the spread between them gives its error
 CODES = 40_000  # the most codes in one batch of a long run
 NUMBERS = 4_000_000  # the most numbers of x in one batch of a long run
 
 
 class Terms(NamedTuple):
-    """What a formula reads: log densities [draws, K, rows], or their expectations [1, 1, rows].
+    """The terms that a formula reads: log densities [draws, K, rows], or their expectations [1, 1, rows], in nats.
 
     Attributes:
         likelihood: log p(x | z).
@@ -141,7 +141,7 @@ TARGETS = {
 
 
 class Estimand(NamedTuple):
-    """What an estimator estimates. ``truth`` receives this and not the estimator, so that equal ones share a truth.
+    """The quantity that an estimator estimates. Estimators of the same quantity share one ``truth``.
 
     Attributes:
         target: Name of the target in ``TARGETS``.
@@ -155,7 +155,7 @@ class Estimand(NamedTuple):
 
 
 def estimand_of(estimator: ELBO, target: str | None = None) -> Estimand:
-    """Return what an estimator estimates.
+    """Return the quantity that an estimator estimates.
 
     Args:
         estimator: The estimator, from which the options of the target are read.
@@ -206,9 +206,12 @@ def truth(variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: i
         variant: A ``frozen`` pair.
         y: The data [rows, *x_shape], in the model's units.
         size: Number of data in the whole set.
-        estimand: What is estimated; see ``estimand_of``.
+        estimand: The quantity that is estimated; see ``estimand_of``.
         seed: Seed of the long run.
         draws: Replicates in the long run.
+
+    Raises:
+        ValueError: If the target is free bits, and the KL of each coordinate has no closed form.
     """
     scale = size / len(y)
     with seeded(seed):
