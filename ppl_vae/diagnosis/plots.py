@@ -89,7 +89,7 @@ def rank_band(simulations: int, num_particles: int, places: Any) -> tuple[Any, A
 
 
 def plot_ranks(found: Ranks) -> str:
-    """Plot the share of ranks up to each rank less its expectation, with a band that holds a whole curve."""
+    """Plot the share of ranks up to each rank minus its expectation, with a band that holds a whole curve."""
     simulations, last = len(found.ranks), found.num_particles
     places = np.unique(np.linspace(0, last - 1, min(last, PLACES)).round())
     expected = (places + 1) / (last + 1)
