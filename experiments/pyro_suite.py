@@ -489,7 +489,10 @@ def lay_out(data_root: Path | None, folder: Path) -> dict[str, str]:
         if not target.exists() and name in STAND_INS:
             STAND_INS[name](target)
             marker.touch()
-        kinds[name] = "stand-in" if marker.exists() else name if target.exists() else "no data"
+        if marker.exists():
+            kinds[name] = "stand-in"
+        else:
+            kinds[name] = name if target.exists() else "no data"
     return kinds
 
 

@@ -34,7 +34,7 @@ class Collapse(NamedTuple):
             close to ``log_rows``.
         aggregate_kl_least: A lower bound of KL(q(z) || p(z)), from the mean and the variance of each unit alone. It is
             the sum of KL(Normal(mean, variance) || p(z_j)), and is empty if p(z) is not a product of normal laws.
-        log_rows: The largest mutual information that so many data can show, nats.
+        log_rows: The largest mutual information that this number of data can show, nats.
         variance: The variance over data of the mean of q(z | x), [z_dim].
         variance_error: Its standard error, [z_dim], which is at least that of a normal law.
         kl_per_dim: The mean KL of each unit, [z_dim], nats. It is empty if q or p(z) does not factorise.

@@ -1,7 +1,7 @@
 """Grades: when a figure of a diagnosis is good, when it is worth a look, and when it is bad.
 
-A figure is known up to an error. What is graded is therefore the interval of two standard errors around it. The two
-thresholds of each figure stand in ``THRESHOLDS``, which the page prints.
+A figure is known up to an error. Therefore the interval of two standard errors around it is graded. The two thresholds
+of each figure are in ``THRESHOLDS``, which the page prints.
 """
 
 import math

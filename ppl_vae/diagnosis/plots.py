@@ -1,6 +1,6 @@
 """Figures of a diagnosis: tail indices, distribution functions, ranks, and two bar charts.
 
-They are drawn with matplotlib alone, because the plots of arviz 0.23 and of arviz 1 have no call in common.
+They are drawn with matplotlib alone, because arviz 0.23 and arviz 1 do not share a function for plots.
 """
 
 from typing import TYPE_CHECKING, Any

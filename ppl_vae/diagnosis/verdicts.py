@@ -240,7 +240,7 @@ def judge_prior(found: Collapse, rows: int) -> Verdict:
         says += f" It is at least {max(low, 0.0):.2g} nats."
     remedy = ""
     if low > scale.look:
-        remedy = "Samples from p(z) come from where there are no codes: use an ex-post mixture, or learn the prior."
+        remedy = "Samples from p(z) lie where there are no codes: use an ex-post mixture, or learn the prior."
     return Verdict(title, grade(low, high, scale), "prior", figure, says, remedy)
 
 

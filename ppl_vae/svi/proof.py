@@ -104,7 +104,7 @@ def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0
 
 
 def _repeats(recording: Recording, outputs: Sequence[Tensor], after: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether a second run has done what the recorded call did.
+    """Whether a second run has repeated the recorded call.
 
     The loss, the gradients and the written tensors are compared separately. A tensor that the recorded call did not
     write has to be unchanged to the last bit.

@@ -43,7 +43,7 @@ class Graph:
         launch: The whole step as one launch on a CUDA device. None for the other backends.
         moved: The parameters that have a gradient, in the order of the gradients.
         idle: The parameters that have no gradient in this kind of step.
-        held: Tensors that the graph reads or writes beside its arguments.
+        held: Tensors that the graph reads or writes besides its arguments.
         proved_at: The number of the step at which the graph was last proved. Steps of all kinds count.
         calls: The number of steps of this kind.
         due: The call at which the graph is proved again.
@@ -271,8 +271,8 @@ class Step:
 
     def _whole_optimizer(self) -> Any:
         """The Adam that one launch can hold, with one group on a CUDA device. None if there is no such optimizer."""
-        alone = isinstance(self.optimizer, Adam) and len(self.optimizer.param_groups) == 1
-        return self.optimizer if alone and self.parameters[0].is_cuda else None
+        has_one_group = isinstance(self.optimizer, Adam) and len(self.optimizer.param_groups) == 1
+        return self.optimizer if has_one_group and self.parameters[0].is_cuda else None
 
     def _launch(self, graph: Graph, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
         """Capture the whole step, its optimizer included, as one launch. None if the device refuses it."""
@@ -346,8 +346,8 @@ class Step:
                 f"step {self.steps}: the loss is {float(ours[0]):.9g} from the graph and {float(eager.outputs[0]):.9g} "
                 "from the code, or their gradients or random draws differ. Something that the model or the guide reads "
                 f"has changed unseen. Both last agreed at step {graph.proved_at}, and the weights may be wrong since "
-                "then. Turn what changes into a tensor (an argument, or a buffer that is written in place), or choose "
-                "backend='eager'"
+                "then. Turn the value that changes into a tensor (an argument, or a buffer that is written in place), "
+                "or choose backend='eager'"
             )
         return ours, rewind
 

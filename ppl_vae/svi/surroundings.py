@@ -1,4 +1,4 @@
-"""What a step reads beside its arguments, as far as Python can see it: attributes, tensors, hooks and variables.
+"""What a step reads besides its arguments, as far as Python can see it: attributes, tensors, hooks and variables.
 
 A look at the surroundings gives a number. Two looks with the same number saw the same surroundings.
 """
@@ -73,7 +73,7 @@ class Look(NamedTuple):
 
 
 class Surroundings:
-    """Everything that a step reads beside its arguments, as far as Python can see it.
+    """Everything that a step reads besides its arguments, as far as Python can see it.
 
     It sees attributes of modules and of objects that own a model or a guide, modules and tensors that are replaced,
     ``requires_grad``, hooks, the closures and globals that a function reads, and the entries of dictionaries, data
@@ -317,8 +317,13 @@ def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
     """The settings among some values, with their names: short dictionaries, data classes and namespaces."""
     for name, value in values.items():
         internal = isinstance(name, str) and name.startswith("_")  # torch and Pyro keep their own state there
-        entries = value if type(value) is dict else vars(value) if _is_record(value) else None
-        if entries is not None and not internal and len(entries) <= FEW:
+        if type(value) is dict:
+            entries = value
+        elif _is_record(value):
+            entries = vars(value)
+        else:
+            continue
+        if not internal and len(entries) <= FEW:
             yield name, entries
 
 
@@ -363,7 +368,8 @@ def changed(before: dict[Any, Any], after: dict[Any, Any]) -> list[str]:
     return [_words(*label) for label in before if label in after and before[label] != after[label]]
 
 
-def _words(_: int, owner: str, *what: Any) -> str:
-    if len(what) == 2:
-        return f"{what[0]} {what[1]!r} of {owner}"
-    return f"the attribute {what[0]!r} of {owner}" if what else owner
+def _words(_: int, owner: str, *parts: Any) -> str:
+    """A label in words. Its last parts are a kind and a name, or the name of an attribute, or nothing."""
+    if len(parts) == 2:
+        return f"{parts[0]} {parts[1]!r} of {owner}"
+    return f"the attribute {parts[0]!r} of {owner}" if parts else owner

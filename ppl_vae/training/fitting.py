@@ -109,12 +109,12 @@ def fit(
         lr: The learning rate.
         schedule: ``"cosine"``, ``"constant"``, or a function from the share of the training that is done, in [0, 1), to
             a factor on ``lr``.
-        patience: Stop after so many epochs without a better held-out objective; None never stops early.
+        patience: Stop after this number of epochs without a better held-out objective. None never stops early.
         validation: The share of the training rows to hold out, or the data to hold out, or None to hold out nothing.
             Rows are held out at random, or from the end if ``prepare`` split the data by ``"tail"``.
         seed: Seed of the order of the data, of the noise and of the split.
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        progress: Whether to show the loss and the time left; a string is the label under which they are shown.
+        device: ``"auto"`` (CUDA if there is a CUDA device, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        progress: Whether to show the loss and the time left. A string is used as the label.
         speed: The options that concern speed alone, ``backend``, ``precision`` and ``channels_last``; see ``Speed``.
 
     Returns:

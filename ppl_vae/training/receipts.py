@@ -65,11 +65,11 @@ def nature(variant: Variant) -> str:
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}. The bound that is reported has weight 1"
     if target_of(loss) is None:
-        return f"that of {name}, which ppl_vae.verify can test. The bound that is reported does not depend on it"
+        return f"the one of {name}, which ppl_vae.verify can test. The bound that is reported does not depend on it"
     if isinstance(loss, PerDatumELBO) and loss.caution:
         return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
     if len(variant.model.penalties):
-        return "the bound of log p(x) plus the log factors of the penalties: a MAP objective in what they penalise"
+        return "the bound of log p(x) plus the log factors of the penalties: a MAP objective of the penalised values"
     return "a lower bound of log p(x)"
 
 
@@ -199,7 +199,8 @@ def _cautions(variant: Variant, y: Tensor) -> Lines:
         lines.append(("caution", floor))
     if _lacks_minimiser(variant):
         remedy = "penalise the decoder too"
-        lines.append(("caution", f"the objective has no minimiser, as codes can shrink while weights grow: {remedy}"))
+        reason = "because codes can shrink while weights grow"
+        lines.append(("caution", f"the objective has no minimiser, {reason}: {remedy}"))
     return lines
 
 

@@ -56,7 +56,7 @@ class EstimatorComparison:
 
         Columns of the value, in nats per datum and in the data's units:
 
-        * ``target``: name of what the estimator estimates; ``K``: draws per datum.
+        * ``target``: name of the bound that is estimated; ``K``: draws per datum.
         * ``value``: mean over the replicates.
         * ``value_bias``: difference from the truth; ``reference`` says whether the truth is a closed form or a long
           run.
@@ -65,7 +65,7 @@ class EstimatorComparison:
         Columns of the gradient, for each group G of parameters:
 
         * ``bias_G``: length of the mean gradient's difference from the truth, relative to the length of the truth.
-        * ``noise_G``: what ``bias_G`` would be for an estimator without bias.
+        * ``noise_G``: the size that ``bias_G`` would have for an estimator without bias, because of noise.
         * ``variance_G``: variance of one evaluation, summed over coordinates.
         * ``snr_G``: signal-to-noise ratio ``|mean| / sd``, averaged over coordinates. It is biased upwards, because
           ``|mean|`` is.
@@ -87,7 +87,7 @@ class EstimatorComparison:
         floor = f"for noise alone it is {snr_floor(self.draws):.3g} with {self.draws} draws"
         notes = [
             f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error",
-            "bias is against a closed form or a long run of what the estimator is meant to estimate",
+            "bias is the difference from a closed form or a long run of the bound that is to be estimated",
             f"SNR is |mean| / sd, averaged over coordinates: {floor}, and a value near that shows no signal",
         ]
         return "\n".join([head, *(self._line(row) for row in self.rows), *notes])

@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     Attributes:
         likelihood: log p(x | z).
         kl: log q(z | x) - log p(z).
-        kl_per_dim: KL(q || p) of each coordinate in closed form, [rows, z_dim]; None where torch has no closed form.
+        kl_per_dim: KL(q || p) of each coordinate in closed form, [rows, z_dim]; None if torch has no closed form.
     """
 
     likelihood: Tensor
@@ -105,7 +105,7 @@ def _beta(terms: Terms, beta: float) -> Tensor:
 def _free_bits(terms: Terms, floor: float) -> Tensor:
     if terms.kl_per_dim is None:
         raise ValueError(
-            "free bits have a truth only where the KL of each coordinate has a closed form, and this pair has none: "
+            "free bits have a truth only if the KL of each coordinate has a closed form, and this pair has none: "
             "use a guide and a prior whose coordinates are independent"
         )
     return terms.likelihood.mean(1) - terms.kl_per_dim.mean(0).clamp_min(floor).sum()
@@ -197,7 +197,7 @@ class Truth(NamedTuple):
 
 
 def truth(variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: int = 0, draws: int = 2000) -> Truth:
-    """Compute what an estimator should give: in closed form where there is one, otherwise by a long run.
+    """Compute the value and gradient that an estimator should give, in closed form if there is one, else by a long run.
 
     There is a closed form for an ``exact`` target on a linear-Gaussian pair. A long run takes the plain gradient of the
     target's formula at draws of the guide. It reads the distributions of the pair, and uses no traces and no plates.

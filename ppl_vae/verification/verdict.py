@@ -131,7 +131,7 @@ def _z_scores(found: list[Replicate], expected: Truth, groups: dict[str, slice])
 
 
 def largest_z_score(samples: Tensor, expected: Tensor, expected_error: Tensor, size: float = 0.0) -> float:
-    """The largest z-score of the mean of samples [draws, n] against what is expected, [n].
+    """The largest z-score of the mean of samples [draws, n] against the expected mean [n].
 
     There is one z-score per coordinate, and one for the component of the mean along ``expected``. The samples' error is
     estimated, so that a score follows Student's distribution. It is transformed to the score that has the same tail
