@@ -35,7 +35,7 @@ class Fit:
         data: The data that it was trained on.
         rows: The history, a dictionary per epoch.
         best_epoch: The epoch of the best held-out objective, or the last epoch if nothing was held out.
-        settings: The numbers of the run: epochs, steps, batch_size, lr, seed, and the number of training rows;
+        settings: The numbers of the run: epochs, steps, batch_size, lr, seed and rows, the number of training data;
             ``backend``, with the reason if it is eager; and ``precision``. If the precision is lowered,
             ``precision_error`` is the absolute change of the first loss, in nats per datum, with the same noise.
     """

@@ -65,7 +65,7 @@ def nature(variant: Variant) -> str:
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}. The bound that is reported has weight 1"
     if target_of(loss) is None:
-        return f"the one of {name}, which ppl_vae.verify can test. The bound that is reported does not depend on it"
+        return f"the objective of {name}, which ppl_vae.verify can test. The bound that is reported does not use it"
     if isinstance(loss, PerDatumELBO) and loss.caution:
         return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
     if len(variant.model.penalties):
