@@ -1,1 +1,1 @@
-"""One file per question; results beside them."""
+"""Experiments: one file per question, with the results beside them."""

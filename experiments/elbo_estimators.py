@@ -2,10 +2,11 @@
 
     python -m ppl_vae.experiments.elbo_estimators
 
-On a linear-Gaussian model with orthogonal columns, where a mean-field guide can be the posterior, at three distances of
-the guide from it and for K in 1, 8 and 64 draws. Value and gradient are held against a closed form or a long run by
-z-scores; then come the claims of the literature, each with the figure found here. results/elbo_estimators.csv has every
-row, results/elbo_estimators.png the signal-to-noise ratios against K.
+The model is linear-Gaussian and the columns of its loading are orthogonal, so that a mean-field guide can be the
+posterior. The guide is at one of three distances from the posterior, and K is 1, 8 or 64 draws. The value and the
+gradient are compared with a closed form or a long run, by z-scores. Then the claims of the literature are tested, each
+with the figure found here. The rows are written to results/elbo_estimators.csv, the claims to
+results/elbo_estimators_claims.csv, and the signal-to-noise ratios against K to results/elbo_estimators.png.
 """
 
 import csv
@@ -39,9 +40,10 @@ from ..verification.exact_pair import linear_pair
 from ..verification.repeated_draws import frozen, replicates, spans
 from ..verification.verdict import LIMIT, hold_against_truth
 
-DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}  # shift of the mean, factor on sd
+# By name: the shift of the guide's mean, and the factor on its standard deviations.
+DISTANCES = {"at the posterior": (0.0, 1.0), "near": (0.1, 1.1), "far": (0.5, 1.5)}
 DRAWS = 200  # replicates of value and gradient
-LADDER = (4, 16, 64, 256)  # draws K over which slopes are taken: K = 1 lies before the law
+LADDER = (4, 16, 64, 256)  # numbers of draws K for the slopes; at K = 1 the power law does not hold yet
 with seeded(0):
     LOADING = torch.linalg.qr(torch.randn(5, 2).double())[0] * torch.tensor([2.0, 1.0]).double()
 EXACT = LinearGaussian(LOADING, torch.zeros(5).double(), torch.tensor(0.55).double())
@@ -49,7 +51,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Claim(NamedTuple):
-    """What must hold, the figure found, and whether it does."""
+    """One claim.
+
+    Attributes:
+        text: What must hold.
+        figure: What was found.
+        holds: Whether the claim holds.
+    """
 
     text: str
     figure: str
@@ -57,14 +65,14 @@ class Claim(NamedTuple):
 
 
 class Inflated(IWAE):
-    """An error of 5 % in the value, and so in the gradient, put in on purpose."""
+    """IWAE with a deliberate error of 5 % in the value, and therefore in the gradient."""
 
     def objective(self, reading: Reading) -> Tensor:
         return 1.05 * super().objective(reading)
 
 
 def problem(shift: float, stretch: float, rows: int = 50) -> tuple[Variant, Tensor]:
-    """The pair and its data, in double precision; the same data at every distance."""
+    """The pair and its data, in double precision. The data are the same at every distance."""
     with seeded(1):
         y = torch.randn(rows, 2).double() @ EXACT.loading.mT + EXACT.sigma * torch.randn(rows, 5).double()
     with seeded(2):
@@ -72,7 +80,7 @@ def problem(shift: float, stretch: float, rows: int = 50) -> tuple[Variant, Tens
 
 
 def estimators(num_particles: int) -> Iterator[PerDatumELBO | PathwiseELBO]:
-    """Every unbiased estimator with K draws."""
+    """Yield every unbiased estimator with ``num_particles`` draws."""
     groups = 1 if num_particles == 1 else 4
     yield PathwiseELBO(num_particles, 1, vectorize_particles=True)
     yield MeanFieldELBO(num_particles)
@@ -86,19 +94,19 @@ def estimators(num_particles: int) -> Iterator[PerDatumELBO | PathwiseELBO]:
 
 
 def encoder_gradients(variant: Variant, y: Tensor, loss: Any, draws: int) -> Tensor:
-    """Replicates [draws, parameters of the guide]."""
+    """The gradients of the guide's parameters in repeated draws, [draws, parameters of the guide]."""
     found = replicates(variant, loss, (y, len(y)), draws, 0)
     return torch.stack([replicate.gradient for replicate in found])[:, spans(variant)["encoder"]]
 
 
 def slope(ratios: list[float], ladder: tuple[int, ...]) -> float:
-    """Of log SNR against log K, by least squares."""
+    """The least-squares slope of the log signal-to-noise ratio against log K."""
     x, y = torch.tensor(ladder).double().log(), torch.tensor(ratios).double().log()
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
 def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
-    """z-scores of every estimator, at every distance, for every K; and of one with an error."""
+    """Compare every estimator with the truth, for every distance and K, and also one estimator with an error."""
     for distance, moved in DISTANCES.items():
         variant, y = problem(*moved)
         for num_particles in (1, 8, 64):
@@ -116,17 +124,17 @@ def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
         largest = max(map(abs, wrong.z.values()))
         yield Claim(f"{distance}: an error of 5 % is caught, |z| above 5", f"{largest:.0f}", largest > LIMIT)
     largest = max((row["largest z"] for row in rows), key=abs)
-    yield Claim(f"all {len(rows)} unbiased: largest |z| below 5", f"{abs(largest):.2f}", abs(largest) < LIMIT)
+    yield Claim(f"all {len(rows)} rows are unbiased: largest |z| below 5", f"{abs(largest):.2f}", abs(largest) < LIMIT)
 
 
 def variances() -> Iterator[Claim]:
-    """Sticking the landing, and the doubly reparameterised gradient."""
+    """Test the gradient variances of sticking the landing and of the doubly reparameterised gradient."""
     at = problem(*DISTANCES["at the posterior"])
     stl, trace = (
         float(encoder_gradients(*at, loss, DRAWS).var(0).sum()) for loss in (StickingTheLanding(), PathwiseELBO())
     )
-    yield Claim("at the posterior: STL has no guide-gradient variance, below 1e-20", f"{stl:.1g}", stl < 1e-20)
-    yield Claim("where the ELBO's is above 1", f"{trace:.3g}", trace > 1)
+    yield Claim("at the posterior: variance of the guide's gradient, STL: below 1e-20", f"{stl:.1g}", stl < 1e-20)
+    yield Claim("at the posterior: variance of the guide's gradient, ELBO: above 1", f"{trace:.3g}", trace > 1)
     for distance in ("near", "far"):
         pair = problem(*DISTANCES[distance])
         dreg, iwae = (float(encoder_gradients(*pair, loss, DRAWS).var(0).sum()) for loss in (DReG(8), IWAE(8)))
@@ -136,9 +144,10 @@ def variances() -> Iterator[Claim]:
 
 
 def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
-    """Signal-to-noise ratios of the guide's gradient against K, near the posterior, averaged over coordinates.
+    """Test how the signal-to-noise ratio of the guide's gradient, averaged over coordinates, depends on K.
 
-    The signal is DReG's mean for both, which have one expectation: of IWAE's own, little is left but noise.
+    The signal of both estimators is the mean of DReG, because their expectations are equal, and the mean of IWAE is
+    mostly noise. The ratios are added to ``ratios`` by name of the estimator.
     """
     variant, y = problem(*DISTANCES["near"])
     for num_particles in LADDER:
@@ -153,7 +162,7 @@ def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
 
 
 def subsampled() -> Iterator[Claim]:
-    """A part of the data, scaled up."""
+    """Test bounds of a fifth of the data that are scaled up to all of the data."""
     variant, y = problem(*DISTANCES["far"])
     evidence = EXACT.log_evidence(y).sum().item()
     for loss in (IWAE(8), RenyiELBO(alpha=0.0, num_particles=8, max_plate_nesting=1, vectorize_particles=True)):
@@ -161,7 +170,7 @@ def subsampled() -> Iterator[Claim]:
         ours, name = isinstance(loss, IWAE), type(loss).__name__
         exact = math.isclose(whole, 5 * part, rel_tol=1e-12)
         yield Claim(
-            f"{name}: a fifth of the data has N / B times its bound" + ("" if ours else ", and Pyro's has not"),
+            f"{name}: the bound of B data with size = N is {'' if ours else 'not '}N / B times that with size = B",
             f"{whole:.3f}, 5 x {part:.3f}",
             exact == ours,
         )
@@ -178,7 +187,7 @@ def subsampled() -> Iterator[Claim]:
 
 
 def main() -> None:
-    """Print the table and the claims, and write them."""
+    """Print the table and the claims, write both, and plot the signal-to-noise ratios."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, list[float]] = {}
     claims = [*unbiased(rows), *variances(), *slopes(ratios), *subsampled()]
@@ -196,7 +205,7 @@ def main() -> None:
 
 
 def plot(ratios: dict[str, list[float]]) -> None:
-    """Signal-to-noise ratios against K."""
+    """Plot the signal-to-noise ratios against K."""
     from ..drawing import panels, tidy
 
     figure, (axes,) = panels(1, 1, 4.2, 3.0)

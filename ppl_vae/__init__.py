@@ -1,4 +1,8 @@
-"""Variational and regularised autoencoders as Pyro programs: swap a part, train, and trust the numbers."""
+"""Variational and regularised autoencoders as Pyro programs.
+
+A variant consists of a model p(x, z), a guide q(z | x) and an estimator of the bound. ``VARIANTS`` has the named ones,
+``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it.
+"""
 
 from .assembly import pair, with_prior
 from .catalogue import VARIANTS

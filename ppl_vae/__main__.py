@@ -1,4 +1,4 @@
-"""``python -m ppl_vae`` is ``ppl-vae``."""
+"""Run ``ppl-vae`` as ``python -m ppl_vae``."""
 
 from .cli import main
 

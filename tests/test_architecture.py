@@ -1,4 +1,4 @@
-"""What depends on what: the arrows, what an import does, what an installation provides."""
+"""The architecture: which module imports which, what an import does, and what an installation provides."""
 
 import ast
 import graphlib
@@ -20,13 +20,13 @@ import pytest
 import ppl_vae
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("models", "guides", "ppl_vae", "experiments")  # along the arrow: each may import those to its left
-LINKED = ("models", "guides", "experiments")  # links inside ppl_vae, and so its subpackages
+FOLDERS = ("models", "guides", "ppl_vae", "experiments")  # in order: each may import those to its left
+LINKED = ("models", "guides", "experiments")  # links inside ppl_vae, which are therefore its subpackages
 HEAVY = ("arviz", "jinja2", "matplotlib", "onnxruntime", "pandas", "sklearn", "torchvision")
 
 
 def found() -> dict[str, Path]:
-    """Every module of ours by its full name, read from the folders at the root."""
+    """Every module of ours by its full name, found in the folders at the root."""
     modules = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -42,14 +42,14 @@ MODULES = found()
 
 
 class Import(NamedTuple):
-    """One imported module, and whether importing the importer imports it."""
+    """An imported module, and whether the import runs when the importing module is imported."""
 
     name: str
     at_once: bool
 
 
 def imports(module: str, path: Path, tree: ast.AST) -> Iterator[Import]:
-    """What a module imports, in full names."""
+    """Yield the imports of a module, with full names."""
     later = {
         id(inner)
         for node in ast.walk(tree)
@@ -73,7 +73,7 @@ IMPORTS = {name: list(imports(name, path, ast.parse(path.read_text()))) for name
 
 
 def folder_of(name: str) -> str:
-    """The folder at the root that holds a module of ours."""
+    """The folder at the root in which a module of ours is."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in LINKED else parts[0]
 
@@ -107,12 +107,12 @@ def test_every_folder_is_walked() -> None:
 
 
 def where(wrong: Callable[[str, str], bool]) -> list[tuple[str, str]]:
-    """The imports that are wrong, as pairs of the module and what it imports."""
+    """The imports for which ``wrong`` is true, as pairs of the importing and the imported module."""
     return [(module, name) for module, found in IMPORTS.items() for name, _ in found if wrong(module, name)]
 
 
 def test_imports_follow_the_arrow() -> None:
-    """experiments -> ppl_vae -> guides -> models, wherever in the file they stand, and always through ppl_vae."""
+    """All imports of a file follow experiments -> ppl_vae -> guides -> models, and go through ppl_vae."""
 
     def leaves(module: str, name: str) -> bool:
         return ours(name) and FOLDERS.index(folder_of(name)) > FOLDERS.index(folder_of(module))
@@ -140,7 +140,7 @@ def test_no_experiment_imports_another() -> None:
     assert [name for module in experiments for name, _ in IMPORTS[module] if ours(name) and name in experiments] == []
 
 
-# The rooms, from the ground up. Each answers one question, and imports from those below it alone.
+# The rooms, from the ground up. Each room answers one question and imports only from the rooms below it.
 GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
 PAIR = (
     "assembly",
@@ -175,7 +175,7 @@ ROOMS = (
 
 
 def room_of(name: str) -> str:
-    """The room that a module of ours stands in."""
+    """The room in which a module of ours is."""
     parts = name.split(".")
     if len(parts) == 1:
         return "front door"
@@ -189,7 +189,7 @@ def test_every_module_stands_in_a_room() -> None:
 
 
 def test_a_room_imports_from_those_below_it_alone() -> None:
-    """Wherever in a file the import stands, and for the types alone too."""
+    """This holds for all imports of a file, also for those inside functions and those only for types."""
 
     def goes_up(module: str, name: str) -> bool:
         return ours(name) and ROOMS.index(room_of(name)) > ROOMS.index(room_of(module))
@@ -198,7 +198,7 @@ def test_a_room_imports_from_those_below_it_alone() -> None:
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
-    """Otherwise one of them hides the other: ``import ppl_vae.bounds`` would give a function."""
+    """Otherwise one would hide the other: ``import ppl_vae.bounds as b`` would give a function."""
     functions = {
         name
         for module in LIBRARY
@@ -276,7 +276,7 @@ print(json.dumps({
 
 
 def test_importing_the_library_changes_nothing_and_loads_no_heavy_package() -> None:
-    """In an interpreter of its own."""
+    """The test runs in a new interpreter."""
     ran = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ran.returncode == 0, ran.stderr
     fresh = json.loads(ran.stdout)
@@ -290,7 +290,7 @@ def test_importing_the_library_changes_nothing_and_loads_no_heavy_package() -> N
 
 
 def exported(tree: ast.Module) -> list[str] | None:
-    """The literal ``__all__`` of a module."""
+    """The literal ``__all__`` of a module, or None if it has none."""
     for node in tree.body:
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
         if [getattr(target, "id", "") for target in targets] == ["__all__"]:
@@ -299,7 +299,7 @@ def exported(tree: ast.Module) -> list[str] | None:
 
 
 def in_order(name: str) -> tuple[bool, bool, str]:
-    """Constants, then classes, then functions, each by the alphabet."""
+    """The sort key: constants, then classes, then functions, each in alphabetical order."""
     return not name.isupper(), not name[0].isupper(), name
 
 
@@ -338,7 +338,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_what_is_imported_is_declared() -> None:
-    """By the distribution that owns it; one that is not installed, an extra, has the name of its package."""
+    """Each import belongs to a declared distribution. An extra that is not installed has the name of its package."""
     project = PYPROJECT["project"]
     declared = {
         re.split(r"[\[<>=]", requirement)[0].lower()
@@ -373,7 +373,7 @@ def test_everything_beside_the_code_is_packaged() -> None:
 
 
 def folder(package: str) -> Path:
-    """Where a package stands."""
+    """The folder of a package."""
     return MODULES[package].parent
 
 
@@ -389,7 +389,7 @@ def test_an_installation_provides_one_command() -> None:
     assert [(command.name, command.value) for command in commands] == [("ppl-vae", "ppl_vae.cli:main")]
 
 
-# What ``python -O`` leaves out.
+# Checks that ``python -O`` would leave out.
 
 
 def test_no_check_vanishes_under_optimisation() -> None:

@@ -1,4 +1,4 @@
-"""bounds: held against the linear-Gaussian model, where log p(x), the bound and the gap are known exactly."""
+"""``bounds``, compared with the linear-Gaussian model, for which log p(x), the bound and the gap are known exactly."""
 
 import importlib
 import math
@@ -50,7 +50,7 @@ def problem(rows: int = 9) -> tuple[LinearGaussian, Tensor]:
 
 
 def program(model: LinearGaussian, shift: float = 0.0, stretch: float = 1.0) -> Variant:
-    """The model as a pair; its guide is the exact posterior, off by ``shift`` and with its covariance stretched."""
+    """The model as a pair. Its guide is the posterior with a shifted mean and a covariance times ``stretch``."""
     return linear_pair(model, FullRank, shift=shift, stretch=math.sqrt(stretch))
 
 
@@ -64,19 +64,19 @@ def levels(found: Bounds) -> tuple[Tensor, Tensor]:
 
 
 def agree(found: Tensor, truth: Tensor) -> bool:
-    """Whether the mean over data is within 4 standard errors of what is true of each datum."""
+    """Whether the mean of ``found - truth`` over data is within 4 standard errors of 0."""
     difference = found - truth
     return bool(difference.mean().abs() < 4 * difference.std() / math.sqrt(len(difference)))
 
 
-# Where the guide is the posterior, there is no Monte Carlo error.
+# If the guide is the posterior, there is no Monte Carlo error.
 
 
 @pytest.mark.parametrize(("num_particles", "rows_at_once"), [(1, 60), (7, 1000), (1000, 60), (2500, 1000)])
 def test_both_bounds_are_the_log_evidence_where_the_guide_is_the_posterior(
     num_particles: int, rows_at_once: int
 ) -> None:
-    """For every K and however the work is cut: a wrong count of draws would show as its logarithm."""
+    """This holds for every K and every ``at_once``. A wrong number of draws would add a logarithm."""
     model, x = problem()
 
     found = bounds(program(model), x[:3], num_particles, at_once=rows_at_once)
@@ -97,7 +97,7 @@ def test_the_bounds_of_a_part_of_the_data_are_the_part_of_the_bounds() -> None:
 
 
 def test_a_mixture_of_one_component_as_the_prior_has_the_evidence_of_the_moved_model() -> None:
-    """z ~ Normal(m, L L^T) is z = m + L u: the model of u has loading W L and loc b + W m, and the same log p(x)."""
+    """With z = m + L u ~ Normal(m, L L^T), the model of u has loading W L, loc b + W m and the same log p(x)."""
     model, x = problem()
     tril, centre = torch.tensor([[0.7, 0.0], [0.4, 1.6]]), torch.tensor([0.5, -1.0])
     moved = LinearGaussian(model.loading @ tril, model.loc + model.loading @ centre, model.sigma)
@@ -115,13 +115,13 @@ def test_a_mixture_of_one_component_as_the_prior_has_the_evidence_of_the_moved_m
         assert torch.allclose(bound, moved.log_evidence(x), rtol=0, atol=1e-10)
 
 
-# Where it is not, expectations are known.
+# If the guide is not the posterior, expectations are known.
 
-OFF = {"shift": 0.12, "stretch": 1.3}  # wider than the posterior, so that weights have a variance
+OFF = {"shift": 0.12, "stretch": 1.3}  # wider than the posterior, so that the weights have a finite variance
 
 
 def moment(order: int, model: LinearGaussian, guide: MultivariateNormal, x: Tensor) -> Tensor:
-    """``E_q (p(z | x) / q) ** order``, of a weight over p(x): an integral of Gaussians, [rows]."""
+    """The moment ``E_q[(p(z | x) / q(z)) ** order]`` of a weight divided by p(x), in closed form, [rows]."""
     exact, less = model.posterior(x), order - 1
     p, q = torch.linalg.inv(exact.covariance_matrix), torch.linalg.inv(guide.covariance_matrix)
     joint, gap = order * p - less * q, guide.loc - exact.loc
@@ -132,7 +132,7 @@ def moment(order: int, model: LinearGaussian, guide: MultivariateNormal, x: Tens
 
 @pytest.mark.parametrize(("num_particles", "rows_at_once"), [(1, 500), (8, 4000), (90, 500)])
 def test_the_elbo_is_the_closed_form_bound(num_particles: int, rows_at_once: int) -> None:
-    """On average over draws, however data are cut into chunks."""
+    """This holds on average over draws, for every ``at_once``."""
     model, x = problem(2000)
     variant = program(model, **OFF)
 
@@ -140,13 +140,13 @@ def test_the_elbo_is_the_closed_form_bound(num_particles: int, rows_at_once: int
 
     exact = model.bound(x, law(variant, x))
     assert agree(found.elbo, exact)
-    assert not agree(found.elbo, exact + 0.3 / math.sqrt(num_particles))  # it can tell
-    assert (found.importance_weighted >= found.elbo - 1e-12).all()  # Jensen, draw by draw
+    assert not agree(found.elbo, exact + 0.3 / math.sqrt(num_particles))  # the test can tell them apart
+    assert (found.importance_weighted >= found.elbo - 1e-12).all()  # Jensen's inequality, for the same draws
 
 
 @pytest.mark.parametrize("num_particles", [1, 64, 5000])
 def test_weights_are_averaged_in_log_space(num_particles: int) -> None:
-    """Over 200 orders of magnitude, and 10,000 nats down."""
+    """The weights differ by 200 orders of magnitude, around -10,000 nats."""
     log_weight = 100 * torch.randn(num_particles, 4) - 1e4
     zero = torch.zeros_like(log_weight)
 
@@ -159,7 +159,7 @@ def test_weights_are_averaged_in_log_space(num_particles: int) -> None:
 
 @pytest.mark.parametrize(("num_particles", "at_once"), [(1, 1), (7, 5), (7, 64), (64, 10_000)])
 def test_the_bounds_of_a_datum_are_the_same_however_the_work_is_cut(num_particles: int, at_once: int) -> None:
-    """Draw by draw: every block of data has a random stream of its own."""
+    """This holds for each draw, because every block of data has a random stream of its own."""
     model, x = problem(70)
     variant = program(model, **OFF)
 
@@ -171,11 +171,11 @@ def test_the_bounds_of_a_datum_are_the_same_however_the_work_is_cut(num_particle
     for name in ("elbo", "importance_weighted", "ess", "importance_weighted_error"):
         assert torch.allclose(getattr(found, name), getattr(bounds_of(whole), name), rtol=0, atol=1e-9, equal_nan=True)
     assert not torch.equal(draws(variant, x, num_particles, seed=4).z, whole.z)
-    assert len(whole.z.flatten().unique()) == whole.z.numel()  # no stream twice
+    assert len(whole.z.flatten().unique()) == whole.z.numel()  # no stream is used twice
 
 
 def test_draws_of_neighbouring_data_are_uncorrelated() -> None:
-    """The correlation of 4000 pairs has standard error 4000 ** -1/2; the largest of 2 x 2 is below 5 of them."""
+    """A correlation of 4000 pairs has standard error 4000 ** -1/2. All 2 x 2 are below 5 standard errors."""
     model, x = problem(1)
     z = draws(program(model), x.expand(4000 + BLOCK, -1), 1).z[0]
 
@@ -185,7 +185,7 @@ def test_draws_of_neighbouring_data_are_uncorrelated() -> None:
 
 
 def test_the_errors_are_the_spread_over_repetitions() -> None:
-    """Of 1500 data alike, 200 draws each: the stated error against the spread, which has a standard error of 2 %."""
+    """The spread is over 1500 equal data with 200 draws each, and has a relative standard error of 2 %."""
     model, x = problem(1)
     found = bounds(program(model, **OFF), x.expand(1500, -1), 200)
 
@@ -223,7 +223,7 @@ def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k() 
 
 
 def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k() -> None:
-    """And the next term of the series. A mean weight over p(x) has expectation 1: the control variate that shows it."""
+    """The next term of the series is tested too. ``log_ratio.expm1()``, of expectation 0, is a control variate."""
     num_particles = 50
     model, x = problem(2_000_000 // num_particles)
     variant = program(model, **OFF)
@@ -231,24 +231,24 @@ def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k() ->
     log_ratio = bounds(variant, x, num_particles, at_once=200_000).importance_weighted - model.log_evidence(x)
 
     second, third = (moment(order, model, law(variant, x), x) for order in (2, 3))
-    chi, skew = second - 1, third - 3 * second + 2  # central moments of a weight over p(x)
+    chi, skew = second - 1, third - 3 * second + 2  # central moments of a weight divided by p(x)
     leading, following = chi / (2 * num_particles), (0.75 * chi**2 - skew / 3) / num_particles**2
     assert agree(log_ratio.expm1(), torch.zeros(()))
     lacks = log_ratio.expm1() - log_ratio
     assert agree(lacks, leading + following)
-    assert not agree(lacks, 1.2 * leading + following)  # it can tell
+    assert not agree(lacks, 1.2 * leading + following)  # the test can tell them apart
     assert chi.min() > 0.1
     assert (following.abs() < 0.1 * leading).all()
 
 
-# So many draws as asked for, in bounded memory.
+# As many draws as were asked for, in bounded memory.
 
 
 @pytest.mark.parametrize("num_particles", [1, 7, 1000, 2500])
 def test_each_datum_gets_exactly_the_draws_that_were_asked_for(
     num_particles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted at the decoder, without the rows by which p(x | z) is asked whether it is a mass."""
+    """The rows that the decoder sees are counted, without those that test whether p(x | z) is a mass."""
     monkeypatch.setattr(module, "log_jacobian", lambda variant: torch.zeros(()))
     model, x = problem()
     variant, rows = program(model), []
@@ -283,7 +283,7 @@ def rescaled(variant: Variant, width: float) -> Variant:
 
 @pytest.mark.parametrize("guide", [MeanField, FullRank, ConstantVariance])
 def test_data_ten_times_as_large_lose_d_log_ten_and_nothing_else(guide: type[Guide]) -> None:
-    """In units ten times as small: the same numbers inside, and the Jacobian of the change of units outside."""
+    """In units that are ten times as small, the model sees the same numbers. Only the log Jacobian changes."""
     variant, x = pair((X_DIM,), Z_DIM, likelihood=Gaussian(), guide=guide), torch.randn(20, X_DIM)
     with seeded(0):
         one, code, image = bounds(variant, x, 6), encode(variant, x), reconstruct(variant, x)
@@ -298,7 +298,7 @@ def test_data_ten_times_as_large_lose_d_log_ten_and_nothing_else(guide: type[Gui
 
 
 def test_units_of_each_coordinate_count_by_their_own_width() -> None:
-    """Against the evidence of the linear-Gaussian model whose loading and loc are in the data's units."""
+    """The truth is the evidence of the linear-Gaussian model with its loading and loc in the data's units."""
     model, y = problem()
     shift, width = torch.randn(X_DIM), torch.tensor([0.01, 0.5, 1.0, 30.0, 2000.0])
     variant = program(model)
@@ -321,7 +321,7 @@ MASSES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
 
 @pytest.mark.parametrize(("likelihood", "mass"), MASSES.values(), ids=MASSES)
 def test_a_mass_has_no_units(likelihood: Callable[[], nn.Module], mass: bool) -> None:
-    """Grey values 0 and 255 or 0 and 1: a probability is the same, a density is not."""
+    """Grey values of 0 and 255 have the same probability as 0 and 1, but not the same density."""
     variant, x = pair((X_DIM,), Z_DIM, likelihood=likelihood()), torch.randint(2, (8, X_DIM)).double()
     with seeded(0):
         one = bounds(variant, x, 6)
@@ -334,7 +334,7 @@ def test_a_mass_has_no_units(likelihood: Callable[[], nn.Module], mass: bool) ->
     assert not mass or one.elbo.max() < 0
 
 
-# Training weights are no part of a reported number.
+# Weights and penalties of the training are not part of a reported number.
 
 
 def weighted(variant: Variant, kl_weight: nn.Module | None, penalties: list[nn.Module]) -> Variant:
@@ -358,7 +358,7 @@ WEIGHTS: dict[str, Callable[[], tuple[nn.Module | None, list[nn.Module]]]] = {
 def test_training_weights_change_no_reported_bound(
     weights: Callable[[], tuple[nn.Module | None, list[nn.Module]]], training: bool
 ) -> None:
-    """Bit for bit, whatever mode the pair was left in, which it stays in."""
+    """The bounds are equal to the last bit, in both modes of the pair, and the mode does not change."""
     variant, x = pair((X_DIM,), Z_DIM, likelihood=Gaussian()), torch.randn(20, X_DIM)
 
     def reported() -> list[Tensor]:
@@ -379,7 +379,7 @@ def test_training_weights_change_no_reported_bound(
 
 
 def test_bounds_are_of_eval_mode_whatever_mode_the_pair_is_in() -> None:
-    """No dropout, no statistics of a batch, and a scale that training moves stands still."""
+    """Dropout and batch statistics have no effect, and a scale that is set in training does not change."""
     layers = nn.Linear(Z_DIM, X_DIM), nn.BatchNorm1d(X_DIM), nn.Dropout(0.5)
     variant, x = (
         pair((X_DIM,), Z_DIM, likelihood=OptimalSigma(), decoder=nn.Sequential(*layers)),
@@ -398,7 +398,7 @@ def test_bounds_are_of_eval_mode_whatever_mode_the_pair_is_in() -> None:
     assert all(torch.equal(value, before[name]) for name, value in variant.model.state_dict().items())
 
 
-# A point mass is scored by its log joint.
+# A point mass is scored by its log joint density.
 
 SCORED: dict[str, tuple[dict[str, Any], bool]] = {
     "rae": ({}, True),
@@ -413,7 +413,7 @@ SCORED: dict[str, tuple[dict[str, Any], bool]] = {
 def test_a_point_mass_is_scored_by_the_log_joint_of_each_datum(
     parts: dict[str, Any], codes_scored: bool, num_particles: int
 ) -> None:
-    """By hand, in the data's units: normals of the code, where it is scored, and of the datum."""
+    """The log densities are computed by hand in the data's units: that of the datum, and that of the code if scored."""
     variant = pair((X_DIM,), Z_DIM, likelihood=Gaussian(0.3), guide=PointMass, **parts)
     variant.model.scale = Scale((X_DIM,), 2.0, 5.0)
     x = 2 + 5 * torch.randn(1200, X_DIM)
@@ -435,7 +435,7 @@ def test_held_out_scores_a_vae_by_its_bound() -> None:
     assert torch.allclose(found, model.log_evidence(x), rtol=0, atol=1e-10)
 
 
-# Far out.
+# Data far from all others.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -447,9 +447,9 @@ def test_a_log_scale_is_bent_outside_the_ordinary_range_alone(dtype: torch.dtype
 
     assert torch.equal(in_range(inside), inside)
     assert torch.equal(slope, torch.ones_like(slope))
-    assert bool((bent[1:] >= bent[:-1]).all())  # it keeps the order
+    assert bool((bent[1:] >= bent[:-1]).all())  # the order is kept
     assert bool(bent.exp().isfinite().all() and (bent.exp() > 0).all())
-    torch.testing.assert_close(bent[[2, 3]], outside[[2, 3]], rtol=1e-5, atol=0)  # smoothly: tanh u = u - u**3 / 3
+    torch.testing.assert_close(bent[[2, 3]], outside[[2, 3]], rtol=1e-5, atol=0)  # it is smooth: tanh u = u - u**3 / 3
 
 
 @pytest.mark.parametrize("guide", [MeanField, FullRank])
@@ -457,7 +457,7 @@ def test_a_log_scale_is_bent_outside_the_ordinary_range_alone(dtype: torch.dtype
 def test_data_far_out_have_finite_bounds_and_the_lower_the_farther(
     guide: type[Guide], likelihood: type[nn.Module], seed: int
 ) -> None:
-    """In single precision, from linear heads that know no limit: exp(log scale) overflows, or is 0, from 100 on."""
+    """In single precision, exp(log scale) of a linear head would overflow or be 0 for log scales beyond 100."""
     torch.manual_seed(seed)
     noise = likelihood()
     decoder = nn.Linear(3, int(noise.outputs) * X_DIM)  # type: ignore[arg-type]
@@ -479,7 +479,7 @@ def test_data_far_out_have_finite_bounds_and_the_lower_the_farther(
 
 @pytest.mark.parametrize(("guide", "seed"), [(MeanField, 0), (FullRank, 0), (FullRank, 1), (FullRank, 2)])
 def test_no_bound_is_above_the_evidence_far_out(guide: type[Guide], seed: int) -> None:
-    """In single precision log q of a full covariance is rounding there: it would make bounds of 1e13 and more."""
+    """In single precision, log q of a full covariance is rounding error there, and could give bounds above 1e13."""
     torch.manual_seed(seed)
     model, _ = problem()
     variant = linear_pair(model, guide)
@@ -496,7 +496,7 @@ def test_no_bound_is_above_the_evidence_far_out(guide: type[Guide], seed: int) -
 
 
 def test_draws_are_cut_by_the_shape_of_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a datum is large, blocks of draws are smaller; how many are scored at once changes nothing."""
+    """If a datum is large, the blocks are smaller. The number of codes that are scored at once changes nothing."""
     monkeypatch.setattr("ppl_vae.blocks.NUMBERS", 4 * X_DIM)
     model, x = problem()
     variant = program(model, shift=0.3)

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, and how it ends: 0, 2 for a usage error, 1 for a failure."""
+"""The command line: what it prints and writes, and its exit codes: 0, 1 for a failure, 2 for a usage error."""
 
 import csv
 import dataclasses
@@ -30,13 +30,13 @@ from ppl_vae.streams import seeded
 from ppl_vae.training.options import SCHEDULES, Speed
 
 COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]
-TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # of the digits: 60 to train on, 15 held out
+TINY = ("--limit", 60, "--epochs", 1, "--z-dim", 2)  # 60 digits for training, 15 held out
 SMALL = ("--z-dim", 2, "--components", 2, "-K", 5)
 CHECKPOINT = ["history.csv", "receipt.txt", "variant.json", "variant.safetensors"]
 
 
 class Ran(NamedTuple):
-    """How a command ended and what it said."""
+    """The exit code of a command and what it printed."""
 
     code: Any
     out: str
@@ -45,7 +45,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def ppl_vae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """The console script in this process: anything but an exit is a traceback, and fails the test."""
+    """Run the console script in this process. An exception other than an exit fails the test."""
 
     def run(*arguments: Any) -> Ran:
         monkeypatch.setattr(sys, "argv", ["ppl-vae", *map(str, arguments)])
@@ -60,7 +60,7 @@ def ppl_vae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def strict(text: str) -> Any:
-    """JSON as the standard has it, without NaN or Infinity."""
+    """Parse JSON as the standard defines it, without NaN or Infinity."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -75,7 +75,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def optimised(tmp_path_factory: pytest.TempPathFactory, table: Path) -> dict[str, tuple[Path, Ran]]:
-    """Commands in processes of their own, side by side, under ``python -O``, which drops assertions; with --out."""
+    """Commands that ran in parallel processes under ``python -O``, which drops assertions, with their --out folders."""
     commands = {
         "compare": ("compare", "sigma_vae", "bernoulli_vae", "--data", table, *SMALL, "--epochs", 2),
         "failure": ("train", "bernoulli_vae", "--data", table),
@@ -91,14 +91,14 @@ def optimised(tmp_path_factory: pytest.TempPathFactory, table: Path) -> dict[str
 
 @pytest.fixture
 def trained(ppl_vae: Callable[..., Ran], tmp_path: Path) -> tuple[Path, Ran]:
-    """A variant trained on some digits, and what the command said."""
+    """The folder of a variant that was trained on some digits, and what the command printed."""
     folder = tmp_path / "runs" / "digits" / "sigma_vae"
     return folder, ppl_vae("train", "sigma_vae", *TINY, "--seed", 3, "--out", folder, "--json", "--quiet")
 
 
 @pytest.fixture(scope="module")
 def compared(optimised: dict[str, tuple[Path, Ran]]) -> tuple[Path, Ran]:
-    """A comparison of which one half must fail: real numbers have no density under a Bernoulli."""
+    """A comparison of two variants, of which one must fail: real numbers are outside the support of a Bernoulli."""
     return optimised["compare"]
 
 
@@ -147,7 +147,7 @@ OPTIONS = {
     for command in ("train", "compare")
 }
 OF_TRAIN = {"variant"}
-OF_COMPARE = {"names", "num_particles", "components", "features"}  # the variants, and how they are judged
+OF_COMPARE = {"names", "num_particles", "components", "features"}  # the variants, and how they are evaluated
 
 
 def test_neither_train_nor_compare_lacks_an_option_of_the_other() -> None:
@@ -161,7 +161,7 @@ def test_neither_train_nor_compare_lacks_an_option_of_the_other() -> None:
 
 
 def test_the_record_hands_its_fields_to_prepare_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each argument of both but for what only Python can give: rows to validate on, a layout of kernels."""
+    """All arguments of both are handed over, except those that only Python can give, such as validation rows."""
     monkeypatch.setattr("ppl_vae.cli.options.prepare", lambda source, **given: {"source": source, **given})
     handed: Any = TrainingOptions(
         data="x.csv", data_root=Path("sets"), binarize="static", limit=5, split="tail", seed=3
@@ -187,7 +187,7 @@ def test_the_record_hands_its_fields_to_prepare_and_fit(monkeypatch: pytest.Monk
 def test_the_choices_of_an_option_are_those_of_the_library(option: str, known: Iterable[str]) -> None:
     """The other options take their choices from the library itself."""
     hint = get_type_hints(TrainingOptions)[option]
-    choices = hint if get_origin(hint) is Literal else get_args(hint)[0]  # the other part of a union is None
+    choices = hint if get_origin(hint) is Literal else get_args(hint)[0]  # the other member of the union is None
 
     assert set(get_args(choices)) == set(known)
 
@@ -308,7 +308,7 @@ def test_samples_are_those_of_the_library(
 
 
 def test_the_mixture_of_samples_is_fitted_on_the_data_that_are_named(ppl_vae: Callable[..., Ran], folder: Path) -> None:
-    """A checkpoint that does not know its data."""
+    """The checkpoint does not say what data it was trained on."""
     flags = ("--components", 1, "--data", "real.csv", "--out", "x.npy")
     ran = ppl_vae("sample", "rae", "--ex-post", *flags)
     prior = ex_post.fit(load("rae"), prepare("real.csv"), 1, 0)
@@ -335,10 +335,10 @@ def test_samples_are_a_picture(ppl_vae: Callable[..., Ran], trained: tuple[Path,
     first = sample(load(folder), 5, mean=True, seed=0)[0, 0].numpy() / 16
 
     assert ran.code == 0
-    assert picture.shape[:2] == (2 * 10, 3 * 10)  # 5 in rows of 3, each of 8 by 8 with a white pixel around it
+    assert picture.shape[:2] == (2 * 10, 3 * 10)  # 5 images in rows of 3, each 8 by 8 with a white border of a pixel
     assert bool((picture[0] == 1).all())
     assert bool((picture[10:, 20:] == 1).all())
-    np.testing.assert_allclose(picture[1:9, 1:9, 0], first.clip(0, 1), atol=1 / 255)  # a byte a pixel
+    np.testing.assert_allclose(picture[1:9, 1:9, 0], first.clip(0, 1), atol=1 / 255)  # one byte per pixel
 
 
 def test_a_comparison_of_which_a_part_fails_reports_the_rest_and_the_reason(compared: tuple[Path, Ran]) -> None:
@@ -394,7 +394,7 @@ def test_a_comparison_keeps_checkpoints_in_single_precision(
     tensors = load_file(folder / "sigma_vae" / "variant.safetensors")
 
     in_double = {name for name, value in tensors.items() if value.dtype == torch.float64}
-    assert in_double == {"model.scale.shift", "model.scale.width"}  # the units of the data keep their digits
+    assert in_double == {"model.scale.shift", "model.scale.width"}  # the units of the data keep all their digits
     assert next(load(folder / "sigma_vae").model.parameters()).dtype == torch.float32
     assert notes_of(folder / "sigma_vae")["data"]["source"] == str(table)
     assert strict(ran.out)["bound"] == pytest.approx(float(row["bound"]), rel=1e-5)  # single precision
@@ -418,7 +418,7 @@ def test_a_comparison_of_pictures_binarises_them_where_it_must(ppl_vae: Callable
 def test_a_comparison_goes_on_where_held_out_rows_have_no_density(
     ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path
 ) -> None:
-    """The unit scale is fitted on training rows: the smallest number of a table may be among the others."""
+    """The unit scale is fitted on training rows, and the smallest number of a table may be in a held-out row."""
     names = ("continuous_bernoulli_vae", "sigma_vae")
     flags = ("--data", table, "--scale", "unit", *SMALL, "--epochs", 1, "--quiet", "--json")
     ran = ppl_vae("compare", *names, *flags, "--out", tmp_path / "out")
@@ -433,7 +433,7 @@ def test_a_comparison_goes_on_where_held_out_rows_have_no_density(
 def test_a_handful_of_data_is_enough_to_train(
     ppl_vae: Callable[..., Ran], table: Path, tmp_path: Path, limit: int
 ) -> None:
-    """A single datum held out has a score, but no standard error."""
+    """A single held-out datum has a score, but no standard error."""
     flags = ("--data", table, "--scale", "none", "--limit", limit, "--epochs", 1, "--quiet", "--json")
     ran = ppl_vae("train", "sigma_vae", *flags, "--out", tmp_path / "few")
     row = strict(ran.out)["history"][0]
@@ -443,7 +443,7 @@ def test_a_handful_of_data_is_enough_to_train(
     assert row["held_out_error"] is None
 
 
-# Usage errors: 2.
+# Usage errors end with 2.
 
 USAGE: dict[str, tuple[list[Any], str]] = {
     "no-such-command": (["trian"], "No such command 'trian'"),
@@ -487,7 +487,7 @@ def test_a_usage_error_ends_with_2_and_says_what_is_known(
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-# Failures: 1.
+# Failures end with 1.
 
 FAILURES: dict[str, tuple[list[Any], str]] = {
     "no-file": (["train", "rae", "--data", "missing.csv"], "there is no file missing.csv"),
@@ -516,7 +516,7 @@ FAILURES: dict[str, tuple[list[Any], str]] = {
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A working folder with good and bad data, and a checkpoint that does not know its data."""
+    """A working folder with good and bad data, and a checkpoint that does not say what data it was trained on."""
     monkeypatch.chdir(tmp_path)
     rows = "\n".join(f"{i},{i * i % 7},{-i}" for i in range(20))
     Path("real.csv").write_text(f"a,b,c\n{rows}\n")
@@ -547,7 +547,7 @@ def test_a_failure_ends_with_1_and_one_line(
     ["likelihood=Gaussian", "encoder=3", "prior=1", "kl_weight=2", "loss=1", "decoder=mlp", "x_shape=[3]"],
 )
 def test_a_part_cannot_be_set_by_its_name(ppl_vae: Callable[..., Ran], folder: Path, option: str) -> None:
-    """Parts are objects: on the command line there are none."""
+    """Parts are objects, which cannot be given on the command line."""
     ran = ppl_vae("train", "sigma_vae", "--data", "real.csv", "--epochs", 1, "--quiet", "--set", option)
 
     assert ran.code == 2
@@ -565,7 +565,7 @@ def test_a_layer_that_is_not_there_is_named(ppl_vae: Callable[..., Ran], folder:
 def test_a_place_that_cannot_be_written_is_refused_before_training(
     ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """An hour of training is not spent on a folder that holds something else."""
+    """Otherwise, the time of the training would be lost."""
     for name in ("ppl_vae.cli.training.fit", "ppl_vae.report.comparison.fit"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
     Path("folder", "rae").mkdir()

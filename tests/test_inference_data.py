@@ -58,7 +58,8 @@ def test_the_draws_are_those_of_the_bounds(shape: tuple[int, ...]) -> None:
     """With the same seed, log weights give the bounds, their parts add up, and k-hat is that of the bounds."""
     variant, x = variant_of(shape), torch.randn(ROWS, *shape)
 
-    found, drawn = to_inferencedata(variant, x, DRAWS, seed=5), draws(variant, x, DRAWS, seed=5)
+    found = to_inferencedata(variant, x, DRAWS, seed=5)
+    drawn = draws(variant, variant.in_model_units(x), DRAWS, seed=5)
     bound = bounds(variant, x, DRAWS, seed=5)
 
     stats = found.sample_stats

@@ -1,4 +1,4 @@
-"""What is optimised: properties that the objective has, and printed formulas that do not have them."""
+"""The objective: properties that it has, and formulas from print that do not have them."""
 
 import copy
 import math
@@ -46,7 +46,7 @@ GUIDES = [(0.9, 0.1), (-0.3, 1.4), (0.2, 0.7), (2.0, 0.05), BEST]
 
 
 def of_one_code(loc: float = 0.0, scale: float = 1.0, *, likelihood: nn.Module | None = None, **parts: Any) -> Variant:
-    """The pair of one code and one coordinate; q(z | x) = Normal(loc, scale) for every x."""
+    """A pair with one code coordinate and one data coordinate, and q(z | x) = Normal(loc, scale) for every x."""
     decoder = nn.Linear(1, 1)
     decoder.weight.data.fill_(1.0)
     decoder.bias.data.zero_()
@@ -62,7 +62,7 @@ def of_one_code(loc: float = 0.0, scale: float = 1.0, *, likelihood: nn.Module |
 
 
 def sites(variant: Variant, x: Tensor, z: Tensor) -> tuple[Any, Any, Any]:
-    """What Pyro scores at given codes: the sites q(z | x), p(z) and p(x | z), with their log_prob a datum."""
+    """The sites q(z | x), p(z) and p(x | z) in Pyro's traces at given codes, with their log_prob per datum."""
     given = {"z": z}
     guide = poutine.trace(poutine.condition(variant.guide, given)).get_trace(x)
     model = poutine.trace(poutine.condition(variant.model, given)).get_trace(x)
@@ -88,7 +88,7 @@ class Terms(NamedTuple):
 
 
 def expected(variant: Variant, x: float = X) -> Terms:
-    """The terms of the objective by Gauss and Hermite: a row of the batch is a node, and no draw is left."""
+    """The terms of the objective by Gauss-Hermite quadrature, without random draws. Each row of the batch is a node."""
     nodes, weights = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(40))
     data = torch.full((40, 1), x)
     q = variant.guide.posterior(data)
@@ -101,18 +101,18 @@ def integral(function: Callable[[float], float], low: float, high: float) -> flo
 
 
 def close(value: Any, truth: Any, tolerance: float = 1e-8) -> bool:
-    """To an absolute tolerance; of NaN, never."""
+    """Whether values are equal up to an absolute tolerance. NaN is never close."""
     return bool(np.all(np.abs(np.asarray(value, float) - np.asarray(truth, float)) < tolerance))
 
 
-# A table of mutations. Each holds a property, the form in which the library has it, and printed ones that lack it.
+# A table of mutations. Each has a property, a form of the library that has it, and a form from print that lacks it.
 
 
 class Mutation(NamedTuple):
     holds: Callable[[Any], bool]
     right: Any
     wrong: Any
-    also_right: Any = None  # a printed form that is right: a property that flagged it would be a wrong property
+    also_right: Any = None  # a form from print that is right, to test the property itself
 
 
 MUTATIONS: dict[str, Callable[[], Mutation]] = {}
@@ -124,7 +124,7 @@ def mutation(build: Callable[[], Mutation]) -> Callable[[], Mutation]:
 
 
 def kl(loc: float, scale: float) -> float:
-    """KL(q || p) as the traces have it."""
+    """KL(q || p) from the traces."""
     return expected(of_one_code(loc, scale)).kl.item()
 
 
@@ -170,7 +170,7 @@ def kl_of_a_product_of_squares() -> Mutation:
 
 @mutation
 def kl_of_the_raw_output() -> Mutation:
-    """The KL is that of the law which codes are drawn from, not of what the network puts out before it is a scale."""
+    """The KL is that of the distribution of the codes, not of the network output before it becomes a scale."""
 
     def drawn(raw: float) -> float:
         return of_one_code(0.0, math.exp(raw)).guide.posterior(torch.zeros(1, 1)).stddev.item()
@@ -186,7 +186,7 @@ def kl_of_the_raw_output() -> Mutation:
 @mutation
 def variance_as_a_scale() -> Mutation:
     def holds(law: Callable[[float], Any]) -> bool:
-        """The draws have the variance ``exp(log_var)``, to 4 standard errors."""
+        """Whether the draws have the variance ``exp(log_var)``, up to 4 standard errors."""
         error = 4 * math.sqrt(2 / 100_000)
         return all(abs(law(lv).sample((100_000,)).var() / math.exp(lv) - 1) < error for lv in (-2.0, 0.0, 1.0))
 
@@ -198,7 +198,7 @@ def variance_as_a_scale() -> Mutation:
 
 
 def is_a_bound(form: Callable[[float, float], float]) -> bool:
-    """Nowhere above the log evidence, and equal to it at the posterior."""
+    """Whether a form is never above the log evidence, and equals it at the posterior."""
     return all(form(*at) <= EVIDENCE + 1e-10 for at in GUIDES) and close(form(*BEST), EVIDENCE, 1e-10)
 
 
@@ -216,7 +216,7 @@ def bound_with_a_plus() -> Mutation:
 
 
 def log_posterior(loc: float, scale: float) -> float:
-    """E_q log p(z | x), for the posterior known here."""
+    """E_q log p(z | x), in closed form."""
     return scipy.stats.norm.logpdf(loc, *BEST) - scale**2 / (2 * BEST[1] ** 2)
 
 
@@ -233,7 +233,7 @@ def kl_to_posterior(loc: float, scale: float) -> float:
 @mutation
 def evidence_from_a_sum_of_the_wrong_sign() -> Mutation:
     def free_energy(loc: float, scale: float) -> float:
-        """E log q - E log p(z, x)."""
+        """E_q log q(z) - E_q log p(z, x)."""
         terms = expected(of_one_code(loc, scale))
         return (terms.log_q - terms.log_prior - terms.log_x).item()
 
@@ -251,7 +251,7 @@ def evidence_is_a_constant() -> Mutation:
         return scipy.stats.norm.logpdf(X, 0, math.sqrt(weight**2 + SIGMA**2))
 
     def slope() -> float:
-        """Of the bound at the posterior, in the decoder's weight."""
+        """The derivative of the bound with respect to the decoder's weight, at the posterior."""
         variant = of_one_code(*BEST)
         return torch.autograd.grad(expected(variant).bound, variant.model.decoder.weight)[0].item()
 
@@ -290,7 +290,7 @@ def loss_called_a_bound() -> Mutation:
 
 @mutation
 def kl_only_on_the_unit_interval() -> Mutation:
-    """The KL lives among codes: other units of x leave it alone, and shift the bound by ``-log a`` a coordinate."""
+    """The KL is between distributions of z. Other units of x do not change it, and shift log p(x | z) by ``-log a``."""
 
     def rescaled(a: float) -> tuple[float, float]:
         variant = of_one_code(0.9, 0.1, likelihood=Gaussian(a * SIGMA))
@@ -313,7 +313,7 @@ def kl_only_on_the_unit_interval() -> Mutation:
 
 @mutation
 def squashed_without_its_jacobian() -> Mutation:
-    """A density in the units of the data has mass one on their axis."""
+    """A density in the units of the data integrates to one over the data."""
     scale, p = Scale((), 3.0, 4.0), ContinuousBernoulli()(torch.tensor(0.7))
 
     def in_data_units(x: float) -> float:
@@ -326,7 +326,7 @@ def squashed_without_its_jacobian() -> Mutation:
 
 
 def prior_costs(rows: int, size: int | None = None) -> tuple[float, float]:
-    """-log p(z) and -log p(weights) in the loss of equal data."""
+    """-log p(z) and -log p(weights) in the loss of ``rows`` equal data."""
     variant = of_one_code(penalties=[WeightPrior(0.3)])
     x = torch.full((rows, 1), X)
     trace = poutine.trace(poutine.condition(variant.model, {"z": 0.8 * x})).get_trace(x, size)
@@ -336,7 +336,7 @@ def prior_costs(rows: int, size: int | None = None) -> tuple[float, float]:
 
 @mutation
 def code_penalty_as_a_weight_penalty() -> Mutation:
-    """Codes are paid for by each datum, weights once: more data, less weight decay."""
+    """The prior of codes counts once per datum, that of weights once: with more data, it counts less."""
 
     def holds(form: Callable[[int], tuple[float, float]]) -> bool:
         codes, weights = form(3)
@@ -347,7 +347,7 @@ def code_penalty_as_a_weight_penalty() -> Mutation:
 
 @mutation
 def weight_decay_as_a_term_of_each_datum() -> Mutation:
-    truth = -scipy.stats.norm.logpdf(1.0, scale=0.3)  # the decoder's one weight is 1
+    truth = -scipy.stats.norm.logpdf(1.0, scale=0.3)  # the only weight of the decoder is 1
 
     def holds(form: Callable[[int, int], float]) -> bool:
         return all(close(form(rows, size), truth) for rows in (1, 4) for size in (4, 60_000))
@@ -378,7 +378,7 @@ def squared_error_over_twice_the_scale() -> Mutation:
 
 @mutation
 def scale_that_sees_x() -> Mutation:
-    """A scale may be a function of the code, never of the datum that it scores: the density would gain mass."""
+    """A scale may depend on the code, but not on the datum that it scores: the mass would then exceed one."""
     grid = torch.linspace(-1, 1, 40_001).unsqueeze(1)
     variant = of_one_code(
         likelihood=Heteroscedastic(0.1, stage=0.0), decoder=nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -396,7 +396,7 @@ def scale_that_sees_x() -> Mutation:
 
 @mutation
 def mean_squared_error_as_a_density() -> Mutation:
-    """A reconstruction term is minus a log density: over all x, its exponential has mass one."""
+    """A reconstruction term is minus a log density, and the density integrates to one over all x."""
     side = torch.linspace(-6, 6, 241)
     plane = torch.cartesian_prod(side, side)
     variant = VARIANTS["ae"]((2,), 1, sigma=0.4, decoder=nn.Linear(1, 2))
@@ -418,7 +418,7 @@ def sum_of_squares_as_a_density() -> Mutation:
 
 @mutation
 def likelihood_that_vanishes_with_the_noise_of_codes() -> Mutation:
-    """As q narrows to a point, p(x | z) stays: only q loses its density."""
+    """When q narrows to a point, p(x | z) does not change. Only q loses its density."""
 
     def reconstruction(scale: float) -> float:
         return expected(of_one_code(0.6, 1.0, guide=lambda *args: ConstantVariance(*args, scale=scale))).log_x.item()
@@ -431,13 +431,13 @@ def likelihood_that_vanishes_with_the_noise_of_codes() -> Mutation:
 
 
 def slopes_of(variant: Variant, loss: Tensor) -> Tensor:
-    """All derivatives of a loss in one vector."""
+    """All derivatives of a loss, as one vector."""
     parameters = [p for half in variant[:2] for p in half.parameters() if p.requires_grad]
     return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, parameters)])
 
 
 def cosine_to_a_weighted_sum(likelihood: nn.Module, error: Callable[..., Tensor], weight: float, **parts: Any) -> float:
-    """Between the gradients of the loss and of ``error(x, decoded) + weight * KL``, both summed over the batch."""
+    """The cosine between the gradients of the loss and of ``error(x, decoded) + weight * KL``, summed over a batch."""
     x = torch.randint(2, (6, 5)).double()
     variant = pair((5,), 2, likelihood=likelihood, loss=TraceMeanField_ELBO(), **parts)
     pyro.set_rng_seed(3)
@@ -451,13 +451,13 @@ def cosine_to_a_weighted_sum(likelihood: nn.Module, error: Callable[..., Tensor]
 
 
 def squares(share: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """``share`` of the squared error of a datum."""
+    """A function that returns ``share`` times the squared error per datum."""
     return lambda x, y: share * (x - y).square().sum(1)
 
 
 @mutation
 def balance_without_a_noise_level() -> Mutation:
-    """A mean over pixels beside ``w KL`` is a noise level, ``sigma**2 = w D / 2``, and not one at will."""
+    """A mean over pixels plus ``w KL`` fixes the noise level at ``sigma**2 = w D / 2``."""
     w, x_dim = 1e-2, 5
     return Mutation(
         lambda sigma: close(cosine_to_a_weighted_sum(Gaussian(sigma), squares(1 / x_dim), w), 1, 1e-10),
@@ -512,7 +512,7 @@ def probability_as_a_reconstruction() -> Mutation:
 
 @mutation
 def one_noise_for_the_whole_batch() -> Mutation:
-    """Equal data have codes of their own: over many draws, those of two rows are uncorrelated."""
+    """Two rows with equal data have different codes, which are uncorrelated over many draws."""
     variant, x = of_one_code(0.3, 0.8), torch.full((2, 1), X)
 
     def draws() -> Tensor:
@@ -528,7 +528,7 @@ def one_noise_for_the_whole_batch() -> Mutation:
 
 @mutation
 def code_penalty_that_needs_no_penalty_on_weights() -> Mutation:
-    """Codes shrunk by c and weights grown by c decode alike: with no price on weights, the loss falls without end."""
+    """Codes / c and weights * c decode alike. Without a penalty on weights, the loss therefore has no minimum."""
     x, encoder, decoder = torch.randn(20, 4), torch.randn(2, 4), torch.randn(4, 2)
 
     def loss(name: str) -> Callable[[float], float]:
@@ -546,7 +546,7 @@ def code_penalty_that_needs_no_penalty_on_weights() -> Mutation:
 
 
 class Steps(nn.Module):
-    """A decoder that is flat at the codes 0 and 1 and climbs from one to the other."""
+    """A decoder that is flat at the codes 0 and 1 and rises between them."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z * z * (3 - 2 * z)
@@ -554,7 +554,7 @@ class Steps(nn.Module):
 
 @mutation
 def gradient_penalty_that_bounds_the_slope() -> Mutation:
-    """It is the squared norm of the Jacobian at the codes, and knows nothing of what lies between them."""
+    """The penalty is the squared norm of the Jacobian at the codes. It does not depend on the decoder between them."""
     variant = of_one_code(decoder=Steps())
     codes = torch.tensor([[0.0], [1.0], [0.1]])
 
@@ -562,7 +562,7 @@ def gradient_penalty_that_bounds_the_slope() -> Mutation:
         return torch.autograd.functional.jacobian(variant.model.decoder, z.squeeze()).square().item()
 
     def steepest(z: Tensor) -> float:
-        """Slope from the code to the one at 0.5, where the decoder climbs most."""
+        """The squared slope from the code to the code 0.5, where the decoder is steepest."""
         return (variant.model.decoder(z) - variant.model.decoder(torch.tensor([0.5]))).div(z - 0.5).square().item()
 
     return Mutation(
@@ -599,7 +599,7 @@ def test_a_printed_form_that_is_right_is_not_flagged(name: str) -> None:
     assert case.holds(case.also_right)
 
 
-# Weights by hand, and the noise level that they mean.
+# Weights that are chosen by hand, and the noise levels that they amount to.
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_a_printed_form_that_is_right_is_not_flagged(name: str) -> None:
     ids=["sum", "half_the_sum", "mean_of_coordinates", "mean_of_all_beside_a_sum", "means_of_both"],
 )
 def test_a_weight_between_error_and_kl_is_a_noise_level(share: float, weight: float, variance: float) -> None:
-    """``a SSE + w KL`` has the gradients of the loss at ``sigma**2 = w / (2 a)``: rows 6, coordinates 5, codes 2."""
+    """``a SSE + w KL`` has the gradients of the loss at ``sigma**2 = w / (2 a)``. x is [6, 5], and z is [6, 2]."""
     assert variance == pytest.approx(weight / (2 * share))
     assert cosine_to_a_weighted_sum(Gaussian(math.sqrt(variance)), squares(share), weight) == pytest.approx(
         1, abs=1e-12
@@ -616,7 +616,7 @@ def test_a_weight_between_error_and_kl_is_a_noise_level(share: float, weight: fl
 
 
 def test_a_weight_between_mean_cross_entropy_and_kl_is_a_kl_weight() -> None:
-    """There is no noise level to set: ``mean(BCE) + w KL`` over D coordinates is a KL weight of ``w D``."""
+    """A Bernoulli has no noise level: ``mean(BCE) + w KL`` over D coordinates amounts to a KL weight of ``w D``."""
 
     def entropy(x: Tensor, logits: Tensor) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").mean(1)
@@ -643,7 +643,7 @@ def test_beta_and_sigma_act_as_one_noise_level(beta: float) -> None:
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
 def test_a_guide_of_one_spread_has_its_kl_and_its_bound(spread: float) -> None:
-    """A standard deviation, and a bound as any other: it is tight where the posterior has that spread."""
+    """The spread is a standard deviation. The bound is tight if the posterior has the same spread."""
     sigma = spread / math.sqrt(1 - spread**2) if spread < 1 else 1.0
     terms = expected(
         of_one_code(
@@ -658,12 +658,12 @@ def test_a_guide_of_one_spread_has_its_kl_and_its_bound(spread: float) -> None:
     assert (abs(terms.bound.item() - evidence) < 1e-10) == (spread < 1)
 
 
-# The weight of the KL, on both sides or on one.
+# The weight of the KL, in the model and the guide or in one of them.
 
 
 @pytest.mark.parametrize("both", [True, False], ids=["both_sides", "model_alone"])
 def test_the_kl_weight_acts_on_both_sides(both: bool) -> None:
-    """On the model alone it would be a narrower prior, ``beta log p(z)``: another model, and the entropy unweighted."""
+    """In the model alone, it would act as a narrower prior, ``beta log p(z)``, and leave the entropy unweighted."""
     beta, variant = 4.0, of_one_code(0.4, 0.6, kl_weight=KLWeight(constant(4.0)))
     plain = expected(of_one_code(0.4, 0.6))
     if not both:
@@ -676,7 +676,7 @@ def test_the_kl_weight_acts_on_both_sides(both: bool) -> None:
 
 @pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO, PathwiseELBO])
 def test_the_kl_weight_acts_in_training_alone(loss: Callable[[], ELBO]) -> None:
-    """The same draw is scored: what changes is three times its log ratio, and the analytic KL where there is one."""
+    """The same draw is scored. The difference is three times the KL, which is sampled or analytic as in the loss."""
     variant, x = of_one_code(0.4, 0.6, kl_weight=KLWeight(constant(4.0)), loss=loss()), torch.full((6, 1), X)
     losses = {}
     for training in (True, False):
@@ -693,7 +693,7 @@ def test_the_kl_weight_acts_in_training_alone(loss: Callable[[], ELBO]) -> None:
 
 
 def weights_over_training(variant: Variant, steps: Sequence[int], total: int) -> list[float]:
-    """The scale of the site z on both sides, at steps of training."""
+    """The scale of the site z, which is equal in the model and the guide, at steps of training."""
     x, found = torch.zeros(1, 4), []
     for step in steps:
         variant.model.advance(step, total)
@@ -714,7 +714,7 @@ SCHEDULES: dict[str, tuple[Any, list[float]]] = {
 
 @pytest.mark.parametrize(("anneal", "weights"), SCHEDULES.values(), ids=SCHEDULES)
 def test_an_annealed_kl_weight_follows_its_schedule_on_both_sides(anneal: Any, weights: list[float]) -> None:
-    """In 80 steps: a ramp of 40, four cycles of 20 with ramps of 10. A weight of 0 is 1e-6, for scales are positive."""
+    """80 steps have a ramp of 40, or 4 cycles of 20 with ramps of 10. Scales are positive, so a weight of 0 is 1e-6."""
     variant = VARIANTS["beta_vae"]((4,), 2, beta=4.0, anneal=anneal)
 
     found = weights_over_training(variant, STEPS, 80)
@@ -763,7 +763,7 @@ def test_the_loss_of_a_point_mass_is_minus_the_log_joint() -> None:
 
 
 def test_a_guide_that_narrows_to_a_point_loses_its_bound_and_says_so() -> None:
-    """The KL grows by ``log 10`` for a tenth of the scale: a point mass has no bound, and its loss is none."""
+    """The KL grows by ``log 10`` if the scale is divided by 10. A point mass has no bound, and its loss is not one."""
     bounds = [bound(0.6, scale) for scale in (1e-3, 1e-4, 1e-5)]
 
     assert bounds[0] - bounds[1] == pytest.approx(math.log(10), abs=1e-4)
@@ -773,7 +773,7 @@ def test_a_guide_that_narrows_to_a_point_loses_its_bound_and_says_so() -> None:
 
 
 def rae_loss(variant: Variant, x: Tensor, beta: float, gamma: float, decay: float) -> float:
-    """As printed: ``mean(|x - D(z)|**2 + beta/2 |z|**2 + gamma |J(z)|**2) + decay |weights|**2``."""
+    """The printed loss: ``mean(|x - D(z)|**2 + beta/2 |z|**2 + gamma |J(z)|**2) + decay |weights|**2``."""
     decoder, z = variant.model.decoder, variant.guide.posterior(x).mean
     jacobians = torch.stack([torch.autograd.functional.jacobian(decoder, code) for code in z])
     a_datum = (x - decoder(z)).square().sum(1) + beta / 2 * z.square().sum(1) + gamma * jacobians.square().sum((1, 2))
@@ -783,7 +783,7 @@ def rae_loss(variant: Variant, x: Tensor, beta: float, gamma: float, decay: floa
 @pytest.mark.parametrize(("beta", "sigma"), [(0.01, 0.07), (0.5, 0.6)])
 @pytest.mark.parametrize("name", ["rae", "rae_l2", "rae_gp"])
 def test_a_regularised_autoencoder_is_its_printed_loss_and_constants(name: str, beta: float, sigma: float) -> None:
-    """Of ``beta = 2 sigma**2 / spread**2``, ``decay = sigma**2 / (N tau**2)`` and ``gamma = 2 sigma**2 kappa``."""
+    """``beta = 2 sigma**2 / spread**2``, ``decay = sigma**2 / (N tau**2)`` and ``gamma = 2 sigma**2 kappa``."""
     x, (gamma, decay) = torch.randn(20, 5), {"rae": (0, 0), "rae_l2": (0, 0.02), "rae_gp": (0.3, 0)}[name]
     decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5))
     tau = sigma / math.sqrt(20 * decay) if decay else 1.0
@@ -805,14 +805,14 @@ def test_a_regularised_autoencoder_is_its_printed_loss_and_constants(name: str, 
     printed = 20 / (2 * sigma**2) * rae_loss(reference, x, beta, gamma, decay) + constants
 
     assert loss(spread) == pytest.approx(printed, rel=1e-10)
-    assert abs(loss(sigma / math.sqrt(beta)) - printed) > 1e-3  # the prior of beta |z|**2, without the half
+    assert abs(loss(sigma / math.sqrt(beta)) - printed) > 1e-3  # the prior for beta |z|**2, without the factor 1/2
 
 
 # The estimator.
 
 
 def value_and_slopes(variant: Variant, loss: ELBO, x: Tensor) -> tuple[float, Tensor]:
-    """By the same seed, on a copy: power iterations and running averages move as a loss is taken."""
+    """The loss and its gradients for one seed. They are computed on a copy, because a loss can change buffers."""
     variant = copy.deepcopy(variant)
     pyro.set_rng_seed(5)
     value = loss(variant.model, variant.guide)(x)
@@ -829,7 +829,7 @@ PARTICLES: dict[str, dict[str, Any]] = {
 
 
 def assert_equal_estimates(variant: Variant, x: Tensor, **particles: Any) -> None:
-    """The values and the slopes of PathwiseELBO are those of Trace_ELBO."""
+    """Assert that PathwiseELBO has the value and the gradients of Trace_ELBO."""
     value, slopes = value_and_slopes(variant, PathwiseELBO(**particles), x)
     wanted, wanted_slopes = value_and_slopes(variant, Trace_ELBO(**particles), x)
 
@@ -852,7 +852,7 @@ def test_the_pathwise_estimate_is_that_of_pyro_for_every_guide(guide: type[Guide
 
 
 class Stuck(dist.Normal):
-    """A normal that cannot be differentiated through its draw, which is always one scale above the mean."""
+    """A normal without reparameterised draws. Every draw is one scale above the mean."""
 
     has_rsample = False
 
@@ -866,7 +866,7 @@ class NotReparameterised(MeanField):
 
 
 def test_a_guide_that_is_not_reparameterised_gets_the_gradient_of_its_score() -> None:
-    """The derivative of the loss at a fixed draw is another number: it lacks the loss times the score."""
+    """The derivative of the loss at a fixed draw is not this gradient, because it lacks the loss times the score."""
     variant = of_one_code(0.4, 0.6, guide=NotReparameterised)
     x = torch.full((3, 1), X)
 

@@ -1,4 +1,4 @@
-"""The front door: every line of its Python runs as written, and its catalogue is the catalogue."""
+"""The README: all of its Python runs as written, and its table of variants is the catalogue."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_python_of_the_readme_runs_as_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a folder of its own, block after block in one interpreter, in float32 as its reader has it."""
+    """The blocks run in order, in one interpreter and a new folder, in float32, as a reader would run them."""
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)
     names: dict[str, object] = {}
@@ -26,7 +26,7 @@ def test_the_python_of_the_readme_runs_as_written(
     assert printed.rstrip().endswith("True")  # the converted autoencoder gives the same outputs
     assert names["images"].shape == (64, 1, 8, 8)  # type: ignore[attr-defined]
     own, theirs = re.search(r"\n(-[\d.]+) (-[\d.]+) ± [\d.]+\n", printed).groups()  # type: ignore[union-attr]
-    assert float(own) == pytest.approx(float(theirs), rel=0.01)  # a loss of one's own SVI script, and evaluate
+    assert float(own) == pytest.approx(float(theirs), rel=0.01)  # the bound in the SVI script, and from evaluate
 
 
 def test_the_table_of_the_readme_is_the_catalogue() -> None:

@@ -1,4 +1,4 @@
-"""The report: what is printed, grouped, drawn and written is what was found."""
+"""The report: its tables, groups, plots and pictures show what was found."""
 
 import io
 import math
@@ -30,7 +30,7 @@ def images() -> Data:
 
 
 def result_of(name: str, data: Data, **found: Any) -> Result:
-    """An untrained variant with some numbers, and with other fields of its evaluation."""
+    """A result of an untrained variant, with the numbers and fields of the evaluation that are given."""
     fields = {key: found.pop(key) for key in ("kl_per_dim", "active_per_dim") if key in found}
     numbers = {column: found.get(column, Number(None, reason="not asked")) for column in COLUMNS}
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_rows_stand_in_groups_whose_bounds_compare(images: Data) -> None:
 
 
 def test_the_best_of_a_column_is_marked_where_there_is_a_best(images: Data) -> None:
-    """The larger bound, the smaller error; nothing for a number alone, a column without a direction, or MAP."""
+    """It is the larger bound or the smaller error. A single number or a column without a direction has no best."""
     one = {"bound": -3.0, "rmse": 0.3, "active_units": 2.0, "log_joint": -9.0}
     other = {"bound": -2.0, "rmse": 0.2, "active_units": 3.0, "log_joint": -8.0, "kl": 1.0, "frechet_prior": 4.0}
     results = [
@@ -118,11 +118,11 @@ def test_an_evaluation_says_which_units_are_active_in_the_order_of_their_kl() ->
     active = [variance > 0.01 for _, variance in ordered]
     assert found.kl_per_dim == pytest.approx([each for each, _ in ordered], rel=1e-5)
     assert found.active_per_dim == active
-    assert active not in (sorted(active), sorted(active, reverse=True))  # another order would be noticed
+    assert active not in (sorted(active), sorted(active, reverse=True))  # in another order, the test would fail
 
 
 def test_pictures_show_data_beside_what_is_made_of_them(images: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of reconstructions below rows of their data; interpolations from one datum to another."""
+    """Each row of data has its reconstructions below it. Each interpolation goes from one datum to another."""
     monkeypatch.setattr(pictures, "uri", lambda png: matplotlib.image.imread(io.BytesIO(png))[..., 0])
     result = result_of("iwae", images)
     x, side = images.test, math.isqrt(len(images.test))
@@ -133,7 +133,7 @@ def test_pictures_show_data_beside_what_is_made_of_them(images: Data, monkeypatc
     tiles, steps = (
         torch.tensor(grid)
         .reshape(side, grid.shape[0] // side, side, grid.shape[1] // side)
-        .transpose(1, 2)[:, :, 1:-1, 1:-1][..., ::3, ::3]  # without the gap; each pixel is shown 3 times as large
+        .transpose(1, 2)[:, :, 1:-1, 1:-1][..., ::3, ::3]  # without the gap; each pixel is drawn as 3 by 3
         for grid in (reconstructions, interpolations)
     )
     y, made = (images.scale(part)[:, 0].float().clamp(0, 1) for part in (x, reconstruct(result.variant, x)))

@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from ppl_vae import VARIANTS, Data, Variant, evaluate, fit, pair, prepare
 from ppl_vae.evaluation.lower_bounds import held_out
@@ -520,10 +520,7 @@ def test_a_lone_last_row_joins_the_batch_before_under_batch_norm(streamed: bool)
     plain, with_norm = VARIANTS["sigma_vae"]((5,), 2), VARIANTS["sigma_vae"]((5,), 2, encoder=normed())
     sizes = {}
     for name, variant in (("plain", plain), ("norm", with_norm)):
-        batches = Batches(variant, x, 8)
-        batches.resident = None if streamed else batches.resident
-        if streamed:
-            batches.loader = DataLoader(x, 8, shuffle=True)  # type: ignore[arg-type]
+        batches = Batches(variant, TensorDataset(x) if streamed else x, 8)
         found = list(batches)
         sizes[name] = [len(batch) for batch in found]
         assert len(batches) == len(found)

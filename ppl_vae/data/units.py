@@ -12,7 +12,7 @@ from .sources import Raw
 
 __all__ = ["SCALES", "check_spacing", "fit_scale"]
 
-ScaleName = Literal["auto", "none", "unit", "standardize"]
+ScaleName = Literal["none", "unit", "standardize", "auto"]
 SCALES: tuple[str, ...] = get_args(ScaleName)
 
 

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.items import stack_of
 from ..snapshot import Snapshot
@@ -21,11 +21,11 @@ __all__ = ["Batches", "norm_of_rows"]
 class Batches:
     """The training data in batches; iterate once per epoch.
 
-    Data that fit stay on the device as a whole. Other data come through a DataLoader.
+    A tensor stays on the device as a whole. A Dataset comes through a DataLoader.
 
     Args:
         variant: The pair, which gives the batches their units, dtype and device.
-        data: The data in their own units, [rows, *x_shape], or a Dataset of such items.
+        data: The data [rows, *x_shape] in the model's units, or a Dataset of items in the data's units.
         batch_size: The number of rows per batch. The last batch may be short. If it has one row, and a batch norm
             cannot train on one, the row joins the batch before it.
         draw: Whether the values are probabilities, of which each batch is a fresh Bernoulli draw.
@@ -37,19 +37,7 @@ class Batches:
     def __init__(self, variant: Variant, data: Tensor | Dataset[Any], batch_size: int, *, draw: bool = False) -> None:
         self.variant, self.data, self.batch_size, self.draw = variant, data, batch_size, draw
         self.rows = len(data)  # type: ignore[arg-type]
-        self.device = next(variant.model.parameters()).device
-        self.resident = variant.in_model_units(data) if isinstance(data, Tensor) and self._fits(data) else None
-        dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
-        pin = self.device.type == "cuda"
-        self.loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=stack_of, pin_memory=pin)
         self.joins = self._last_joins()
-
-    def _fits(self, data: Tensor) -> bool:
-        """Whether the data take less than half of the memory that is free on the device."""
-        if self.device.type != "cuda":
-            return True
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return data.numel() * data.element_size() < free // 2
 
     def _last_joins(self) -> bool:
         """Whether a last batch of one row has to join the batch before it."""
@@ -71,20 +59,26 @@ class Batches:
     def first(self, rows: int = 8) -> Tensor:
         """The first training data in their stored order, [rows, *x_shape] in the model's units."""
         data, count = self.data, min(rows, self.rows)
-        x = data[:count] if isinstance(data, Tensor) else stack_of([data[row] for row in range(count)])
-        y = self.variant.in_model_units(x)
+        if isinstance(data, Tensor):
+            y = data[:count]
+        else:
+            y = self.variant.in_model_units(stack_of([data[row] for row in range(count)]))
         return torch.bernoulli(y) if self.draw else y
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self.resident is None:
-            batches: Iterator[Tensor] = (
-                self.variant.in_model_units(batch.to(self.device, non_blocking=True)) for batch in self.loader
-            )
-        else:
-            order = torch.randperm(self.rows, device=self.device)
-            batches = (self.resident[rows] for rows in order.split(self.batch_size))
+        batches = self._of_tensor(self.data) if isinstance(self.data, Tensor) else self._of_dataset(self.data)
         batches = _joined(batches) if self.joins else batches
         return (torch.bernoulli(batch) for batch in batches) if self.draw else batches
+
+    def _of_tensor(self, y: Tensor) -> Iterator[Tensor]:
+        order = torch.randperm(self.rows, device=y.device)
+        return (y[rows] for rows in order.split(self.batch_size))
+
+    def _of_dataset(self, dataset: Dataset[Any]) -> Iterator[Tensor]:
+        device = next(self.variant.model.parameters()).device
+        pin = device.type == "cuda"
+        loader = DataLoader(dataset, self.batch_size, shuffle=True, collate_fn=stack_of, pin_memory=pin)
+        return (self.variant.in_model_units(batch.to(device, non_blocking=True)) for batch in loader)
 
 
 def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:

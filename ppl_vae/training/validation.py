@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..contracts import check_density, check_support
 from ..data.data_set import Data, tensor_of
@@ -15,7 +16,7 @@ from ..variant import Variant
 __all__ = ["hold_out"]
 
 
-def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tensor | None]:
+def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Tensor | Dataset[Any], Tensor | None]:
     """Split the training rows, and check both parts against the likelihood.
 
     Args:
@@ -24,17 +25,22 @@ def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Any, Tensor
         validation: The share of the rows to hold out, or data to hold out, or None for neither.
 
     Returns:
-        The rows to train on, in the data's units, and the rows held out, in the model's units, or None.
+        The rows to train on, and the rows held out or None, both in the model's units. A Dataset to train on is in the
+        data's units. Probabilities are left as they are in the first, and drawn in the second.
     """
-    train = data.train
+    train: Any = data.train
     if isinstance(train, Tensor):
-        train = tensor_of(train, data.name)
-        _in_model_units(variant, data, train)  # for the checks alone: the batches convert the rows themselves
+        train, _ = _admitted(variant, data, tensor_of(train, data.name))
     if validation is None:
         return train, None
-    if isinstance(validation, float | int):
-        train, validation = _split(train, validation, data.split)
-    return train, _in_model_units(variant, data, tensor_of(validation, "validation"))
+    if not isinstance(validation, float | int):
+        _, held_out = _admitted(variant, data, tensor_of(validation, "validation"))
+        return train, held_out
+    train, held_out = _split(train, validation, data.split)
+    if isinstance(train, Tensor):
+        return train, _drawn(data, held_out)
+    _, held_out = _admitted(variant, data, held_out)
+    return train, held_out
 
 
 def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
@@ -56,10 +62,11 @@ def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
     return rows_of(train, kept), validation
 
 
-def _in_model_units(variant: Variant, data: Data, x: Tensor) -> Tensor:
+def _admitted(variant: Variant, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
     """Convert data to the model's units, and check that they keep their digits and have a density there.
 
-    Probabilities become a Bernoulli draw first, since the likelihood is that of the draw.
+    Returns:
+        The data, and the data with a Bernoulli draw in the place of probabilities, whose density is checked.
     """
     dtypes = {x.dtype}
     if data.scale.is_identity:
@@ -67,8 +74,12 @@ def _in_model_units(variant: Variant, data: Data, x: Tensor) -> Tensor:
     for dtype in dtypes:
         check_spacing(x, dtype, data.columns, data.name)
     y = variant.in_model_units(x)
-    if data.binarize is not None:
-        y = torch.bernoulli(y)
-    check_support(variant, y, x)
-    check_density(variant, y)
-    return y
+    drawn = _drawn(data, y)
+    check_support(variant, drawn, x)
+    check_density(variant, drawn)
+    return y, drawn
+
+
+def _drawn(data: Data, y: Tensor) -> Tensor:
+    """A Bernoulli draw of data that are probabilities, and any other data as they are."""
+    return y if data.binarize is None else torch.bernoulli(y)
