@@ -3,10 +3,12 @@
 import csv
 import dataclasses
 import inspect
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -73,22 +75,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def optimised(tmp_path_factory: pytest.TempPathFactory, table: Path) -> dict[str, tuple[Path, Ran]]:
-    """Commands that ran in parallel processes under ``python -O``, which drops assertions, with their --out folders."""
-    commands = {
-        "compare": ("compare", "sigma_vae", "bernoulli_vae", "--data", table, *SMALL, "--epochs", 2),
-        "failure": ("train", "bernoulli_vae", "--data", table),
-    }
-    folders = {name: tmp_path_factory.mktemp("runs") / name for name in commands}
-    running = {}
-    for name, arguments in commands.items():
-        command = [sys.executable, "-O", "-m", "ppl_vae", *map(str, arguments), "--out", str(folders[name])]
-        running[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    ended = {name: (process.communicate(), process.returncode) for name, process in running.items()}
-    return {name: (folders[name], Ran(code, *said)) for name, (said, code) in ended.items()}
-
-
 @pytest.fixture
 def trained(ppl_vae: Callable[..., Ran], tmp_path: Path) -> tuple[Path, Ran]:
     """The folder of a variant that was trained on some digits, and what the command printed."""
@@ -97,9 +83,15 @@ def trained(ppl_vae: Callable[..., Ran], tmp_path: Path) -> tuple[Path, Ran]:
 
 
 @pytest.fixture(scope="module")
-def compared(optimised: dict[str, tuple[Path, Ran]]) -> tuple[Path, Ran]:
+def compared(tmp_path_factory: pytest.TempPathFactory, table: Path) -> tuple[Path, Ran]:
     """A comparison of two variants, of which one must fail: real numbers are outside the support of a Bernoulli."""
-    return optimised["compare"]
+    folder, out, err = tmp_path_factory.mktemp("runs") / "compare", io.StringIO(), io.StringIO()
+    command = ["ppl-vae", "compare", "sigma_vae", "bernoulli_vae", "--data", str(table), *SMALL, "--epochs", "2"]
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(sys, "argv", [*map(str, command), "--out", str(folder)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    return folder, Ran(end.value.code, out.getvalue(), err.getvalue())
 
 
 # Help and the catalogue.
@@ -578,10 +570,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     assert [path.name for path in Path("folder", "rae").iterdir()] == ["thesis"]
 
 
-def test_checks_hold_under_optimisation(optimised: dict[str, tuple[Path, Ran]]) -> None:
-    folder, ran = optimised["failure"]
+def test_checks_hold_under_optimisation(table: Path, tmp_path: Path) -> None:
+    """In a process under ``python -O``, which drops assertions."""
+    command = ("train", "bernoulli_vae", "--data", str(table), "--out", str(tmp_path / "out"))
+    ran = subprocess.run([sys.executable, "-O", "-m", "ppl_vae", *command], capture_output=True, text=True, check=False)
 
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith("ppl-vae: x holds ")
-    assert "Traceback" not in ran.err
-    assert not folder.exists()
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("ppl-vae: x holds ")
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()

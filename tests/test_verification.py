@@ -175,9 +175,9 @@ def test_a_pair_that_is_not_linear_has_a_long_run() -> None:
 
     found = truth_of(variant, y, Trace_ELBO())
 
-    values = torch.tensor([one.value for one in replicates(variant, Trace_ELBO(), (y, SIZE), 400, 3)])
+    values = torch.tensor([one.value for one in replicates(variant, Trace_ELBO(), (y, SIZE), 144, 3)])
     assert not found.exact
-    assert abs(found.value - values.mean()) < 4 * math.hypot(found.value_error, float(values.std()) / 20)
+    assert abs(found.value - values.mean()) < 4 * math.hypot(found.value_error, float(values.std()) / 12)
 
 
 def test_targets_are_inferred_told_or_refused() -> None:
@@ -394,7 +394,7 @@ def test_a_verdict_is_repeatable_and_has_a_seed() -> None:
 
 def test_z_scores_are_those_of_normal_errors() -> None:
     """The largest of eight scores is near 3 on average over seeds, and a right estimator never fails."""
-    largest = torch.tensor([max(map(abs, of_few_data(BetaELBO(1.0), seed).z.values())) for seed in range(8)])
+    largest = torch.tensor([max(map(abs, of_few_data(BetaELBO(1.0), seed).z.values())) for seed in range(5)])
     assert 2 < largest.mean() < 3.5
     assert largest.max() < LIMIT
 
