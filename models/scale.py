@@ -57,7 +57,7 @@ class Scale(nn.Module):
         return x if bool((self.shift.abs() > FAR * self.width).any()) else x.to(y.dtype)
 
     def log_jacobian(self) -> Tensor:
-        """``-sum(log width)``, in nats per datum: added to a log density in the model's units, it gives one of x."""
+        """``-sum(log width)``, in nats per datum. A log density of y plus this number is the log density of x."""
         return -self.width.log().sum()
 
     @property
