@@ -1,4 +1,4 @@
-"""Which rows are held out, and which rows of a large set are used at all."""
+"""The choice of the rows that are held out, and of the rows of a large set that are used."""
 
 from typing import Literal, get_args
 
@@ -32,7 +32,11 @@ HELD_OUT = 0.2  # share of the rows that is held out where a source has no test 
 
 
 def split_off(raw: Raw, split: str, seed: int) -> Raw:
-    """Hold out a fifth of the rows, unless the source has a test set of its own."""
+    """Hold out a fifth of the rows, unless the source has a test set of its own.
+
+    Raises:
+        ValueError: If there are fewer than 2 rows.
+    """
     if raw.test is not None:
         return raw
     rows = len(raw.x)  # type: ignore[arg-type]
