@@ -30,7 +30,7 @@ def collects_parameters() -> bool:
 
 
 def _current_step() -> Messenger | None:
-    """The outermost ``one_step`` or trace of ``SVI.step``, which marks the current step; None outside a step."""
+    """The outermost ``one_step`` or trace of ``SVI.step``, which marks the current step, or None outside a step."""
     for handler in _PYRO_STACK:
         if isinstance(handler, one_step) or _is_collecting(handler):
             return handler

@@ -266,7 +266,7 @@ def rae_gp(sigma: float = 0.1, kappa: float = 0.1, probes: int | None = None) ->
 
 @variant(source="Ghosh et al., 2020; Miyato et al., 2018", decoder=spectrally_normalised)
 def rae_sn(sigma: float = 0.1) -> Parts:
-    """RAE with spectral normalisation of the decoder. It cannot be pickled; see ``spectrally_normalised``."""
+    """RAE with spectral normalisation of the decoder. It cannot be pickled (see ``spectrally_normalised``)."""
     return {"likelihood": Gaussian(sigma), "guide": PointMass}
 
 

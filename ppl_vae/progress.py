@@ -65,4 +65,4 @@ class Progress:
             elapsed = time.perf_counter() - self.started
             left = elapsed * (self.epochs - done) / done
             text = f"{self.label}: {self.unit} {done:,}/{self.epochs:,}  {status}  {left:.0f} s left"
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress is what this module prints
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module prints progress

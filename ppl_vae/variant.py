@@ -1,4 +1,4 @@
-"""A variant, which holds a model, a guide and a loss; its modes, and the densities of its draws."""
+"""The record of a variant (a model, a guide and a loss), its modes, and the densities of its draws."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

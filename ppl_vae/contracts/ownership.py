@@ -25,7 +25,7 @@ def store(run: Pass) -> str | None:
     return None
 
 
-@contract(OWNERSHIP, "parameters", remedy="hold what is learned as nn.Parameter")
+@contract(OWNERSHIP, "parameters", remedy="hold learned numbers as nn.Parameter")
 def parameters(run: Pass) -> str | None:
     """Every tensor that the loss could move is a parameter of the model or of the guide, and there is at least one."""
     for name, tensor in run.stored.items():
@@ -42,8 +42,8 @@ def parameters(run: Pass) -> str | None:
     if not unowned:
         return None
     return (
-        f"the loss depends on a tensor {list(unowned[0].shape)} that is no parameter of the model or of the guide, so "
-        "that it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
+        f"the loss depends on a tensor {list(unowned[0].shape)} that is not a parameter of the model or of the guide, "
+        "so it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
         "is to stay as it is)"
     )
 

@@ -28,8 +28,8 @@ TRIALS: list[Contract] = []
 CLOSE = 1e-4  # relative and absolute error that sums in float32 may have
 FOLD = "networks see [rows, ...], so fold leading axes into the rows, and count axes from the right"
 KEEP = "keep state in parameters or buffers"
-CLOSED_FORM = "a mean that is estimated from draws is no mean: return the closed form, or a mode"
-QUIET = "layers that draw, such as dropout or noise, act under self.training alone"
+CLOSED_FORM = "a mean must not be estimated from draws: return the closed form, or a mode"
+QUIET = "layers that draw, such as dropout or noise, act only under self.training"
 APART = "compute no statistics of the batch in eval mode"
 
 
@@ -111,12 +111,12 @@ def eval_mode(trial: Trial) -> str | None:
     if not math.isclose(found, expected, rel_tol=CLOSE, abs_tol=CLOSE):
         return (
             f"log p(x, z) is {found:.6g}, but the prior and the likelihood give {expected:.6g} "
-            "(penalties and weights act in training mode alone)"
+            "(penalties and weights act only in training mode)"
         )
     for half, buffers in zip(variant[:2], before, strict=True):
         for name, value in half.named_buffers():
             if not torch.equal(value, buffers[name]):
-                return f"buffer {name} moves in eval mode (update statistics under self.training alone)"
+                return f"buffer {name} moves in eval mode (update statistics only under self.training)"
     return None
 
 

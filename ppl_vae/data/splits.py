@@ -19,7 +19,7 @@ def held_back(rows: int, count: int, split: str, generator: torch.Generator | No
     """Choose ``count`` rows to hold out, at random or the last ones.
 
     Returns:
-        The indices of the rows that are held out, and those of the other rows.
+        The indices of the rows that are held out, and the indices of the other rows.
     """
     if split == "tail":
         kept, held_out = torch.arange(rows).split([rows - count, count])

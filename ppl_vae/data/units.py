@@ -89,7 +89,7 @@ def _check_constant(found: _Columns, how: str, names: tuple[str, ...] | None) ->
 
 
 def check_spacing(x: Tensor, dtype: torch.dtype, names: tuple[str, ...] | None = None, name: str = "x") -> None:
-    """Refuse a column whose numbers a dtype cannot tell apart: a small spread beside a large offset.
+    """Refuse a column whose spread is so small beside its offset that a dtype loses the digits of the numbers.
 
     Args:
         x: A table [rows, columns], or images [rows, channels, height, width].

@@ -34,7 +34,7 @@ def kl_per_unit(q: Any, prior: Any) -> Tensor | None:
 class MeanFieldELBO(PerDatumELBO):
     """``E_q log p(x | z) - KL(q || p)``, with the KL in closed form where torch has one, and sampled elsewhere.
 
-    ``kl_terms`` says which of the two is used. The closed form removes the noise of the KL only. At the exact posterior
+    ``kl_terms`` says which of the two is used. The closed form removes only the noise of the KL. At the exact posterior
     this estimator therefore has variance, and ``Trace_ELBO`` has none. With several latents the KL is sampled, because
     the KLs of the sites do not add up for every hierarchy. Pyro's ``TraceMeanField_ELBO`` adds them up.
 

@@ -89,7 +89,7 @@ def _with_path_times(ratio: Tensor, surrogate: Tensor, reading: Reading) -> Tens
 
 
 class StickingTheLanding(_PathELBO):
-    """The ELBO with a gradient without the score of the guide, whose mean is 0 (Roeder et al., 2017, eq. 8).
+    """The ELBO with a gradient that leaves out the score of the guide, a term of mean 0 (Roeder et al., 2017, eq. 8).
 
     At the exact posterior the gradient for the guide is 0 for every draw. In an importance-weighted bound a gradient
     without the score is biased. Use ``DReG`` there.

@@ -127,7 +127,7 @@ def _reasons(model: Program, guide: Program, reading: Reading) -> Iterator[str]:
 
 
 def _modules(*programs: Program) -> Iterator[nn.Module]:
-    """The modules inside those programs that are modules themselves."""
+    """Yield all modules of the programs. A program that is a plain function has none."""
     for program in programs:
         if isinstance(program, nn.Module):
             yield from program.modules()

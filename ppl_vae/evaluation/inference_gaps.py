@@ -150,7 +150,7 @@ def _split(
 
 
 def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: float) -> list[Tensor]:
-    """The parameters of q*, found from those of the encoder by the gradient of Roeder et al., 2017, eq. 8."""
+    """The parameters of q*, found by the gradient of Roeder et al., 2017, eq. 8, from the parameters ``start``."""
     free = [parameter.clone().requires_grad_() for parameter in start]
     optimizer = torch.optim.Adam(free, lr)
     for step in range(steps):

@@ -226,7 +226,7 @@ def log_joint(subject: Subject) -> Number:
 
 @metric("bits/dim", "bits", up=False)
 def bits_per_dim(subject: Subject) -> Number:
-    """-bound / (D log 2), of a probability mass only."""
+    """-bound / (D log 2), only for a probability mass."""
     if not subject.variant.has_bound:
         return MAP
     if not subject.variant.support.is_discrete:
@@ -281,7 +281,7 @@ def frechet_floor(subject: Subject) -> Number:
 
 @metric("F rec.", "F", up=False, means="always")
 def frechet_reconstructions(subject: Subject) -> Number:
-    """Frechet distance of reconstructions from the held-out data themselves; means of p(x | z), no noise."""
+    """Frechet distance of reconstructions from the held-out data. They are means of p(x | z), without noise."""
     if not subject.has_mean:
         return NO_MEAN
     return subject.distance(mean_data(subject.variant, subject.codes[subject.compared]))
@@ -289,13 +289,13 @@ def frechet_reconstructions(subject: Subject) -> Number:
 
 @metric("F prior", "F", up=False, means="images")
 def frechet_prior(subject: Subject) -> Number:
-    """Frechet distance of samples from the prior; for images they are means of p(x | z), no noise."""
+    """Frechet distance of samples from the prior. For images they are means of p(x | z), without noise."""
     return subject.distance(subject.samples(None)) if subject.can_sample else NO_MEAN
 
 
 @metric("F ex post", "F", up=False, means="images")
 def frechet_ex_post(subject: Subject) -> Number:
-    """Frechet distance of samples from the fitted mixture; for images they are means of p(x | z), no noise."""
+    """Frechet distance of samples from the fitted mixture. For images they are means of p(x | z), without noise."""
     if subject.mixture is None:
         return NO_MIXTURE
     return subject.distance(subject.of_mixture) if subject.can_sample else NO_MEAN
@@ -303,9 +303,9 @@ def frechet_ex_post(subject: Subject) -> Number:
 
 @metric("F interp.", "F", up=False, means="always")
 def frechet_interpolations(subject: Subject) -> Number:
-    """Frechet distance of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise.
+    """Frechet distance of spherical midpoints of distinct held-out pairs. They are means of p(x | z), without noise.
 
-    The pairs are made of the data that they are compared with, so that the distance is smaller than between independent
+    The pairs come from the data that they are compared with, so the distance is smaller than between independent
     samples.
     """
     if not subject.has_mean:
@@ -322,7 +322,7 @@ def nearest_held_out(subject: Subject) -> Number:
 
 @metric("near ex post", "scaled x", up=None, means="images")
 def nearest_ex_post(subject: Subject) -> Number:
-    """Distance of ex-post samples to the nearest training datum; for images they are means, no noise.
+    """Distance of ex-post samples to the nearest training datum. For images they are means, without noise.
 
     Samples that are far nearer than held-out data are copies.
     """
