@@ -37,7 +37,7 @@ def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
 
 
 def is_point_mass(law: Any) -> bool:
-    """Whether a distribution is a ``Delta``, bare or inside ``to_event``, ``expand`` or ``mask``. It has no density."""
+    """Whether a distribution is a ``Delta``, bare or inside ``to_event``, ``expand`` or ``mask``: it has no density."""
     while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
         law = law.base_dist
     return isinstance(law, dist.Delta)
@@ -46,9 +46,9 @@ def is_point_mass(law: Any) -> bool:
 class Half(nn.Module):
     """The base class of the model p(x, z) and of the guide q(z | x): a plain module that stock Pyro can train.
 
-    Parameters are declared to Pyro's global store while Pyro collects parameters, as the step of ``pyro.infer.SVI``
-    does, and at no other time. If the store already holds another tensor under a name, Pyro would train that tensor
-    instead. This is an error.
+    The parameters are declared to Pyro's global store only while Pyro collects parameters, as the step of
+    ``pyro.infer.SVI`` does. If the store already holds another tensor under the name of a parameter, Pyro would train
+    that tensor instead, so a ValueError is raised.
 
     Attributes:
         kl_weight: A module whose context scales or masks the site ``z`` in training mode. ``pair`` gives the same
@@ -77,7 +77,7 @@ class Half(nn.Module):
                 )
 
     def weighted(self) -> AbstractContextManager[Any]:
-        """The context in which to sample ``z``: that of the KL weight in training mode, none in eval mode."""
+        """The context in which to sample ``z``: the KL weight acts in training mode, and nothing acts in eval mode."""
         if self.kl_weight is None or not self.training:
             return nullcontext()
         return self.kl_weight()

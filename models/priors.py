@@ -58,7 +58,7 @@ class Mixture(nn.Module):
     Attributes:
         logits: The log weights up to a constant, [C].
         loc: The centres, [C, z_dim].
-        factor: The Cholesky factors of the covariances, with the logarithm of their diagonal, [C, z_dim, z_dim].
+        factor: The Cholesky factors of the covariances, [C, z_dim, z_dim]. Each diagonal is stored as its logarithm.
 
     Raises:
         ValueError: If ``components`` is below 1.

@@ -26,17 +26,17 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
     """Write a variant: its weights, its buffers, the scale of the data, and the recipe that builds it again.
 
     Args:
-        path: The folder. It is created, or replaced as a whole; an earlier checkpoint stays until the new one is
+        path: The folder. It is created, or replaced as a whole. An earlier checkpoint stays until the new one is
             complete.
         variant: The variant to save.
-        notes: Further values to write beside the recipe, as JSON.
+        notes: Further values, which are written beside the recipe as JSON.
 
     Returns:
         The folder.
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If the folder exists and is no checkpoint.
+        ValueError: If the folder exists and is not a checkpoint.
     """
     path = Path(path)
     refuse_other(path)
@@ -71,7 +71,7 @@ def refuse_other(path: Path) -> None:
 
 
 def _replace(fresh: Path, path: Path) -> None:
-    """Put a folder in the place of another one, which is restored if that fails."""
+    """Move a fresh folder to a path. If this fails, the earlier folder is put back."""
     earlier = path.with_name(f".{path.name}.earlier")
     if path.exists():
         shutil.rmtree(earlier, ignore_errors=True)  # left over from a save that was killed
@@ -95,10 +95,10 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
             priors, guides, penalties, schedules and estimators. The ``width`` of the networks is kept as a number.
 
     Returns:
-        The variant, which is ``into`` where that is given.
+        The variant. It is ``into`` itself where that is given.
 
     Raises:
-        ValueError: If the folder is no checkpoint, is damaged, or does not match.
+        ValueError: If the folder is not a checkpoint, is damaged, or does not fit the pair.
     """
     path = Path(path)
     config = _config(path)
