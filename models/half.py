@@ -1,5 +1,6 @@
 """The common base of models and guides: Pyro finds their parameters, and training moves their schedules."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .schedules import Schedule
 from .steps import collects_parameters
 
-__all__ = ["Half", "in_range", "is_point_mass", "of_pyro"]
+__all__ = ["Half", "in_range", "is_point_mass", "of_pyro", "positive"]
 
 LOWEST, HIGHEST = -20.0, 10.0  # log scales between these are left unchanged
 ROOM = 5.0  # how far a log scale can get beyond them
@@ -34,6 +35,17 @@ def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
     kind = type(made)
     remedy = f"use pyro.distributions.{kind.__name__}" if hasattr(dist, kind.__name__) else REMEDY
     raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a Pyro distribution: {remedy}")
+
+
+def positive(name: str, value: float) -> float:
+    """Return a number that has to be positive and finite.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return value
 
 
 def is_point_mass(law: Any) -> bool:

@@ -10,7 +10,7 @@ from torch.distributions import Independent, LogNormal
 from torch.nn.functional import softplus
 
 from . import distributions
-from .half import in_range
+from .half import in_range, positive
 from .schedules import Schedule, switch
 from .steps import first_of_step
 
@@ -68,12 +68,6 @@ def moment(law: Any, name: str, like: Tensor) -> Tensor:
     return found
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return value
-
-
 class Bernoulli(nn.Module):
     """Binary observations: ``log p(x | z) = sum(x t - softplus(t))``, t = logits(z), x in {0, 1}."""
 
@@ -120,7 +114,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(_positive("scale", scale)))
+        self.register_buffer("scale", torch.tensor(positive("scale", scale)))
 
     def forward(self, loc: Tensor) -> dist.Normal:
         return dist.Normal(loc, self.scale)
@@ -154,7 +148,7 @@ class _LearnedScale(nn.Module):
 
     def __init__(self, scale: float = 1.0, floor: float = -6.0) -> None:
         super().__init__()
-        if not -math.inf < floor < math.log(_positive("scale", scale)):
+        if not -math.inf < floor < math.log(positive("scale", scale)):
             raise ValueError(f"scale must lie above its floor exp({floor}) = {math.exp(floor):.4g}, got {scale!r}")
         self.floor = floor
         self.raw = nn.Parameter(torch.zeros(()))

@@ -16,6 +16,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 if TYPE_CHECKING:
     from .latent_variable import LatentVariableModel
 
+from .half import positive
+
 __all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
 
 
@@ -38,8 +40,7 @@ class WeightPrior(nn.Module):
 
     def __init__(self, scale: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> None:
         super().__init__()
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        positive("scale", scale)
         if not layers:
             raise ValueError("no weights in (): wanted names of the model's parts, such as 'decoder'")
         self.scale, self.layers = scale, layers

@@ -1,7 +1,6 @@
 """Checkpoints: a folder with tensors in safetensors and a recipe in JSON, neither of which can be executed."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .assembly import pair
 from .catalogue import VARIANTS
+from .files import whole_folder
 from .recipes import PAIR, built
 from .variant import Variant
 
@@ -46,17 +46,10 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
         for name, tensor in module.state_dict().items()
     }
     config = {"format": FORMAT, "recipe": variant.model.recipe, "notes": notes or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
+    with whole_folder(path) as fresh:
         save_file(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # otherwise only the owner could read the tensors
-        _replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return path
 
 
@@ -68,21 +61,6 @@ def refuse_other(path: Path) -> None:
     """
     if path.exists() and not (path / CONFIG).is_file():
         raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, choose another folder")
-
-
-def _replace(fresh: Path, path: Path) -> None:
-    """Move a fresh folder to a path. If this fails, the earlier folder is put back."""
-    earlier = path.with_name(f".{path.name}.earlier")
-    if path.exists():
-        shutil.rmtree(earlier, ignore_errors=True)  # left over from a save that was killed
-        os.replace(path, earlier)
-    try:
-        os.replace(fresh, path)
-    except OSError:
-        if earlier.exists():
-            os.replace(earlier, path)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load(path: str | Path, into: Variant | None = None) -> Variant:

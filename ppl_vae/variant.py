@@ -108,7 +108,7 @@ class Variant(NamedTuple):
         return rows_at_once(self.model.x_shape)
 
     def admit(self, x: Any, name: str = "x") -> Tensor:
-        """Check data and convert them to the model's units. Every function that evaluates data calls this once.
+        """Check data and convert them to the model's units. A function that evaluates data does so once, at its start.
 
         Args:
             x: Data [rows, *x_shape] in their own units: an array, a tensor, a data frame, a list of rows or a Dataset.
@@ -121,9 +121,9 @@ class Variant(NamedTuple):
         Raises:
             ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
         """
-        return self.in_model_units(tensor_of(x, name))
+        return self.in_model_units(tensor_of(x, name), name)
 
-    def in_model_units(self, x: Tensor) -> Tensor:
+    def in_model_units(self, x: Tensor, name: str = "x") -> Tensor:
         """Convert a checked tensor [rows, *x_shape] from the data's units to the model's units, dtype and device.
 
         The shift and the division are in float64. Unlike ``admit``, this checks only the shape.
@@ -132,7 +132,8 @@ class Variant(NamedTuple):
             ValueError: If x has another shape than the model's data.
         """
         if tuple(x.shape[1:]) != self.model.x_shape:
-            raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
+            found, wanted = list(x.shape[1:]), list(self.model.x_shape)
+            raise ValueError(f"{name}: a datum has shape {found}, the model wants {wanted}")
         parameter, scale = next(self.model.parameters()), self.model.scale
         if scale.is_identity or len(x) == 0:
             return x.to(parameter)

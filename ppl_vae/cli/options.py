@@ -142,28 +142,28 @@ class TrainingOptions:
         typer.Option(
             min=1, help="Stop after this number of epochs without a better held-out objective. By default, do not stop."
         ),
-    ] = None
+    ] = FitOptions.patience
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the data split, initial weights, batch order and noise.")
-    ] = 0
+    ] = FitOptions.seed
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         typer.Option(help="Device for the training. auto is CUDA if there is a CUDA device, else the CPU."),
-    ] = "auto"
+    ] = FitOptions.device  # type: ignore[assignment]
     backend: Annotated[
         Backend,
         typer.Option(
             help="How a training step is run. auto is fx, which replays the eager step from a graph and is equal to it "
             "to the last bit."
         ),
-    ] = "auto"
+    ] = FitOptions.backend  # type: ignore[assignment]
     precision: Annotated[
         Precision,
         typer.Option(
             help="Precision of the training. bf16 runs the networks in bfloat16; bf16_matmul runs only matrix "
             "products in bfloat16, on a CPU."
         ),
-    ] = "full"
+    ] = FitOptions.precision  # type: ignore[assignment]
 
     def prepared(self) -> Data:
         """The data, read, split and scaled."""

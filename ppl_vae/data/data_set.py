@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -127,6 +128,8 @@ def tensor_of(source: Any, name: str = "x", *, part: bool = False) -> Tensor:
     """
     if isinstance(source, Data):
         source = source.train if part else source.test
+    if isinstance(source, str | Path):
+        raise ValueError(f"{name} is a path or a name, {str(source)!r}, wanted data: pass prepare({str(source)!r})")
     if isinstance(source, DataLoader):
         raise ValueError(f"{name} is a DataLoader: pass loader.dataset, and its batch_size to fit")
     if isinstance(source, Dataset):

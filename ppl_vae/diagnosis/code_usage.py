@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from ..coding import mean_codes
-from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data, standard_error
 from ..evaluation.kl_terms import ACTIVE, kl_from_prior
 from ..evaluation.lower_bounds import draws
@@ -81,10 +80,10 @@ def collapse(variant: Variant, x: Any, *, seed: int = 0) -> Collapse:
         and a product p(z) is no nearer to q(z) than its margins are. Two moments of each unit therefore bound
         KL(q(z) || p(z)) from below.
     """
-    x = tensor_of(x)
-    if len(x) < 2:
-        raise ValueError(f"collapse needs at least 2 data to tell apart, got {len(x)}")
-    return usage_of(variant, variant.in_model_units(x), seed)
+    y = variant.admit(x)
+    if len(y) < 2:
+        raise ValueError(f"collapse needs at least 2 data to tell apart, got {len(y)}")
+    return usage_of(variant, y, seed)
 
 
 def usage_of(variant: Variant, y: Tensor, seed: int = 0) -> Collapse:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ..coding import sample
-from ..data.data_set import tensor_of
 from ..streams import stream_seed
 from ..variant import Variant
 
@@ -81,10 +80,10 @@ def prior_predictive(
     References:
         Box, Sampling and Bayes' Inference in Scientific Modelling and Robustness, 1980 (prior predictive checks).
     """
-    x = tensor_of(x)
-    if len(x) < 2 or replicates < 1:
-        raise ValueError(f"wanted at least 2 data and 1 replicate, got {len(x)} and {replicates!r}")
-    return checks_of(variant, variant.in_model_units(x), ex_post, replicates, seed)
+    y = variant.admit(x)
+    if len(y) < 2 or replicates < 1:
+        raise ValueError(f"wanted at least 2 data and 1 replicate, got {len(y)} and {replicates!r}")
+    return checks_of(variant, y, ex_post, replicates, seed)
 
 
 def checks_of(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..estimate import Number, share_over_data
 from ..evaluation.lower_bounds import draws
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
@@ -77,10 +76,9 @@ def noise_calibration(variant: Variant, x: Any, *, num_particles: int = DRAWS, s
     References:
         Dawid, The Prequential Approach, 1984 (the transform). Rybkin et al., 2021, section 3 (sigma is the error).
     """
-    x = tensor_of(x)
-    if len(x) < 2:
-        raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(x)}")
-    y = variant.in_model_units(x)
+    y = variant.admit(x)
+    if len(y) < 2:
+        raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(y)}")
     return noise_of(variant, y, draws(variant, y, num_particles, seed=seed).z, seed)
 
 

@@ -10,9 +10,9 @@ from .reading import Reading
 __all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean", "whole_groups"]
 
 
-def log_mean(log_weight: Tensor) -> Tensor:
-    """The log of the mean weight, [*data], from log weights [num_particles, *data]."""
-    return log_weight.logsumexp(0) - math.log(len(log_weight))
+def log_mean(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """The log of the mean weight over the axis of the draws, by default [*data] from [num_particles, *data]."""
+    return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
 
 def grouped(log_weight: Tensor, groups: int) -> Tensor:

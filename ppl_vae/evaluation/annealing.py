@@ -10,11 +10,12 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..progress import Progress
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian, needs_density
-from .pareto import effective_sample_size
+from .pareto import effective_sample_size, log_mean_error
 
 __all__ = ["Annealed", "Bracket", "annealed", "annealed_weights", "bracket", "log_joint"]
 
@@ -39,7 +40,7 @@ class Annealed(NamedTuple):
     @property
     def bound(self) -> Tensor:
         """The log of the mean weight over chains, [rows]. In expectation it lies between ``mean`` and log p(x)."""
-        return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
+        return log_mean(self.log_weight)
 
     @property
     def error(self) -> Tensor:
@@ -47,7 +48,7 @@ class Annealed(NamedTuple):
 
         It is meaningless if the effective sample size is small.
         """
-        return (1 / self.effective_sample_size - 1 / len(self.log_weight)).clamp_min(0).sqrt()
+        return log_mean_error(self.log_weight.mT)
 
     @property
     def mean(self) -> Tensor:
@@ -93,7 +94,7 @@ class Bracket(NamedTuple):
     @property
     def upper(self) -> Tensor:
         """``E upper >= log p(x)``, [rows]."""
-        return math.log(len(self.reverse.log_weight)) - (-self.reverse.log_weight).logsumexp(0)
+        return -log_mean(-self.reverse.log_weight)
 
     @property
     def gap(self) -> tuple[float, float]:

@@ -110,7 +110,7 @@ def evaluate(
     y = variant.in_model_units(x)
     check_support(variant, y, x)
     real = y if pictures is None else variant.admit(pictures, "pictures")
-    seen = None if train is None else variant.in_model_units(tensor_of(train, "train", part=True))
+    seen = None if train is None else variant.in_model_units(tensor_of(train, "train", part=True), "train")
     if features is None:
         with seeded(seed):
             features = principal_components(real if seen is None else seen)

@@ -1,12 +1,12 @@
 """The gap between a bound and log p(x), split into a part of the guide's family and a part of its encoder."""
 
-import math
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
+from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..guides import Guide
 from ..streams import seeded
@@ -115,7 +115,7 @@ def gaps(
     log_weight, refined = torch.cat(own, 1) + shift, torch.cat(best, 1) + shift
     if log_evidence is None:
         chain = annealed_weights(variant, y, chains=chains, temperatures=temperatures, seed=seed)
-        weighted = refined.logsumexp(0) - math.log(num_particles)
+        weighted = log_mean(refined)
         if chain.bound.mean() > weighted.mean():
             return _split(log_weight, refined, chain.bound, "annealed", chain.error)
         return _split(

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..elbo.importance import log_mean
 from ..elbo.reading import Draws
 from ..estimate import standard_error
 from ..streams import seeded, stream_seed
 from ..variant import Variant, densities, evaluating, log_jacobian, needs_density
 from .annealing import annealed_weights
-from .pareto import effective_sample_size, psis
+from .pareto import effective_sample_size, log_mean_error, psis
 
 __all__ = ["Bounds", "all_bounds", "bounds", "bounds_of", "bounds_under", "draws", "held_out"]
 
@@ -57,8 +58,8 @@ def bounds_of(draws: Draws) -> Bounds:
     return Bounds(
         log_weight.mean(-1),
         error,
-        log_weight.logsumexp(-1) - math.log(count),
-        (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
+        log_mean(log_weight, -1),
+        log_mean_error(log_weight) + unknown,
         ess,
         psis(log_weight)[1],
     )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["effective_sample_size", "k_threshold", "psis"]
+__all__ = ["effective_sample_size", "k_threshold", "log_mean_error", "psis"]
 
 FEWEST = 5  # the fewest draws that a tail is fitted to
 NUMBERS = 2**22  # a fit has at most this many numbers at once, and further rows come later
@@ -19,6 +19,12 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         Kong, A Note on Importance Sampling Using Standardized Weights, 1992.
     """
     return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
+
+
+def log_mean_error(log_weights: Tensor) -> Tensor:
+    """The standard error of the log of the mean weight, ``sqrt(1 / ess - 1 / draws)``, [...], by the delta method."""
+    draws = log_weights.shape[-1]
+    return (1 / effective_sample_size(log_weights) - 1 / draws).clamp_min(0).sqrt()
 
 
 def k_threshold(draws: int) -> float:

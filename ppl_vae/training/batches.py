@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.arrays import finite_numbers
 from ..data.items import stack_of
 from ..snapshot import Snapshot
 from ..streams import seeded
@@ -77,8 +78,13 @@ class Batches:
     def _of_dataset(self, dataset: Dataset[Any]) -> Iterator[Tensor]:
         device = next(self.variant.model.parameters()).device
         pin = device.type == "cuda"
-        loader = DataLoader(dataset, self.batch_size, shuffle=True, collate_fn=stack_of, pin_memory=pin)
+        loader = DataLoader(dataset, self.batch_size, shuffle=True, collate_fn=_checked_stack, pin_memory=pin)
         return (self.variant.in_model_units(batch.to(device, non_blocking=True)) for batch in loader)
+
+
+def _checked_stack(items: list[Any]) -> Tensor:
+    """Items of a Dataset as rows, whose numbers are checked when they are read: nobody has seen them before."""
+    return finite_numbers(stack_of(items), "a batch of the Dataset")
 
 
 def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -186,7 +186,7 @@ def refusal(loop: Loop, error: ValueError, before: Snapshot) -> str:
     if "to satisfy the constraint" not in line:
         raise error
     before.restore(loop.variant, loop.optimizer)
-    return f"step {loop.step + 1} of {loop.total}: {line}. Try scale='standardize', or a smaller lr"
+    return f"step {loop.step + 1} of {loop.total}: {line}. {remedy(loop)}"
 
 
 def replay(loop: Loop) -> str:
@@ -207,5 +207,11 @@ def replay(loop: Loop) -> str:
     good.restore(loop.variant)
     return (
         f"step {loop.step} of {loop.total} (epoch {loop.epoch + 1}): the loss is {float(loss)}; {term}. "
-        f"The last good weights are kept. Try a smaller lr (it is {loop.options.lr:g}) or scale='standardize'"
+        f"The last good weights are kept. {remedy(loop)}"
     )
+
+
+def remedy(loop: Loop) -> str:
+    """What a user can try after a divergence. The values of a probability mass must not be scaled."""
+    smaller = f"Try a smaller lr (it is {loop.options.lr:g})"
+    return smaller if loop.variant.support.is_discrete else f"{smaller} or scale='standardize'"

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
+from ..models.half import positive
 from ..svi.backends import backend_for
 from ..svi.precision import PRECISIONS
 
@@ -61,8 +62,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         _check_counts(epochs=self.epochs, batch_size=self.batch_size, patience=self.patience)
-        if not 0.0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr!r}")
+        positive("lr", self.lr)
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ValueError(f"schedule must be one of {known} or a function of the share, got {self.schedule!r}")

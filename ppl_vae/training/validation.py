@@ -35,16 +35,16 @@ def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Tensor | Da
     """
     train: Any = data.train
     if isinstance(train, Tensor):
-        train, _ = _admitted(variant, data, tensor_of(train, data.name))
+        train, _ = _admitted(variant, data, tensor_of(train, data.name), data.name)
     if validation is None:
         return train, None
     if not isinstance(validation, float | int):
-        _, held_out = _admitted(variant, data, tensor_of(validation, "validation"))
+        _, held_out = _admitted(variant, data, tensor_of(validation, "validation"), "validation")
         return train, held_out
     train, held_out = _split(train, validation, data.split)
     if isinstance(train, Tensor):
         return train, _drawn(data, held_out)
-    _, held_out = _admitted(variant, data, held_out)
+    _, held_out = _admitted(variant, data, held_out, data.name)
     return train, held_out
 
 
@@ -67,7 +67,7 @@ def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
     return rows_of(train, kept), validation
 
 
-def _admitted(variant: Variant, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
+def _admitted(variant: Variant, data: Data, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Convert data to the model's units, and check that they keep their digits and have a density there.
 
     Returns:
@@ -78,7 +78,7 @@ def _admitted(variant: Variant, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
         dtypes.add(next(variant.model.parameters()).dtype)  # an identity scale casts x to this type, without a shift
     for dtype in dtypes:
         check_spacing(x, dtype, data.columns, data.name)
-    y = variant.in_model_units(x)
+    y = variant.in_model_units(x, name)
     drawn = _drawn(data, y)
     check_support(variant, drawn, x)
     check_density(variant, drawn)

@@ -11,7 +11,6 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..elbo import estimator as estimator_of
 from ..estimate import Number, standard_error
 from ..files import whole_file
@@ -179,7 +178,7 @@ def compare_estimators(
     losses = {name: estimator_of(loss) if isinstance(loss, str) else loss for name, loss in named.items()}
     estimands = {name: estimand_of(loss) for name, loss in losses.items()}
     variant = frozen(variant)
-    y = variant.in_model_units(tensor_of(x))
+    y = variant.admit(x)
     truths: dict[Estimand, Truth] = {}
     rows = []
     with Progress("estimators", draws * len(losses), shown=progress, unit="draw") as bar:
