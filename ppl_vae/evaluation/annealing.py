@@ -237,10 +237,16 @@ def _joined(variant: Variant, runs: list[Annealed]) -> Annealed:
 
 @contextmanager
 def _watched(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar of ``total`` temperatures, and yield the function to call after each."""
-    done, fifth = count(1), max(1, total // 5)
+    """Show a bar of ``total`` temperatures, and yield the function to call after each of them."""
+    counter = count(1)
+    fifth = max(1, total // 5)
     with Progress("annealing", total, shown=shown, unit="temperature") as bar:
-        yield lambda: bar.advance(now := next(done), line=now % fifth == 0)
+
+        def tick() -> None:
+            done = next(counter)
+            bar.advance(done, line=done % fifth == 0)
+
+        yield tick
 
 
 class State(NamedTuple):

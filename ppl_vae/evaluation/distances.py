@@ -93,7 +93,8 @@ def nearest(a: Tensor, b: Tensor, rows: int = 500) -> Tensor:
     Matrix products find the few closest rows fast. Their distances are then computed from differences, so that a copy
     is at distance exactly 0.
     """
-    a, b, found = a.flatten(1), b.flatten(1), []
+    a, b = a.flatten(1), b.flatten(1)
+    found = []
     for chunk in a.split(rows):
         few = torch.cdist(chunk, b).topk(min(5, len(b)), largest=False).indices
         found.append((chunk.unsqueeze(1) - b[few]).norm(dim=-1).amin(1))

@@ -50,15 +50,15 @@ def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> 
     References:
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 4. Lin et al., 2019, section 4.
     """
-    whole = isinstance(components, numbers.Integral)
-    if not whole and components not in ("held_out", "bic"):
+    is_number = isinstance(components, numbers.Integral)
+    if not is_number and components not in ("held_out", "bic"):
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
     z = codes(variant, tensor_of(x, part=True), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)
     width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a constant unit
     standard = (z - shift) / width
     with seeded(seed):
-        count = int(components) if whole else _choose(standard, str(components), seed)
+        count = int(components) if is_number else _choose(standard, str(components), seed)
         mixture = _gaussian_mixture(standard, count, seed)
         loc = torch.as_tensor(mixture.means_) * width + shift
         covariance = torch.as_tensor(mixture.covariances_) * width[:, None] * width
@@ -67,6 +67,11 @@ def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> 
 
 
 def _gaussian_mixture(z: Tensor, components: int, seed: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Fit a mixture with full covariances to z [rows, z_dim].
+
+    Raises:
+        ValueError: If there are too few rows, or ``components`` is below 1.
+    """
     from sklearn.mixture import GaussianMixture
 
     needed = components * (z.shape[1] + 1)
@@ -79,6 +84,7 @@ def _gaussian_mixture(z: Tensor, components: int, seed: int):  # type: ignore[no
 
 
 def _choose(z: Tensor, by: str, seed: int) -> int:
+    """The number of components in ``CANDIDATES`` with the best score on the codes z [rows, z_dim] by a rule."""
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     held_out, kept = z[order[: len(z) // 5]], z[order[len(z) // 5 :]]
     scores: dict[int, float] = {}

@@ -167,7 +167,9 @@ def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: f
 
 def _log_weights(variant: Variant, y: Tensor, parameters: list[Tensor], num_particles: int, noise: int) -> Tensor:
     """Log p(y, z) - log q(z), [num_particles, rows], for draws from one member of the family per datum."""
-    q, at_once, found = variant.guide.distribution(*parameters), max(1, variant.at_once // len(y)), []
+    q = variant.guide.distribution(*parameters)
+    at_once = max(1, variant.at_once // len(y))
+    found = []
     with seeded(noise):
         for first in range(0, num_particles, at_once):
             z = q.rsample((min(at_once, num_particles - first),))

@@ -76,7 +76,8 @@ def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
         y: Data [rows, *x_shape], in the model's units. The result is in the data's units.
         num_particles: The number of draws per datum.
     """
-    has_bound, chunks = variant.has_bound, []
+    has_bound = variant.has_bound
+    chunks = []
     for rows in y.split(max(1, variant.at_once // num_particles)):
         found = densities(variant, rows, num_particles)
         if has_bound:
