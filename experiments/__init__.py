@@ -1,1 +1,1 @@
-"""Experiments: one file per question, with the results beside them."""
+"""Experiments: each file answers one question. The results are in the folder ``results``."""

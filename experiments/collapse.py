@@ -4,11 +4,11 @@
 
 A linear Gaussian VAE with 12 latent dimensions is trained on digits of 64 pixels, each scaled to [0, 1], once for
 each of several fixed values of sigma. According to Lucas et al. (Don't Blame the ELBO!, 2019), the optimum has one
-active unit for each eigenvalue of the data's covariance that exceeds sigma**2, and its bound has a closed form. The
-table compares training with this closed form; it is written to results/collapse.csv.
+active unit for each eigenvalue of the data's covariance that exceeds sigma**2, and the bound at the optimum has a
+closed form. The table compares training with this closed form. It is written to results/collapse.csv.
 
-A unit counts as active if the variance of its posterior mean over the data exceeds .01. In the closed form this
-variance is 1 - sigma**2 / eigenvalue, so that the unit is active if eigenvalue > sigma**2 / .99.
+A unit counts as active if the variance of its posterior mean over the data exceeds 0.01. In the closed form this
+variance is 1 - sigma**2 / eigenvalue, so the unit is active if eigenvalue > sigma**2 / 0.99.
 """
 
 import csv

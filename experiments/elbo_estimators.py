@@ -4,9 +4,9 @@
 
 The model is linear-Gaussian and the columns of its loading are orthogonal, so that a mean-field guide can be the
 posterior. The guide is at one of three distances from the posterior, and K is 1, 8 or 64 draws. The value and the
-gradient are compared with a closed form or a long run, by z-scores. Then the claims of the literature are tested, each
-with the figure found here. The rows are written to results/elbo_estimators.csv, the claims to
-results/elbo_estimators_claims.csv, and the signal-to-noise ratios against K to results/elbo_estimators.png.
+gradient are compared with a closed form or a long run, by z-scores. Then claims of the literature are tested, and each
+is shown with the figure that was found here. The rows are written to results/elbo_estimators.csv and the claims to
+results/elbo_estimators_claims.csv. The signal-to-noise ratios are plotted against K in results/elbo_estimators.png.
 """
 
 import csv
@@ -51,11 +51,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Claim(NamedTuple):
-    """One claim.
+    """One claim of the literature, and the figure that was found.
 
     Attributes:
-        text: What must hold.
-        figure: What was found.
+        text: The claim, with the limit that the figure has to keep.
+        figure: The figure that was found.
         holds: Whether the claim holds.
     """
 
@@ -106,7 +106,7 @@ def slope(ratios: list[float], ladder: tuple[int, ...]) -> float:
 
 
 def unbiased(rows: list[dict[str, Any]]) -> Iterator[Claim]:
-    """Compare every estimator with the truth, for every distance and K, and also one estimator with an error."""
+    """Compare every estimator with the truth, for every distance and K. Check that a wrong estimator is caught."""
     for distance, moved in DISTANCES.items():
         variant, y = problem(*moved)
         for num_particles in (1, 8, 64):
@@ -146,8 +146,8 @@ def variances() -> Iterator[Claim]:
 def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
     """Test how the signal-to-noise ratio of the guide's gradient, averaged over coordinates, depends on K.
 
-    The signal of both estimators is the mean of DReG, because their expectations are equal, and the mean of IWAE is
-    mostly noise. The ratios are added to ``ratios`` by name of the estimator.
+    The mean gradient of DReG is taken as the signal of both estimators: their expectations are equal, and the mean of
+    IWAE is mostly noise. The ratios are added to ``ratios`` by name of the estimator.
     """
     variant, y = problem(*DISTANCES["near"])
     for num_particles in LADDER:
@@ -162,7 +162,7 @@ def slopes(ratios: dict[str, list[float]]) -> Iterator[Claim]:
 
 
 def subsampled() -> Iterator[Claim]:
-    """Test bounds of a fifth of the data that are scaled up to all of the data."""
+    """Test bounds that are computed from a fifth of the data and scaled up to all of the data."""
     variant, y = problem(*DISTANCES["far"])
     evidence = EXACT.log_evidence(y).sum().item()
     for loss in (IWAE(8), RenyiELBO(alpha=0.0, num_particles=8, max_plate_nesting=1, vectorize_particles=True)):

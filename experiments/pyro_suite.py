@@ -6,8 +6,8 @@ PATH_TO_PYRO is a checkout of Pyro's repository, from which nothing is copied in
 each example runs twice, each time in its own process: first with Pyro as it is, and then with ``pyro.infer.SVI``
 replaced by ``ppl_vae.SVI`` before the file is imported. Both runs use the Pyro of the checkout, and start every test
 from the same seed. A test that passes with Pyro's SVI and makes an SVI object is repeated with ours, and has to pass
-there too. The losses of the first ten steps of every SVI object have to agree to one part in a thousand: a test may
-pass although ours takes another step than Pyro's.
+there too. The losses of the first ten steps of every SVI object have to agree to one part in a thousand, because a
+test may pass although our steps differ from Pyro's.
 
 For every SVI object the table says whether its steps ran from a graph or eagerly, and why. A step ran from a graph if
 no ``poutine.trace`` was entered during it. Times are those spent in ``SVI.step``, summed over the tests that pass on
@@ -18,11 +18,11 @@ Without it they are listed as "no data". If ``jsb_chorales.pkl`` (for ``dmm.py``
 ``sparse_gamma_def.py``) is not there, random data of the same layout take its place, listed as "stand-in".
 
 A full run takes hours, because many of Pyro's tests take thousands of steps. With --quick each test ends after 20
-steps of SVI and counts as passed. This finds steps that ours refuses and losses that differ. It does not tell whether
+steps of SVI and counts as passed. This finds steps that ours refuses and losses that differ. It does not show whether
 the inference converges.
 
-Pyro's test suite turns warnings into errors. FutureWarnings are ignored here, because newer versions of torch give
-some that have nothing to do with SVI, and both sides would fail.
+Pyro's test suite turns warnings into errors. FutureWarnings are ignored here, because newer versions of torch raise
+some that have nothing to do with SVI, and the tests of both sides would fail.
 
 A run that was stopped can be resumed: the outcome of each test is kept in --work, in a folder for this Pyro, this
 torch and this ``ppl_vae/svi``. The results are written to pyro_suite.json (every test) and pyro_suite.csv (one row per
@@ -59,9 +59,9 @@ from pyro.poutine.trace_messenger import TraceMessenger
 import ppl_vae
 
 SIDES = ("Pyro", "ours")
-COMPARED = 10  # the losses of so many first steps of each SVI object are compared
-AGREED = 1e-3  # relative difference of losses that another order of sums may cause in ten steps of float32
-QUICK = 20  # --quick ends a test after so many steps, which all SVI objects take together
+COMPARED = 10  # the number of first steps of each SVI object whose losses are compared
+AGREED = 1e-3  # the relative difference of losses that another order of sums may cause in ten steps of float32
+QUICK = 20  # the number of steps, over all SVI objects, after which --quick ends a test
 TESTS = (
     "tests/infer/test_inference.py",
     "tests/infer/test_gradient.py",
@@ -125,7 +125,7 @@ class Job(NamedTuple):
         keyword: The expression for pytest's ``-k``.
         quick: Whether a test ends after ``QUICK`` steps.
         wanted: The tests to run. None means all.
-        done: Tests that are left out because they have an outcome.
+        done: The tests that are left out, because they already have an outcome.
     """
 
     side: str = ""
@@ -331,7 +331,7 @@ def run_example(job: Job, watch: Watch) -> None:
 
 
 def stub(name: str) -> ModuleType:
-    """An empty module in the place of one that an example imports and does not need."""
+    """An empty module, to replace a module that an example imports and does not need."""
     module: Any = ModuleType(name)
     module.Visdom = object
     return module
@@ -391,7 +391,7 @@ class Suite:
         self.kinds = lay_out(data_root, self.data)
 
     def log(self, side: str, name: str) -> Path:
-        """The path of a job's log. The folder is another one if anything changes that may change the outcome."""
+        """The path of a job's log. Its folder depends on the side, the versions, the machine and our code of SVI."""
         parts = [side, str(self.template.quick), json.dumps(self.environment, sort_keys=True)]
         if side == "ours":
             parts += [path.read_text() for path in sorted((Path(ppl_vae.__file__).parent / "svi").glob("*.py"))]
@@ -409,7 +409,7 @@ class Suite:
             print(f"{side:<6}{name}: {dict(outcomes(read(log).results.values()))}", flush=True)
 
     def _attend(self, job: Job) -> None:
-        """Start a job's process, and start it again after a test that ended it, until every test has an outcome."""
+        """Run a job until every test has an outcome. If a test ends the process of the job, it is started again."""
         path = Path(job.log)
         output = path.with_suffix(".out")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -456,7 +456,7 @@ def is_finished(job: Job, log: Log) -> bool:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """The versions of Pyro, Python and torch, and the machine, that the outcomes belong to."""
+    """The machine, and the versions of Pyro, Python and torch, with which the outcomes are obtained."""
     commit = ""
     if (checkout / ".git").exists():
         asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
@@ -469,7 +469,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def lay_out(data_root: Path | None, folder: Path) -> dict[str, str]:
-    """Copy the data that are there, and draw stand-ins for the others if that is possible.
+    """Copy the data that exist, and draw stand-ins for the others if that is possible.
 
     Returns:
         For each kind of data that an example may need, the word for the table: the name of the data, "stand-in",
@@ -489,7 +489,10 @@ def lay_out(data_root: Path | None, folder: Path) -> dict[str, str]:
         if not target.exists() and name in STAND_INS:
             STAND_INS[name](target)
             marker.touch()
-        kinds[name] = "stand-in" if marker.exists() else name if target.exists() else "no data"
+        if marker.exists():
+            kinds[name] = "stand-in"
+        else:
+            kinds[name] = name if target.exists() else "no data"
     return kinds
 
 
@@ -539,7 +542,7 @@ def way(row: dict[str, Any]) -> str:
 
 
 def shown(difference: float) -> float | str:
-    """A difference of losses as it stands in JSON, which has no infinity."""
+    """A difference of losses as it is written to JSON, which has no infinity."""
     return difference if math.isfinite(difference) else "not comparable"
 
 

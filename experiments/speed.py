@@ -8,10 +8,10 @@ goes in reverse order. The time of a contestant is the median of its burst means
 PyTorch is computed per round; the table shows the median ratio and the 10 % and 90 % quantiles. Before anything is
 timed, the first losses have to agree, and the loss has to fall.
 
-Denormal numbers are set to zero for all contestants, as XLA does for NumPyro. Without this they fill Adam's averages
-after some thousand steps on twenty batches, and a step takes half as long again. The peak of memory is that of the
-whole process, which holds all contestants; on CUDA it is the memory of the device. The limit of the machine is the
-time of the step's matrix products and convolutions, each run alone.
+Denormal numbers are set to zero for all contestants, as XLA does for NumPyro. Without this, they fill Adam's averages
+after a few thousand steps on twenty batches, and a step takes 1.5 times as long. The peak of memory is that of the
+whole process, which holds all contestants. On CUDA it is the peak of the device. The limit of the machine is the time
+of the step's matrix products and convolutions if each of them runs alone.
 
 NumPyro and pythae take part if they are installed: pip install "ppl_vae[bench]".
 """
@@ -96,7 +96,8 @@ NETS = {
     "conv, batch 128": Net((1, 32, 32), 16, 128, channels=(32, 64, 128, 256)),
     "tiny, batch 32": Net((8,), 2, 32, 16),
 }
-# By precision and contestant: the largest wanted ratio of our best time to the contestant's, for each of NETS.
+# By precision and contestant: the largest ratio of our best time to the time of the contestant that is accepted, for
+# each of NETS.
 TARGETS = {
     ("full", HAND): (0.80, 0.90, 0.90, 0.25),
     ("full", "hand-written, torch.compile"): (0.82, 0.92, 1.0, 0.25),
@@ -175,7 +176,7 @@ def ours(
     variant: Variant, batches: list[Tensor], *, backend: str, precision: str = "full", channels_last: bool = False
 ) -> Run:
     """The step of this library, in the precisions and layouts of ``fit``."""
-    if precision == "full" and not channels_last:  # the others avoid Pyro's store, which would copy the kernels
+    if precision == "full" and not channels_last:  # the other steps avoid Pyro's store, which would copy the kernels
         svi = SVI(optim=pyro_adam(), backend=backend, **variant._asdict())
         return proved(in_own_store(stepping(svi.step, batches)), svi)
     objective = variant.loss(variant.model, variant.guide)
@@ -232,7 +233,7 @@ def stepping(step: Callable[[Tensor], Any], batches: list[Tensor]) -> Run:
 
 
 def by_pythae(variant: Variant, batches: list[Tensor]) -> Run:
-    """The model and loss of pythae, with torch's default Adam, which pythae's trainer takes."""
+    """The model and loss of pythae, with torch's default Adam, which pythae's trainer uses."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -371,7 +372,7 @@ class Entrant(NamedTuple):
     """A contestant that is ready to run.
 
     Attributes:
-        run: Takes a number of steps.
+        run: A function that takes a given number of steps.
         start: The seconds that the first three steps took, compilation included.
         loss: The loss of the first step.
     """
@@ -620,10 +621,10 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers would slow every step
     torch.set_flush_denormal(True)  # before there are threads, which inherit the setting
-    torch.optim.Adam([torch.zeros(1)])  # the first optimizer of a process imports for a second
+    torch.optim.Adam([torch.zeros(1)])  # the first optimizer of a process spends a second on imports
     results = {}
     for net in chosen.nets:
-        with threads_for(NETS[net].rows * math.prod(NETS[net].x_shape)):  # the number of threads that fit chooses
+        with threads_for(NETS[net].rows * math.prod(NETS[net].x_shape)):  # as many threads as ``fit`` would use
             results[net] = race(NETS[net], chosen.device, SHORT if chosen.quick else FULL)
         show(net, results[net])
     lines = verdicts(results)

@@ -1,6 +1,5 @@
 """A Gaussian guide q(z | x) with the same scale for all data."""
 
-import math
 from collections.abc import Iterable
 
 import pyro.distributions as dist
@@ -8,6 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from ..models.half import positive
 from .guide import Guide
 
 __all__ = ["ConstantVariance"]
@@ -42,8 +42,7 @@ class ConstantVariance(Guide):
         scale: float = 0.5,
     ) -> None:
         super().__init__(encoder, x_shape, z_dim, heads)
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        positive("scale", scale)
         self.register_buffer("scale", torch.tensor(float(scale)))
 
     @property

@@ -43,8 +43,8 @@ class FullRank(Guide):
 def _is_readable(loc: Tensor, factor: Tensor) -> Tensor:
     """Whether the noise e of ``z = loc + L e`` can be computed back from z as ``L^-1 (z - loc)``.
 
-    z is rounded by up to eps |z|, and L^-1 multiplies this error. Where L is far from diagonal, the error is larger
-    than e: log q(z | x) is then far too low, and the bound far too high.
+    z is rounded by up to eps |z|, and L^-1 multiplies this error. Where L is far from diagonal, the error can be larger
+    than e. Then log q(z | x) is far too low, and the bound is far too high.
 
     Args:
         loc: The means [..., z_dim].

@@ -17,8 +17,8 @@ class Guide(Half):
     """``z ~ q(z | x)``, where an encoder and one linear head per parameter of the family give q.
 
     A family sets ``outputs``, the number of its parameters per coordinate of z, and returns the distribution from
-    ``distribution``. It may set ``has_density``, which says whether the distribution has a density. If it does not, the
-    distribution itself is examined.
+    ``distribution``. It may set ``has_density``, which says whether the distribution has a density. Where
+    ``has_density`` is None, the distribution itself is examined.
 
         class LaplaceGuide(Guide):
             outputs = 2

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..models.half import positive
 from ..models.latent_variable import LatentVariableModel
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
 from .guide import Guide
@@ -53,8 +54,7 @@ class Laplace(Guide):
 
     def __init__(self, guide: Guide, model: LatentVariableModel, inflation: float = 2.0) -> None:
         super().__init__(_Code(guide), guide.x_shape, guide.z_dim, heads=[nn.Identity()])
-        if not 0.0 < inflation < float("inf"):
-            raise ValueError(f"inflation must be positive and finite, got {inflation!r}")
+        positive("inflation", inflation)
         self.model, self.inflation = model, inflation
 
     @property

@@ -13,7 +13,7 @@ __all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "DiscretizedNormal", "g
 
 
 SCALAR = torch.Size()
-CELLS = 16  # cells around the location of a discretised distribution whose masses are summed one by one
+CELLS = 16  # the mean of a discretised distribution sums this many cell boundaries around its location one by one
 
 
 def log1mexp(a: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def log1mexp(a: Tensor) -> Tensor:
 def log_normalizer(logits: Tensor) -> Tensor:
     """The log normalising constant of the continuous Bernoulli, ``log C(t) = log(t / tanh(t / 2))``, t the logits.
 
-    Below |t| = 0.3 a series is used, because the direct form loses its gradient there. It does not saturate above
-    |t| = 16, as torch's own class does. Source: Loaiza-Ganem and Cunningham, 2019, eq. 2.
+    Below |t| = 0.3 a series is used, because the direct form loses its gradient there. Torch's own class saturates
+    above |t| = 16, and this function does not. Source: Loaiza-Ganem and Cunningham, 2019, eq. 2.
     """
     t, t2 = logits.abs(), logits.square()
     small = t < 0.3

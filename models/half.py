@@ -1,5 +1,6 @@
 """The common base of models and guides: Pyro finds their parameters, and training moves their schedules."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .schedules import Schedule
 from .steps import collects_parameters
 
-__all__ = ["Half", "in_range", "is_point_mass", "of_pyro"]
+__all__ = ["Half", "in_range", "is_point_mass", "of_pyro", "positive"]
 
 LOWEST, HIGHEST = -20.0, 10.0  # log scales between these are left unchanged
 ROOM = 5.0  # how far a log scale can get beyond them
@@ -36,8 +37,19 @@ def of_pyro(name: str, made: Any) -> TorchDistributionMixin:
     raise ValueError(f"{name} returned a {kind.__module__}.{kind.__name__}, wanted a Pyro distribution: {remedy}")
 
 
+def positive(name: str, value: float) -> float:
+    """Return a number that has to be positive and finite.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return value
+
+
 def is_point_mass(law: Any) -> bool:
-    """Whether a distribution is a ``Delta``, bare or inside ``to_event``, ``expand`` or ``mask``. It has no density."""
+    """Whether a distribution is a ``Delta``, bare or inside ``to_event``, ``expand`` or ``mask``: it has no density."""
     while not isinstance(law, dist.Delta) and hasattr(law, "base_dist"):
         law = law.base_dist
     return isinstance(law, dist.Delta)
@@ -46,9 +58,9 @@ def is_point_mass(law: Any) -> bool:
 class Half(nn.Module):
     """The base class of the model p(x, z) and of the guide q(z | x): a plain module that stock Pyro can train.
 
-    Parameters are declared to Pyro's global store while Pyro collects parameters, as the step of ``pyro.infer.SVI``
-    does, and at no other time. If the store already holds another tensor under a name, Pyro would train that tensor
-    instead. This is an error.
+    The parameters are declared to Pyro's global store only while Pyro collects parameters, as the step of
+    ``pyro.infer.SVI`` does. If the store already holds another tensor under the name of a parameter, Pyro would train
+    that tensor instead, so a ValueError is raised.
 
     Attributes:
         kl_weight: A module whose context scales or masks the site ``z`` in training mode. ``pair`` gives the same
@@ -77,7 +89,7 @@ class Half(nn.Module):
                 )
 
     def weighted(self) -> AbstractContextManager[Any]:
-        """The context in which to sample ``z``: that of the KL weight in training mode, none in eval mode."""
+        """The context in which to sample ``z``: the KL weight acts in training mode, and nothing acts in eval mode."""
         if self.kl_weight is None or not self.training:
             return nullcontext()
         return self.kl_weight()

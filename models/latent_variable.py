@@ -58,7 +58,7 @@ class LatentVariableModel(Half):
             decoder: A function that runs in place of the model's own decoder.
 
         Raises:
-            ValueError: If the decoder does not return one tensor with this number of elements.
+            ValueError: If the decoder does not return one tensor with ``likelihood.outputs * x_dim`` elements per row.
         """
         rows = z.reshape(-1, z.shape[-1])
         outputs: int = self.likelihood.outputs  # type: ignore[assignment]
@@ -84,7 +84,7 @@ class LatentVariableModel(Half):
         return of_pyro("the likelihood", self.likelihood(*outputs)).to_event(len(self.x_shape))
 
     def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
-        """Products of the Jacobian of the mean of p(x | z) with directions, in forward mode.
+        """Compute products of the Jacobian of the mean of p(x | z) with directions, in forward mode.
 
         Args:
             z: The codes [..., z_dim] at which the Jacobian is taken.
@@ -129,7 +129,7 @@ class LatentVariableModel(Half):
             pyro.sample("x", x_given_z, obs=x)
             for name, penalty in per_datum:
                 pyro.factor(name, penalty(self, x, z))
-        for name, penalty in once:  # outside the plate, it counts once per data set for any batch size
+        for name, penalty in once:  # outside the plate, a penalty counts once per data set for any batch size
             pyro.factor(name, penalty(self, x, z))
 
         observe = getattr(self.likelihood, "observe", None)

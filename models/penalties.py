@@ -1,9 +1,9 @@
 """Penalties: terms, in nats, that are added to the log joint in training and not in eval mode.
 
-A penalty is called as ``penalty(model, x, z)`` and returns a log factor. If its ``per_datum`` is True, it stands inside
-the plate of the data and is summed over the whole set. It is then a tensor [..., batch], or [..., 1] where it is the
-same for every datum. If its ``per_datum`` is False, it stands outside the plate and counts once per data set, for any
-batch size.
+A penalty is called as ``penalty(model, x, z)`` and returns a log factor. If its ``per_datum`` is True, the factor
+stands inside the plate of the data and is summed over the whole set. The factor is then a tensor [..., batch], or
+[..., 1] where it is the same for every datum. If its ``per_datum`` is False, the factor stands outside the plate and
+counts once per data set, for any batch size.
 """
 
 import math
@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 if TYPE_CHECKING:
     from .latent_variable import LatentVariableModel
+
+from .half import positive
 
 __all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
 
@@ -38,8 +40,7 @@ class WeightPrior(nn.Module):
 
     def __init__(self, scale: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> None:
         super().__init__()
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        positive("scale", scale)
         if not layers:
             raise ValueError("no weights in (): wanted names of the model's parts, such as 'decoder'")
         self.scale, self.layers = scale, layers
@@ -49,7 +50,11 @@ class WeightPrior(nn.Module):
         return f"{1 / (2 * self.scale**2):.4g} |{' and '.join(self.layers)} weights|**2"
 
     def weights(self, model: nn.Module) -> list[Tensor]:
-        """The tensors that the prior is on."""
+        """The weights of the chosen layers, which have this prior.
+
+        Raises:
+            ValueError: If a layer does not exist or has no weights.
+        """
         chosen: list[Tensor] = []
         for layer in self.layers:
             part = dict(model.named_modules()).get(layer)
@@ -139,10 +144,10 @@ def imq(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 class MMD(nn.Module):
-    """The penalty of WAE, ``-weight * MMD**2(q(z), p(z))`` per datum, where q(z) are the codes of the batch.
+    """The penalty of WAE, ``-weight * MMD**2(q(z), p(z))`` per datum. The codes of the batch are the draws from q(z).
 
     ``MMD**2`` is estimated without bias: the pairs of a code with itself are left out. The estimate is therefore
-    negative about half the time when the two distributions agree. With these pairs it would be mostly bias.
+    negative about half the time when the two distributions agree. With these pairs, the estimate would be mostly bias.
 
     Args:
         weight: The factor, in nats. WAE's lambda beside a squared error is ``2 sigma**2 weight``.
@@ -192,10 +197,10 @@ class MMD(nn.Module):
 
 
 def spectrally_normalised(network: nn.Module) -> nn.Module:
-    """Divide each weight of a network by its largest singular value, in place, as RAE-SN does.
+    """Divide each weight of a network by its largest singular value in place, as RAE-SN does, and return the network.
 
     The singular value is estimated by power iteration, from below, for the weight reshaped to a matrix. The operator
-    norm of a 3x3 convolution can be half as large again. This is therefore not a Lipschitz bound of the network.
+    norm of a 3x3 convolution can be 1.5 times as large. Therefore this does not bound the Lipschitz constant.
 
     A network that is normalised like this cannot be pickled, because torch makes a class for each parametrised layer at
     run time. ``copy.deepcopy``, ``save`` and ``load`` work.

@@ -1,11 +1,11 @@
 """Priors p(z): modules without inputs that return a distribution of event shape [z_dim]."""
 
-import math
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+
+from .half import positive
 
 __all__ = ["Mixture", "StandardNormal"]
 
@@ -29,8 +29,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, z_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        positive("scale", scale)
         self.z_dim = z_dim
         self.register_buffer("loc", torch.zeros(z_dim))
         self.register_buffer("scale", torch.full((z_dim,), float(scale)))
@@ -58,7 +57,7 @@ class Mixture(nn.Module):
     Attributes:
         logits: The log weights up to a constant, [C].
         loc: The centres, [C, z_dim].
-        factor: The Cholesky factors of the covariances, with the logarithm of their diagonal, [C, z_dim, z_dim].
+        factor: The Cholesky factors of the covariances, [C, z_dim, z_dim]. Each diagonal is stored as its logarithm.
 
     Raises:
         ValueError: If ``components`` is below 1.

@@ -11,7 +11,7 @@ FAR = 100.0  # at a shift of this many widths, a number in single precision lose
 
 
 class Scale(nn.Module):
-    """``x = shift + width * y`` for each coordinate: x is in the units of the data, y in those of the model.
+    """``x = shift + width * y`` for each coordinate: x is in the units of the data, and y in the units of the model.
 
     Both directions are computed in float64 for any dtype of the model. The reason is data such as unix seconds: at
     1.7e9, neighbouring numbers in float32 are 128 seconds apart. The buffers stay in float64 when the module is cast
@@ -44,7 +44,7 @@ class Scale(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert x from the data's units to the model's. The dtype is that of x if it is floating, else float64."""
+        """Convert x from the data's units to the model's. A floating dtype is kept, else it is float64."""
         y = (x.to(self.shift) - self.shift) / self.width
         return y.to(x.dtype) if x.is_floating_point() else y
 
@@ -57,7 +57,7 @@ class Scale(nn.Module):
         return x if bool((self.shift.abs() > FAR * self.width).any()) else x.to(y.dtype)
 
     def log_jacobian(self) -> Tensor:
-        """``-sum(log width)``, in nats per datum: added to a log density in the model's units, it gives one of x."""
+        """``-sum(log width)``, in nats per datum. A log density of y plus this number is the log density of x."""
         return -self.width.log().sum()
 
     @property

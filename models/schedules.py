@@ -20,13 +20,21 @@ def constant(value: float) -> Curve:
 
 
 def linear(ramp: float = 0.5, end: float = 1.0) -> Curve:
-    """A curve from 0 to ``end`` over the first ``ramp`` share of training, then constant (Bowman et al., 2016)."""
+    """A curve from 0 to ``end`` over the first ``ramp`` share of training, then constant (Bowman et al., 2016).
+
+    Raises:
+        ValueError: If ``ramp`` is not in (0, 1].
+    """
     _share(ramp)
     return partial(_linear, ramp, end)
 
 
 def cyclical(cycles: int = 4, ramp: float = 0.5, end: float = 1.0) -> Curve:
-    """``cycles`` equal cycles, each from 0 to ``end`` over its first ``ramp`` share (Fu et al., 2019, eq. 7)."""
+    """A curve of equal cycles. Each rises from 0 to ``end`` over its first ``ramp`` share (Fu et al., 2019, eq. 7).
+
+    Raises:
+        ValueError: If ``ramp`` is not in (0, 1], or ``cycles`` is below 1.
+    """
     _share(ramp)
     if cycles < 1:
         raise ValueError(f"cycles must be at least 1, got {cycles!r}")
@@ -116,7 +124,7 @@ class KLWeight(Schedule):
 
     @property
     def formula(self) -> str:
-        """The weights at the start and at the end of training, as text; one number where they are equal."""
+        """The weights at the start and at the end of training, as text. It is one number where they are equal."""
         ends = [f"{self.curve(step, 1):.4g}" for step in (0, 1)]
         return " to ".join(dict.fromkeys(ends))
 

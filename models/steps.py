@@ -25,12 +25,12 @@ def _is_collecting(handler: Messenger) -> bool:
 
 
 def collects_parameters() -> bool:
-    """Whether Pyro is collecting parameters, in a trace with ``param_only=True`` as ``SVI.step`` opens it."""
+    """Whether Pyro is collecting parameters, in a trace with ``param_only=True`` such as that of ``SVI.step``."""
     return any(_is_collecting(handler) for handler in _PYRO_STACK)
 
 
 def _current_step() -> Messenger | None:
-    """The handler that marks the current training step: the outermost ``one_step``, or trace of ``SVI.step``."""
+    """The outermost ``one_step`` or trace of ``SVI.step``, which marks the current step, or None outside a step."""
     for handler in _PYRO_STACK:
         if isinstance(handler, one_step) or _is_collecting(handler):
             return handler

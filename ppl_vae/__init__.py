@@ -1,7 +1,7 @@
 """Variational and regularised autoencoders as Pyro programs.
 
-A variant consists of a model p(x, z), a guide q(z | x) and an estimator of the bound. ``VARIANTS`` has the named ones,
-``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it.
+A variant consists of a model p(x, z), a guide q(z | x) and an estimator of the bound. ``VARIANTS`` holds the named
+variants, ``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it.
 """
 
 from .assembly import pair, with_prior

@@ -48,8 +48,8 @@ def pair(
             by ``x_shape``.
         penalties: Terms that are added to the training objective. See ``ppl_vae.models.penalties``.
         kl_weight: A ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
-        loss: The estimator of the bound, or its name with options, ``"dreg:num_particles=16"``. By default it is
-            ``PathwiseELBO`` with one draw.
+        loss: The estimator of the bound, or its name with options, for example ``"dreg:num_particles=16"``. By default
+            it is ``PathwiseELBO`` with one draw.
         width: Units of a hidden layer in the networks that are chosen by ``x_shape``, 256 by default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""VARIANTS: every named variant. Each is a function of its own options that returns the parts it is made of."""
+"""VARIANTS: every named variant. Each is written as a function that takes its own options and returns its parts."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class Variants(dict[str, Builder]):
 
 
 VARIANTS: dict[str, Builder] = Variants()
-SOURCES: dict[str, str] = {}  # where each variant was published
+SOURCES: dict[str, str] = {}  # the publication of each variant
 
 
 def variant(
@@ -78,12 +78,12 @@ def variant(
 ) -> Callable[[Callable[..., Parts]], Builder]:
     """Register a function that returns parts as a builder ``(x_shape, z_dim, **parts)`` of pairs.
 
-    The builder takes the options of the function and the keywords of ``pair``, each of which replaces a part. The pair
-    keeps a recipe of what was given, so that a checkpoint can build it again.
+    The builder takes the options of the function and the keywords of ``pair``. Each keyword of ``pair`` replaces a
+    part. The pair keeps a recipe of its arguments, so that a checkpoint can build it again.
 
     Args:
-        source: Where the variant was published.
-        decoder: A change made in place to the decoder of the pair, which may be the caller's own.
+        source: The publication of the variant.
+        decoder: A function that changes the decoder of the pair in place. That decoder may be the caller's own.
     """
 
     def register(parts_of: Callable[..., Parts]) -> Builder:
@@ -118,7 +118,7 @@ def _refuse_unknown(name: str, given: dict[str, Any], options: list[str]) -> Non
 
 
 def _signature(options: Iterable[Parameter]) -> inspect.Signature:
-    """The shapes as in ``pair``, then the options by keyword alone, then ``**parts``."""
+    """The signature of a builder: the shapes as in ``pair``, the options as keywords only, and ``**parts``."""
     of_pair = inspect.signature(pair).parameters
     by_keyword = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
     parts = Parameter("parts", Parameter.VAR_KEYWORD, annotation=Any)
@@ -126,7 +126,7 @@ def _signature(options: Iterable[Parameter]) -> inspect.Signature:
 
 
 def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a variant declares itself; the parts, which every variant takes, are not among them."""
+    """The options that a variant declares itself. The parts, which every variant takes, are left out."""
     return {option: value for option, value in options.items() if option in _declared(name)}
 
 
@@ -134,7 +134,7 @@ def check_options(names: Sequence[str], options: Iterable[str]) -> None:
     """Refuse an option that none of the named variants declares.
 
     Raises:
-        ValueError: If there is one; the message lists the options that the variants declare.
+        ValueError: If there is such an option. The message lists the options that the variants declare.
     """
     known = list(dict.fromkeys(option for name in names for option in _declared(name)))
     unknown = [option for option in options if option not in known]
@@ -180,29 +180,29 @@ def gaussian_vae(sigma: float = 0.1) -> Parts:
 
 @variant(source="Rybkin et al., 2021")
 def sigma_vae() -> Parts:
-    """Real data, one noise level learned by gradient."""
+    """Real data with one noise level, which is learned by gradient."""
     return {"likelihood": LearnedSigma()}
 
 
 @variant(source="Rybkin et al., 2021; Lin et al., 2019")
 def optimal_sigma_vae() -> Parts:
-    """Real data, the noise level set to its optimum on the training data, in alternation with the weights."""
+    """Real data with one noise level, set to its optimum on the training data in alternation with the weights."""
     return {"likelihood": OptimalSigma()}
 
 
 @variant(source="Lin et al., 2019")
 def heteroscedastic_vae(stage: float = 0.5) -> Parts:
-    """Real data, one noise level for the share ``stage`` of training, then one per coordinate and code."""
+    """Real data with one noise level for the share ``stage`` of training, and then one per coordinate and code."""
     return {"likelihood": Heteroscedastic(stage=stage)}
 
 
 @variant(source="Higgins et al., 2017; Fu et al., 2019")
 def beta_vae(beta: float = 4.0, anneal: str | Curve = "constant", sigma: float = 0.1) -> Parts:
-    """Real data, a KL weight other than 1 in training. The bound is reported without it.
+    """Real data with a KL weight other than 1 in training. The bound is reported without this weight.
 
     Args:
-        beta: The KL weight at the end of training. With a Gaussian likelihood it has the same effect as sigma alone at
-            ``sqrt(beta) * sigma``.
+        beta: The KL weight at the end of training. With a Gaussian likelihood, the optimum is the same as with the
+            weight 1 and the standard deviation ``sqrt(beta) * sigma``.
         anneal: ``"constant"``, ``"linear"``, ``"cyclical"``, or the weight as a function ``(step, total) -> float``.
         sigma: Standard deviation of the likelihood, fixed.
     """
@@ -226,13 +226,13 @@ def cv_vae(spread: float = 0.5) -> Parts:
 
 @variant(source="Burda et al., 2016")
 def iwae(num_particles: int = 8) -> Parts:
-    """Trained on the importance-weighted bound of ``num_particles`` draws, ``w = p(x, z) / q(z | x)``."""
+    """A VAE that is trained on the importance-weighted bound of ``num_particles`` draws, ``w = p(x, z) / q(z | x)``."""
     return {"likelihood": LearnedSigma(), "loss": IWAE(num_particles)}
 
 
 @variant(source="Tucker et al., 2019")
 def dreg_vae(num_particles: int = 8) -> Parts:
-    """As ``iwae``, with a gradient for the guide whose signal-to-noise ratio does not fall as K grows."""
+    """The bound of ``iwae`` with a gradient for the guide whose signal-to-noise ratio does not fall as K grows."""
     return {"likelihood": LearnedSigma(), "loss": DReG(num_particles)}
 
 
@@ -244,7 +244,7 @@ def ae(sigma: float = 0.1) -> Parts:
 
 @variant(source="Ghosh et al., 2020")
 def rae(sigma: float = 0.1) -> Parts:
-    """A regularised autoencoder whose one penalty is on codes: the prior, ``beta = 2 sigma**2`` beside a squared error.
+    """A regularised autoencoder with one penalty, the prior on codes: ``beta = 2 sigma**2`` beside a squared error.
 
     This objective alone has no minimiser, because codes can shrink while the decoder grows. Stop the training early, or
     penalise the decoder too, as ``rae_l2``, ``rae_gp`` and ``rae_sn`` do.
@@ -254,7 +254,7 @@ def rae(sigma: float = 0.1) -> Parts:
 
 @variant(source="Ghosh et al., 2020")
 def rae_l2(sigma: float = 0.1, tau: float = 0.1) -> Parts:
-    """RAE with Tikhonov: a Gaussian prior on the decoder's weights, ``lambda = sigma**2 / (N tau**2)``."""
+    """RAE with a Gaussian prior on the decoder's weights (Tikhonov), ``lambda = sigma**2 / (N tau**2)``."""
     return {"likelihood": Gaussian(sigma), "guide": PointMass, "penalties": [WeightPrior(tau)]}
 
 
@@ -266,7 +266,7 @@ def rae_gp(sigma: float = 0.1, kappa: float = 0.1, probes: int | None = None) ->
 
 @variant(source="Ghosh et al., 2020; Miyato et al., 2018", decoder=spectrally_normalised)
 def rae_sn(sigma: float = 0.1) -> Parts:
-    """RAE with spectral normalisation of the decoder. It cannot be pickled; see ``spectrally_normalised``."""
+    """RAE with spectral normalisation of the decoder. It cannot be pickled (see ``spectrally_normalised``)."""
     return {"likelihood": Gaussian(sigma), "guide": PointMass}
 
 
@@ -282,5 +282,5 @@ def wae_mmd(sigma: float = 0.1, weight: float = 500.0) -> Parts:
 
 @variant(source="Kingma and Welling, 2014, app. F")
 def l2_vae(tau: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> Parts:
-    """L2 on top of the KL: a Gaussian prior on the weights of chosen ``layers`` of the model, once per data set."""
+    """A VAE with a Gaussian prior (L2) on the weights of chosen ``layers`` of the model, counted once per data set."""
     return {"likelihood": LearnedSigma(), "penalties": [WeightPrior(tau, tuple(layers))]}

@@ -1,7 +1,6 @@
 """Checkpoints: a folder with tensors in safetensors and a recipe in JSON, neither of which can be executed."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .assembly import pair
 from .catalogue import VARIANTS
+from .files import whole_folder
 from .recipes import PAIR, built
 from .variant import Variant
 
@@ -26,17 +26,17 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
     """Write a variant: its weights, its buffers, the scale of the data, and the recipe that builds it again.
 
     Args:
-        path: The folder. It is created, or replaced as a whole; an earlier checkpoint stays until the new one is
+        path: The folder. It is created, or replaced as a whole. An earlier checkpoint stays until the new one is
             complete.
         variant: The variant to save.
-        notes: Further values to write beside the recipe, as JSON.
+        notes: Further values, which are written beside the recipe as JSON.
 
     Returns:
         The folder.
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If the folder exists and is no checkpoint.
+        ValueError: If the folder exists and is not a checkpoint.
     """
     path = Path(path)
     refuse_other(path)
@@ -46,17 +46,10 @@ def save(path: str | Path, variant: Variant, notes: dict[str, Any] | None = None
         for name, tensor in module.state_dict().items()
     }
     config = {"format": FORMAT, "recipe": variant.model.recipe, "notes": notes or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
+    with whole_folder(path) as fresh:
         save_file(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         shutil.copymode(fresh / CONFIG, fresh / TENSORS)  # otherwise only the owner could read the tensors
-        _replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return path
 
 
@@ -70,21 +63,6 @@ def refuse_other(path: Path) -> None:
         raise ValueError(f"{path} exists and is no checkpoint: it is not replaced, choose another folder")
 
 
-def _replace(fresh: Path, path: Path) -> None:
-    """Put a folder in the place of another one, which is restored if that fails."""
-    earlier = path.with_name(f".{path.name}.earlier")
-    if path.exists():
-        shutil.rmtree(earlier, ignore_errors=True)  # left over from a save that was killed
-        os.replace(path, earlier)
-    try:
-        os.replace(fresh, path)
-    except OSError:
-        if earlier.exists():
-            os.replace(earlier, path)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
 def load(path: str | Path, into: Variant | None = None) -> Variant:
     """Read a variant, in eval mode, on the CPU.
 
@@ -95,10 +73,10 @@ def load(path: str | Path, into: Variant | None = None) -> Variant:
             priors, guides, penalties, schedules and estimators. The ``width`` of the networks is kept as a number.
 
     Returns:
-        The variant, which is ``into`` where that is given.
+        The variant. It is ``into`` itself where that is given.
 
     Raises:
-        ValueError: If the folder is no checkpoint, is damaged, or does not match.
+        ValueError: If the folder is not a checkpoint, is damaged, or does not fit the pair.
     """
     path = Path(path)
     config = _config(path)

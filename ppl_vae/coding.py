@@ -29,8 +29,8 @@ __all__ = [
 def encode(variant: Variant, x: Any) -> Tensor:
     """Encode data: the mean of q(z | x), [rows, z_dim], for x [rows, *x_shape] in the data's units.
 
-    As in every function that evaluates data, x is an array, a tensor, a data frame, a list of rows or a Dataset. Of a
-    ``Data``, the test part is taken. A Dataset that is too large for memory is encoded some rows at a time.
+    As in every function that evaluates data, x is an array, a tensor, a data frame, a list of rows or a Dataset.
+    ``Data`` stands for its test part. A Dataset that is too large for memory is encoded some rows at a time.
 
     Raises:
         ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
@@ -90,8 +90,8 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
 def reconstruct(variant: Variant, x: Any) -> Tensor:
     """Reconstruct data: the mean of p(x | z) at the mean of q(z | x), [rows, *x_shape] in the data's units.
 
-    x is as for ``encode``. A Dataset that is too large for memory is refused, because its reconstruction would be too
-    large as well.
+    x is of the same types as for ``encode``. A Dataset that is too large for memory is refused, because its
+    reconstruction would be too large as well.
     """
     return decode(variant, mean_codes(variant, variant.admit(x)))
 
@@ -109,8 +109,8 @@ def sample(
         seed: Seed of the draws. The caller's random stream is not changed.
 
     Returns:
-        The data [count, *x_shape], in their own units. The dtype is float64 where these are far from 0, for example
-        unix seconds, and otherwise that of the model.
+        The data [count, *x_shape], in their own units. The dtype is float64 where the data are far from 0, for example
+        unix seconds. Otherwise it is the dtype of the model.
 
     Raises:
         ValueError: If ``count`` is below 1.

@@ -1,4 +1,4 @@
-"""What all plots have in common. They are drawn without the global state of ``matplotlib.pyplot``."""
+"""The style and layout of all plots. They are drawn without the global state of ``matplotlib.pyplot``."""
 
 import base64
 import io
@@ -47,7 +47,10 @@ def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
 
 
 def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:
-    """A matplotlib figure of ``count`` panels of one size in inches, ``columns`` of them in each row."""
+    """A matplotlib figure with ``count`` panels, ``columns`` in each row, and the list of the panels.
+
+    Each panel is ``width`` by ``height`` inches. ``shared`` has further arguments of ``Figure.subplots``.
+    """
     rows = math.ceil(count / columns)
     figure = blank(width * columns, height * rows)
     every = figure.subplots(rows, columns, squeeze=False, **shared).flatten().tolist()

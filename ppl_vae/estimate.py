@@ -14,7 +14,7 @@ class Number(NamedTuple):
     Attributes:
         value: The number, or None where there is none.
         error: Its standard error, or None where it is not known.
-        reason: Why there is no number; beside a number, what a reader has to know about it.
+        reason: The reason why there is no number. Beside a number, it is a remark for the reader.
     """
 
     value: float | None
@@ -28,14 +28,14 @@ class Number(NamedTuple):
 
 
 def standard_error(values: Tensor, dim: int = 0) -> Tensor:
-    """The standard error of the mean along an axis."""
+    """The standard error of the mean along the axis ``dim``, which is left out of the result."""
     return values.std(dim) / math.sqrt(values.shape[dim])
 
 
 def mean_over_data(values: Tensor) -> Number:
-    """The mean over data of values [rows], with its standard error; a single datum gives no error.
+    """The mean over data of values [rows], with its standard error. A single datum gives no error.
 
-    There is no mean where a value is infinite or NaN, and the reason names the rows.
+    If a value is infinite or NaN, there is no mean, and the reason names the rows.
     """
     broken = (~values.isfinite()).nonzero().flatten().tolist()
     if broken:
@@ -47,8 +47,8 @@ def mean_over_data(values: Tensor) -> Number:
 def share_over_data(values: Tensor) -> Number:
     """The mean of shares [rows], with its standard error.
 
-    Where all shares are equal, as 0 of n data are, their spread is 0, but the error is not. Two standard errors then
-    reach as far as a 95 % interval for such a share does, ``4 / (n + 4)`` (Wilson, 1927).
+    Where all shares are equal, for example 0 for each of n data, their spread is 0, but the share still has an error.
+    This error is then ``2 / (n + 4)``: two errors have the length of a 95 % interval for such a share (Wilson, 1927).
     """
     found = mean_over_data(values)
     if found.value is None or found.error:

@@ -1,12 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file", "writable", "write_text"]
+__all__ = ["whole_file", "whole_folder", "writable", "write_text"]
 
 
 def writable(folder: str | Path) -> Path:
@@ -44,6 +45,38 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: the block fills a new folder, which then replaces ``path``.
+
+    An earlier folder at ``path`` stays until the new one is complete. It comes back if it cannot be replaced.
+
+    Args:
+        path: The folder to be written. The folders above it are made.
+
+    Yields:
+        The new folder.
+    """
+    fresh, earlier = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.earlier")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(fresh, ignore_errors=True)  # left over from a block that was killed
+    fresh.mkdir()
+    try:
+        yield fresh
+        if path.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            os.replace(path, earlier)
+        try:
+            os.replace(fresh, path)
+        except OSError:
+            if earlier.exists():
+                os.replace(earlier, path)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The scale of p(x | z) over data, its floor, and the spread of the data to compare them with."""
+"""The scale of p(x | z) over data and its floor, and the spread of the data, with which both are compared."""
 
 import math
 from typing import Any
@@ -13,12 +13,12 @@ from .variant import Variant, evaluating
 
 __all__ = ["STANDARD", "at_floor", "floor_of", "noise_scale", "spread"]
 
-STANDARD = "scale='standardize'"  # what a message advises where data are far from the scale of p(x | z)
+STANDARD = "scale='standardize'"  # the advice of a message where the spread of x is far from the scale of p(x | z)
 WIDE = 0.1  # share of the spread of x above which a floor of sigma is too high for these data
 
 
 def noise_scale(variant: Variant, y: Tensor) -> float | None:
-    """The root mean square of the scale of p(x | z) over data and coordinates; reports call it sigma.
+    """The root mean square of the scale of p(x | z) over data and coordinates, which reports call sigma.
 
     z is the mean of q(z | x), or a draw where the distribution has no mean.
 
@@ -35,7 +35,7 @@ def noise_scale(variant: Variant, y: Tensor) -> float | None:
             q = variant.guide.posterior(rows)
             try:
                 z = q.mean
-            except NotImplementedError:  # a flow, say, which has draws and no mean
+            except NotImplementedError:  # for example a flow, which has draws but no mean
                 z = q.sample()
             scale = scale_of_law(variant.model.x_given_z(z))
             if scale is None:
@@ -50,18 +50,18 @@ def spread(y: Tensor) -> float:
 
 
 def floor_of(variant: Variant) -> float | None:
-    """The floor of the scale of p(x | z), in the model's units; None where the likelihood declares none.
+    """The floor of the scale of p(x | z), in the model's units, or None where the likelihood declares none.
 
-    A likelihood declares it as an attribute ``lowest``. A likelihood of the user's own may do so too.
+    A likelihood declares its floor as an attribute ``lowest``. A user's own likelihood may do the same.
     """
     return getattr(variant.model.likelihood, "lowest", None)
 
 
 def at_floor(variant: Variant, y: Tensor) -> str | None:
-    """Say that the scale of p(x | z) stands at its floor, with the remedy; None where it does not, or has no floor.
+    """A message with a remedy if the scale of p(x | z) stands at its floor, and None otherwise.
 
-    A scale below twice its floor counts as standing there. More than half of a softly bounded scale is then the floor
-    and not what was learned.
+    A scale below twice its floor counts as standing at it: more than half of a softly bounded scale is then due to the
+    floor and was not learned. The result is also None where the likelihood has no floor.
 
     Args:
         variant: The pair.
@@ -82,7 +82,7 @@ def at_floor(variant: Variant, y: Tensor) -> str | None:
 
 
 def _lower(variant: Variant) -> str:
-    """The remedy where the residual is small even beside the spread of x."""
+    """The remedy where the residual is small compared with the spread of x."""
     likelihood: Any = variant.model.likelihood
     if hasattr(likelihood, "floor"):
         return f"{type(likelihood).__name__}(floor={likelihood.floor - 3:g})"

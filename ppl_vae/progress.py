@@ -6,14 +6,14 @@ from typing import Any
 
 __all__ = ["Progress"]
 
-LINES = 5  # plain lines that are printed for a training, about
+LINES = 5  # about this many plain lines are printed during a training
 
 
 class Progress:
     """A context that shows how many epochs, or other units of work, are done.
 
     Args:
-        label: What to call the work.
+        label: The name of the work.
         epochs: The number of epochs or units.
         shown: Whether to show anything.
         unit: The name of a unit, in the singular.
@@ -45,7 +45,7 @@ class Progress:
         self.bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show an epoch, by its row of the history."""
+        """Show that an epoch is done, given its row of the history."""
         epoch, status = row["epoch"], f"loss {row['loss']:.4g}"
         if row["held_out_loss"] is not None:
             status += f"  held-out loss {row['held_out_loss']:.4g}"
@@ -53,16 +53,16 @@ class Progress:
         self.advance(epoch, status, line=epoch % every == 0 or epoch == self.epochs)
 
     def advance(self, done: int, status: str = "", *, line: bool = True) -> None:
-        """Show that ``done`` units are done: on the bar, or elsewhere than on a terminal as a line.
+        """Show that ``done`` units are done, on the bar of a terminal or as a plain line elsewhere.
 
         Args:
             done: The number of units that are done, at least 1.
-            status: What to show beside it.
-            line: Whether it is worth a line where there is no bar.
+            status: Text that is shown beside the number.
+            line: Whether a plain line is printed where there is no bar.
         """
         self.bar.update(self.task, completed=done, status=status)
         if line and self.shown and not self.console.is_terminal:
             elapsed = time.perf_counter() - self.started
             left = elapsed * (self.epochs - done) / done
             text = f"{self.label}: {self.unit} {done:,}/{self.epochs:,}  {status}  {left:.0f} s left"
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress is what this module prints
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module prints progress

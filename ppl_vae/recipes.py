@@ -1,7 +1,7 @@
 """Recipes: how to build a pair again, in JSON. A part of this library is written as its name and its arguments.
 
-A recipe holds no code. Names are looked up in the tables below, and what they name is called with numbers, texts and
-other parts from the tables, nothing else.
+A recipe holds no code. Names are looked up in the tables below. The class or function of a name is called only with
+numbers, texts and other parts from the tables.
 """
 
 import functools
@@ -20,11 +20,11 @@ from .models.schedules import CURVES, name_of_curve
 
 __all__ = ["PAIR", "NotOurs", "built", "described", "recipe", "with_part"]
 
-PAIR = "pair"  # the name in the recipe of a pair that ``pair`` built, and not a variant of the catalogue
+PAIR = "pair"  # the name in a recipe of ``pair`` itself, which is not a variant of the catalogue
 
 
 def _exported(package: str, kind: type, but: tuple[type, ...]) -> dict[str, Callable[..., Any]]:
-    """The classes of a kind that a package of ours exports, by name, without those in ``but``."""
+    """The subclasses of ``kind`` that a package of this library exports, by name, except those in ``but``."""
     space = importlib.import_module(f".{package}", __package__)
     exported = {name: getattr(space, name) for name in space.__all__}
     classes = {name: found for name, found in exported.items() if isinstance(found, type)}
@@ -51,7 +51,7 @@ def recipe(name: str, x_shape: tuple[int, ...], z_dim: int, options: dict[str, A
         options: The keyword arguments that the builder was given.
 
     Returns:
-        A dictionary for JSON. Its list ``"parts"`` holds the keywords of the options that are not of this library.
+        A dictionary for JSON. Its list ``"parts"`` holds the keywords whose values are not parts of this library.
     """
     made = {"variant": name, "x_shape": list(x_shape), "z_dim": z_dim, "options": {}, "parts": []}
     for keyword, value in options.items():
@@ -74,7 +74,7 @@ def described(value: Any) -> Any:
     """Describe a value in JSON, so that ``built`` can make it again.
 
     As in scikit-learn, a part keeps each argument of its class as an attribute of the same name. A scale that is a
-    tensor is written as a number; its exact value is among the tensors of a checkpoint.
+    tensor is written as a number, because its exact value is among the tensors of a checkpoint.
 
     Raises:
         NotOurs: If the value, or a value inside it, is neither JSON nor a part of this library.

@@ -1,4 +1,4 @@
-"""The state of a pair at one moment, to go back to."""
+"""The state of a pair at one moment of training, which can be restored."""
 
 import copy
 
@@ -29,5 +29,5 @@ class Snapshot:
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state that later steps do not change."""
+    """A copy of a state, which later steps do not change."""
     return {name: tensor.clone() for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Random streams: our draws are repeatable, and the caller's own streams go on as if we had drawn nothing."""
+"""Random streams: draws of this library are repeatable, and leave the caller's own streams unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ def stream_states() -> tuple[Any, list[torch.Tensor]]:
 
 
 def set_stream_states(state: tuple[Any, list[torch.Tensor]]) -> None:
-    """Put the streams back into a state that ``streams`` returned."""
+    """Put the streams back into a state that ``stream_states`` returned."""
     host, devices = state
     set_rng_state(host)
     if devices:

@@ -1,4 +1,4 @@
-"""A variant, which is what is trained: the record of a pair, its modes, and the densities of its draws."""
+"""The record of a variant (a model, a guide and a loss), its modes, and the densities of its draws."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -57,7 +57,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the catalogue. A pair of your own has the names of its likelihood and guide."""
+        """The name in the catalogue, or for a pair of your own the names of its likelihood and guide."""
         recipe = self.model.recipe
         if recipe is None or recipe["variant"] == PAIR:
             return f"{type(self.model.likelihood).__name__}, {type(self.guide).__name__}"
@@ -104,15 +104,15 @@ class Variant(NamedTuple):
 
     @property
     def at_once(self) -> int:
-        """The number of data or codes that the networks get at once outside training, fewer where a datum is large."""
+        """The number of data or codes that the networks get at once outside training. Large data give a smaller one."""
         return rows_at_once(self.model.x_shape)
 
     def admit(self, x: Any, name: str = "x") -> Tensor:
-        """Check data and convert them to the model's units. Every function that evaluates data calls this once.
+        """Check data and convert them to the model's units. A function that evaluates data does so once, at its start.
 
         Args:
             x: Data [rows, *x_shape] in their own units: an array, a tensor, a data frame, a list of rows or a Dataset.
-                Of a ``Data``, the test part is taken.
+                ``Data`` stands for its test part.
             name: The name of the data in a message.
 
         Returns:
@@ -121,9 +121,9 @@ class Variant(NamedTuple):
         Raises:
             ValueError: If x is empty, not numeric, holds NaN or infinities, or has another shape than the model's data.
         """
-        return self.in_model_units(tensor_of(x, name))
+        return self.in_model_units(tensor_of(x, name), name)
 
-    def in_model_units(self, x: Tensor) -> Tensor:
+    def in_model_units(self, x: Tensor, name: str = "x") -> Tensor:
         """Convert a checked tensor [rows, *x_shape] from the data's units to the model's units, dtype and device.
 
         The shift and the division are in float64. Unlike ``admit``, this checks only the shape.
@@ -132,7 +132,8 @@ class Variant(NamedTuple):
             ValueError: If x has another shape than the model's data.
         """
         if tuple(x.shape[1:]) != self.model.x_shape:
-            raise ValueError(f"a datum has shape {list(x.shape[1:])}, the model wants {list(self.model.x_shape)}")
+            found, wanted = list(x.shape[1:]), list(self.model.x_shape)
+            raise ValueError(f"{name}: a datum has shape {found}, the model wants {wanted}")
         parameter, scale = next(self.model.parameters()), self.model.scale
         if scale.is_identity or len(x) == 0:
             return x.to(parameter)
@@ -140,7 +141,7 @@ class Variant(NamedTuple):
 
 
 def needs_density(variant: Variant) -> None:
-    """Check that a guide has a density, and so a bound.
+    """Check that the guide of a variant has a density, so that there is a bound.
 
     Raises:
         ValueError: If q(z | x) is a point mass.
@@ -161,7 +162,7 @@ def densities(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None 
         variant: The pair.
         y: Data [rows, *x_shape], in the model's units.
         num_particles: The number of draws per datum.
-        z: Codes [num_particles, rows, z_dim] to be scored; the guide draws them unless they are given.
+        z: Codes [num_particles, rows, z_dim] to be scored. By default the guide draws them.
 
     Raises:
         ValueError: If a latent stands outside the plate of the data, so that there is no density per datum.
@@ -171,7 +172,7 @@ def densities(variant: Variant, y: Tensor, num_particles: int, z: Tensor | None 
 
 
 def log_jacobian(variant: Variant) -> Tensor:
-    """The number, in nats per datum, that turns a log density of y into one of x. It is 0 for a probability mass."""
+    """The number, in nats per datum, to add to a log density of y to get that of x. It is 0 for a probability mass."""
     scale = variant.model.scale.log_jacobian()
     return torch.zeros_like(scale) if variant.support.is_discrete else scale
 

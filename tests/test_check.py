@@ -457,7 +457,7 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
         r"depends on the rows beside it .*eval mode",
     ),
     "encoder_mixes_rows": (lambda: broken(encoder=Centred()), r"depends on the rows beside it .*eval mode"),
-    "penalty_in_eval_mode": (lambda: with_model(PenaltyAlways), r"log p\(x, z\) is .*in training mode alone"),
+    "penalty_in_eval_mode": (lambda: with_model(PenaltyAlways), r"log p\(x, z\) is .*only in training mode"),
     "buffer_moves_in_eval_mode": (lambda: broken(likelihood=Counting()), r"calls moves in eval mode .*self\.training"),
     "network_of_one_batch_size": (lambda: broken(decoder=decoder_with(PerRow())), r"particles: .*fold leading axes"),
     "likelihood_counts_axes_from_the_left": (lambda: broken(likelihood=SumOverAxisOne()), r"particles: .*fold leading"),

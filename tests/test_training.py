@@ -4,6 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -251,7 +252,7 @@ BAD = [
     ({"lr": -1.0}, "lr must be positive and finite, got -1.0"),
     ({"device": "tpu9"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
     ({"schedule": "warm"}, "schedule must be one of constant, cosine"),
-    ({"validation": 1.5}, r"validation is a share of the rows in \(0, 1\), got 1.5"),
+    ({"validation": 1.5}, r"validation must be a share of the rows in \(0, 1\), got 1.5"),
     ({"backend": "turbo"}, "backend must be one of auto, eager, fx, inductor, cudagraph, got 'turbo'"),
     ({"precision": "int4"}, "precision must be one of full, bf16, bf16_matmul, got 'int4'"),
     ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
@@ -596,3 +597,32 @@ def test_recurrent_layers_stay_in_full_precision(layer: Callable[[], nn.Module])
     assert float((low - full).detach().abs().max()) <= rounded
     assert "forward" not in vars(network)
     assert "forward" not in vars(network.layer)
+
+
+# Messages that lead on.
+
+
+def test_a_number_that_is_not_finite_in_a_streamed_dataset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has seen these rows before: otherwise the training would diverge, and blame the learning rate."""
+    x = torch.randn(60, 5)
+    x[59, 3] = math.nan
+    monkeypatch.setattr("ppl_vae.data.items.RESIDENT", 1)
+
+    with pytest.raises(ValueError, match=r"a batch of the Dataset .*nan") as caught:
+        quick(VARIANTS["sigma_vae"]((5,), 2), TensorDataset(x), validation=None)
+    assert not isinstance(caught.value, ArithmeticError)
+
+
+def test_data_of_a_mass_are_never_advised_to_be_scaled() -> None:
+    x = torch.bernoulli(torch.full((60, 5), 0.5))
+
+    with pytest.raises(Diverged) as caught:
+        quick(VARIANTS["bernoulli_vae"]((5,), 2), x, lr=1e300)
+    assert "Try a smaller lr" in str(caught.value)
+    assert "standardize" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["table.csv", Path("table.csv")])
+def test_a_path_in_the_place_of_data_is_told_how_to_be_read(path: Any) -> None:
+    with pytest.raises(ValueError, match=r"a path or a name, 'table\.csv', wanted data: pass prepare\('table\.csv'\)"):
+        quick(VARIANTS["sigma_vae"]((5,), 2), path)

@@ -164,7 +164,7 @@ def test_an_error_shrinks_with_the_root_of_the_draws_and_covers() -> None:
 
 def test_free_bits_without_a_closed_form_have_no_truth() -> None:
     exact, x = problem()
-    with pytest.raises(ValueError, match="free bits have a truth only where the KL of each coordinate"):
+    with pytest.raises(ValueError, match="free bits have a truth only if the KL of each coordinate"):
         truth_of(frozen(linear_pair(exact, FullRank)), x, FreeBits(0.1))
 
 

@@ -1,4 +1,4 @@
-"""The command line, one module per command: what can a person do without writing Python?"""
+"""The command line: what can a person do without writing Python? Each command has its own module."""
 
 import warnings
 
@@ -26,7 +26,7 @@ for command in (variants, train, evaluate, sample, diagnose, compare, estimators
 
 
 def main() -> None:
-    """Run a command: exit with 0, with 2 for a usage error, or with 1 and one line of explanation for a failure."""
+    """Run a command. The exit status is 2 for a usage error, and 1 with one line of explanation for a failure."""
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     try:
         app()

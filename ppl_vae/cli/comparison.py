@@ -46,7 +46,7 @@ def compare(
     names = names or list(VARIANTS)
     assigned = options.assigned(names)
     data = options.prepared()
-    for name in names:  # so that a value that cannot be used is refused before any training
+    for name in names:  # a value that cannot be used is then refused before any training
         options.built(name, data.x_shape, assigned)
     folder = out or Path("runs") / data.name
     results = comparison_of(

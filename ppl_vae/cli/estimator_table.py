@@ -38,7 +38,7 @@ def estimators(
     ] = 1000,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the table and the plot. By default, the checkpoint's.")
+        Path | None, typer.Option(help="Folder of the table and the plot. By default, the folder of the checkpoint.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""``ppl-vae evaluate``: the numbers of a checkpoint."""
+"""``ppl-vae evaluate``: the numbers of a checkpoint on held-out data."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Names on the command line: each is returned if it is known; if not, the message lists the known ones."""
+"""Checks of names on the command line. A known name is returned. For any other name, the error lists the known ones."""
 
 from pathlib import Path
 
@@ -12,28 +12,28 @@ __all__ = ["known_data", "known_estimator", "known_estimators", "known_variant",
 
 
 def known_variant(name: str) -> str:
-    """A name of ``VARIANTS``."""
+    """Return a name if it is in ``VARIANTS``, or raise ``typer.BadParameter``."""
     if name not in VARIANTS:
         raise typer.BadParameter(f"unknown variant {name!r}: wanted one of {', '.join(VARIANTS)}")
     return name
 
 
 def known_variants(names: list[str] | None) -> list[str] | None:
-    """Names of ``VARIANTS``."""
+    """Return names if all of them are in ``VARIANTS``, or raise ``typer.BadParameter``."""
     for name in names or []:
         known_variant(name)
     return names
 
 
 def known_data(source: str | None) -> str | None:
-    """The name of a data set, or a path that ends as a file of data does."""
+    """Return the name of a data set or a path with the suffix of a data file, or raise ``typer.BadParameter``."""
     if source is not None and source not in SETS and Path(source).suffix.lower() not in FILES:
         raise typer.BadParameter(f"unknown data {source!r}: wanted {', '.join(SETS)}, or a file in {', '.join(FILES)}")
     return source
 
 
 def known_estimator(spelled: str | None) -> str | None:
-    """``NAME`` or ``NAME:OPTION=VALUE,...``, as ``ppl_vae.elbo.estimator`` reads it."""
+    """Return an estimator's ``NAME`` or ``NAME:OPTION=VALUE,...``, or raise ``typer.BadParameter``."""
     if spelled is not None:
         try:
             estimator(spelled)
@@ -43,7 +43,7 @@ def known_estimator(spelled: str | None) -> str | None:
 
 
 def known_estimators(spelled: list[str] | None) -> list[str] | None:
-    """Estimators, each spelled as for ``known_estimator``."""
+    """Return estimators if each of them passes ``known_estimator``."""
     for each in spelled or []:
         known_estimator(each)
     return spelled

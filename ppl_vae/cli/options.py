@@ -75,7 +75,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a checkpoint
 
 
 def components_of(text: str) -> int | str:
-    """The number of components, or the name of a rule, from the text of ``--components``."""
+    """The number of components or the name of a rule, as ``--components`` gives it."""
     return int(text) if text.isdigit() else text
 
 
@@ -142,28 +142,28 @@ class TrainingOptions:
         typer.Option(
             min=1, help="Stop after this number of epochs without a better held-out objective. By default, do not stop."
         ),
-    ] = None
+    ] = FitOptions.patience
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the data split, initial weights, batch order and noise.")
-    ] = 0
+    ] = FitOptions.seed
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         typer.Option(help="Device for the training. auto is CUDA if there is a CUDA device, else the CPU."),
-    ] = "auto"
+    ] = FitOptions.device  # type: ignore[assignment]
     backend: Annotated[
         Backend,
         typer.Option(
             help="How a training step is run. auto is fx, which replays the eager step from a graph and is equal to it "
             "to the last bit."
         ),
-    ] = "auto"
+    ] = FitOptions.backend  # type: ignore[assignment]
     precision: Annotated[
         Precision,
         typer.Option(
             help="Precision of the training. bf16 runs the networks in bfloat16; bf16_matmul runs only matrix "
             "products in bfloat16, on a CPU."
         ),
-    ] = "full"
+    ] = FitOptions.precision  # type: ignore[assignment]
 
     def prepared(self) -> Data:
         """The data, read, split and scaled."""
@@ -178,7 +178,7 @@ class TrainingOptions:
         )
 
     def assigned(self, names: Sequence[str]) -> dict[str, Any]:
-        """What ``--set`` assigns to options of the named variants. A value is read as JSON, or else kept as text.
+        """The values that ``--set`` assigns to options, by name. A value is read as JSON if it is JSON, else as text.
 
         Raises:
             typer.BadParameter: If an assignment is not ``NAME=VALUE``, or none of the variants has such an option.
@@ -196,7 +196,7 @@ class TrainingOptions:
         return values
 
     def built(self, name: str, x_shape: tuple[int, ...], assigned: Mapping[str, Any]) -> Variant:
-        """A variant before training. Of the values that are assigned, it gets those of its own options.
+        """Build a variant, before training. It gets only the assigned values of options that it has.
 
         Raises:
             typer.BadParameter: If a value has the wrong type.
@@ -235,14 +235,14 @@ def _json_or_text(text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Options of the commands that read a checkpoint: by default, its data are those of its training."""
+    """Options of the commands that read a checkpoint. By default, the data are those that it was trained on."""
 
     data: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
             callback=known_data,
-            help="Data set or file. By default, the data, --binarize and --limit are those of the training.",
+            help="Data set or file. By default, the data, --binarize and --limit are the same as in the training.",
         ),
     ] = None
     data_root: DataRoot = None
@@ -253,7 +253,7 @@ class RunData:
         """The variant in a checkpoint's folder, and the data.
 
         Raises:
-            ValueError: If the folder is no checkpoint, or neither it nor these options name the data.
+            ValueError: If the folder is not a checkpoint, or if neither the checkpoint nor these options name the data.
         """
         variant = load(run)
         changes = {"source": self.data, "binarize": self.binarize, "limit": self.limit}

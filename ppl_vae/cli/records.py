@@ -1,4 +1,4 @@
-"""Records of options: a command takes a record, and the command line shows its fields as options."""
+"""Records of options. A command takes a record, and the command line shows the fields of the record as options."""
 
 import functools
 import inspect
@@ -12,8 +12,8 @@ __all__ = ["expanded"]
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """Show each record in a command's signature as its fields, which typer reads as options.
 
-    A record is a parameter that is annotated with a dataclass; its fields are keywords with typer's annotations and
-    with defaults. The command is called with the record, made of what was typed.
+    A record is a parameter that is annotated with a dataclass. Its fields are keywords with defaults and with typer's
+    annotations. The command is called with a record that holds the values that were typed.
 
     Example:
         >>> from dataclasses import dataclass

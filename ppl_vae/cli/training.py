@@ -1,4 +1,4 @@
-"""``ppl-vae train``: one variant, trained and kept."""
+"""``ppl-vae train``: one variant, trained and saved."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train one variant and keep it as a checkpoint.
+    """Train one variant and save it as a checkpoint.
 
     The history of the training and its receipt are written to the same folder.
     """

@@ -1,4 +1,4 @@
-"""Is this pair what it says? The contracts, one function each, and the two functions that ask them."""
+"""The contracts that a pair has to keep, one function each, and the two functions that test them."""
 
 from .conformance import check, preflight
 from .support import check_density, check_support

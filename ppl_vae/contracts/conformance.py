@@ -1,4 +1,4 @@
-"""``check`` holds a pair to all contracts, and ``preflight`` to those that one training pass shows."""
+"""``check`` tests all contracts of a pair, and ``preflight`` tests those that need only one training pass."""
 
 import copy
 import warnings
@@ -27,21 +27,21 @@ from .widths import WIDTHS
 
 __all__ = ["check", "preflight"]
 
-ON_A_PASS = [*SITES, *OWNERSHIP, *REACH, *WIDTHS, *WEIGHING]  # their functions take a Pass, all others a Trial
+ON_A_PASS = [*SITES, *OWNERSHIP, *REACH, *WIDTHS, *WEIGHING]  # their functions take a Pass, and all others take a Trial
 CONTRACTS = [*SHAPES, *ON_A_PASS, *LOSS, *TRIALS]
-ROWS = 8  # the number of data that preflight looks at
+ROWS = 8  # the number of data that preflight uses
 
 
 def check(variant: Variant, x: Any) -> list[str]:
-    """Hold a pair to every contract on which the numbers of this library rest.
+    """Test every contract that a pair has to keep for the numbers of this library to be right.
 
     Args:
-        variant: The pair. Copies of it are tried, so that the pair and the random streams are left as they were.
+        variant: The pair. The tests use copies of it, so the pair and the random streams are left as they were.
         x: At least 4 data [rows, *x_shape], in their own units.
 
     Returns:
-        One line per contract that does not hold, with its name, what is wrong and the remedy. The list is empty where
-        all hold. It ends early where a failure makes the contracts after it meaningless.
+        One line per broken contract, with its name, the mistake and the remedy. The list is empty if all hold. It
+        ends early if a failure makes the later contracts meaningless.
 
     Raises:
         ValueError: If x is empty, not numeric, holds NaN or infinities, or has fewer than 4 rows.
@@ -78,16 +78,16 @@ def check(variant: Variant, x: Any) -> list[str]:
 
 
 def preflight(variant: Variant, y: Tensor) -> None:
-    """Refuse, in milliseconds, a pair whose loss would not be what it says; the pair is left as it was.
+    """Refuse a pair that breaks a contract on a training pass. The test takes milliseconds and restores the pair.
 
     Args:
         variant: The pair.
         y: Training data [rows, *x_shape], in the model's units. The first few are used.
 
     Raises:
-        ValueError: With the first line that ``check`` would return about a contract on a training pass. Contracts with
-            ``let_through`` are left out. A scale may stand at its floor because an earlier training ended there, and
-            a decoder may be meant to reach only a part of x.
+        ValueError: If a contract is broken. The message is the line that ``check`` would return about it. Contracts
+            with ``let_through`` are not tested: a scale may stand at its floor because an earlier training ended there,
+            and a decoder may be meant to reach only a part of x.
     """
     before = Snapshot(variant)
     try:
@@ -102,7 +102,7 @@ def preflight(variant: Variant, y: Tensor) -> None:
 
 
 def _failure(contract: Contract, subject: Callable[[], Pass | Trial]) -> str | None:
-    """What a contract says, or the error that it raises, which is a failure too."""
+    """The failure that a contract reports, or None. An error that the contract raises is a failure too."""
     with _isolated():
         try:
             return contract.question(subject())
@@ -116,7 +116,7 @@ def _isolated() -> Iterator[None]:
     store = pyro.get_param_store().scope()
     with seeded(0), torch.enable_grad(), warnings.catch_warnings(), pyro.validation_enabled(True), store:
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message="Encountered", category=UserWarning)  # NaN: the loss says it better
+        warnings.filterwarnings("ignore", message="Encountered", category=UserWarning)  # NaN, see "loss"
         yield
 
 

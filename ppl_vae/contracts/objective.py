@@ -10,8 +10,8 @@ from .training_pass import Pass
 
 __all__ = ["LOSS", "WEIGHING"]
 
-WEIGHING: list[Contract] = []  # on a Pass
-LOSS: list[Contract] = []  # on a Trial
+WEIGHING: list[Contract] = []  # their functions take a Pass
+LOSS: list[Contract] = []  # their functions take a Trial
 
 
 @contract(WEIGHING, "importance weights", remedy="the loss has to be computable in training mode", gate=True)
@@ -26,7 +26,7 @@ def importance_weights(run: Pass) -> str | None:
         try:
             with pyro.validation_enabled(True), pyro.get_param_store().scope():
                 variant.loss(variant.model, variant.guide)(run.y, run.size)
-        except ValueError as error:  # the loss itself says why it refuses the pair
+        except ValueError as error:  # the message of the loss gives the reason
             return str(error).partition("\n")[0]
     return None
 
@@ -56,7 +56,7 @@ def gradients(trial: Trial) -> str | None:
     ]
     parameters = [parameter for _, parameter in named]
     if not parameters:
-        return None  # the contract "parameters" says it
+        return None  # the contract "parameters" reports this
     found: tuple[Tensor | None, ...] = torch.autograd.grad(_loss(trial), parameters, allow_unused=True)
     for (name, _), gradient in zip(named, found, strict=True):
         if gradient is None:

@@ -1,4 +1,4 @@
-"""Contracts on who owns the tensors that a training pass uses: training moves the parameters of the pair alone."""
+"""Contracts on the owner of each tensor of a training pass: training moves only parameters of the pair."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ def store(run: Pass) -> str | None:
     for name, tensor in run.stored.items():
         if id(tensor) in run.owned:
             return (
-                f"the parameter {name!r} is kept by this name in Pyro's global store, so that of two pairs with that "
-                "name one is never trained (no PyroModule, pyro.module or pyro.param in a part: use nn.Parameter in a "
+                f"the parameter {name!r} is kept by this name in Pyro's global store, so that one of two pairs with "
+                "that name is never trained (no PyroModule, pyro.module or pyro.param in a part: use nn.Parameter in a "
                 "plain nn.Module)"
             )
     return None
 
 
-@contract(OWNERSHIP, "parameters", remedy="hold what is learned as nn.Parameter")
+@contract(OWNERSHIP, "parameters", remedy="hold learned numbers as nn.Parameter")
 def parameters(run: Pass) -> str | None:
     """Every tensor that the loss could move is a parameter of the model or of the guide, and there is at least one."""
     for name, tensor in run.stored.items():
         if id(tensor) not in run.owned:
             return (
-                f"pyro.param {name!r} is no parameter of the model or of the guide, and training moves those alone "
+                f"pyro.param {name!r} is not a parameter of the model or of the guide, and training moves only those "
                 "(hold it as an nn.Parameter of the part)"
             )
     if not any(parameter.requires_grad for half in run.variant[:2] for parameter in half.parameters()):
@@ -42,16 +42,16 @@ def parameters(run: Pass) -> str | None:
     if not unowned:
         return None
     return (
-        f"the loss depends on a tensor {list(unowned[0].shape)} that is no parameter of the model or of the guide, so "
-        "that it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
+        f"the loss depends on a tensor {list(unowned[0].shape)} that is not a parameter of the model or of the guide, "
+        "so it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
         "is to stay as it is)"
     )
 
 
 def _unowned_leaves(run: Pass) -> list[Tensor]:
-    """The leaves of the loss that are no parameters of the pair and that a second pass uses again.
+    """The leaves of the loss that are not parameters of the pair and that a second pass uses again.
 
-    A penalty may make a new leaf in each pass. Such a leaf is not meant to be trained.
+    A penalty may make a new leaf in each pass. A new leaf is not meant to be trained, so it is left out.
     """
     unowned = [leaf for leaf in _leaves(run) if id(leaf) not in run.owned]
     if not unowned:
@@ -61,7 +61,7 @@ def _unowned_leaves(run: Pass) -> list[Tensor]:
 
 
 def _leaves(run: Pass) -> list[Tensor]:
-    """The tensors at the far end of the graph of the log densities: those that a gradient could move."""
+    """The leaf tensors in the graph of the log densities, which a gradient could move."""
     loss: Any = run.traces["guide"].log_prob_sum() - run.traces["model"].log_prob_sum()
     waiting = [getattr(loss, "grad_fn", None)]
     seen, leaves = set(), []

@@ -1,4 +1,4 @@
-"""Contracts on what a decoder can reach: a layer at its end may keep p(x | z) from the data, whatever it learns."""
+"""Contracts on the range of a decoder: its last layer may bound p(x | z) so that it can never reach the data."""
 
 import math
 from collections.abc import Callable
@@ -18,9 +18,9 @@ __all__ = ["REACH"]
 
 REACH: list[Contract] = []
 DECODES = "the decoder takes codes from all over the prior"
-EDGE = 0.05  # share of its range by which a bounded decoder may miss the data, as noise does
-FEW = 0.01  # share of the data that may lie beyond the range, as outliers do
-LARGE = 30.0  # size of random weights beyond which a sigmoid is 0 or 1
+EDGE = 0.05  # share of the range of x by which a bounded decoder may miss the data, because x has noise
+FEW = 0.01  # share of the numbers of x that may lie beyond that range, because they may be outliers
+LARGE = 30.0  # size of the outputs beyond which a sigmoid is 0 or 1
 DRAWS, CODES = 2, 16  # sets of random weights, and codes from the prior for each set
 
 
@@ -48,7 +48,7 @@ def logits(run: Pass) -> str | None:
         return None
     outputs = _reach_of_outputs(run)
     if outputs == UNBOUNDED:
-        return None  # the likelihood is what bounds the probabilities, not the decoder
+        return None  # the likelihood bounds the probabilities, and not the decoder
     what = "probabilities stay" if hasattr(law, "probs") else "mean stays"
     return (
         f"the decoder's outputs lie in {outputs}, but {type(law).__name__} takes logits, which may be any real number: "
@@ -60,7 +60,7 @@ def logits(run: Pass) -> str | None:
 def mean_range(run: Pass) -> str | None:
     """The mean of p(x | z) can reach the data."""
     if _takes_logits(run.law):
-        return None  # the contract "logits" says it
+        return None  # the contract "logits" reports this
     reached = _reach_of_law(run, lambda law: moment(law, "mean", run.y))
     lowest, highest = float(run.y.min()), float(run.y.max())
     margin = EDGE * (highest - lowest)
@@ -82,12 +82,12 @@ def _takes_logits(law: Any) -> bool:
 
 
 def _reach_of_outputs(run: Pass) -> Interval:
-    """Where the outputs of the decoder lie, whatever its weights are."""
+    """The interval of the decoder's outputs over all weights of the decoder."""
     return _reach(run, torch.stack)
 
 
 def _reach_of_law(run: Pass, number: Callable[[Any], Tensor]) -> Interval:
-    """Where a number of p(x | z) lies, such as its mean, whatever the weights of the decoder are."""
+    """The interval of a number of p(x | z), such as its mean, over all weights of the decoder."""
     return _reach(run, lambda outputs: number(run.variant.model.likelihood(*outputs)))
 
 
@@ -95,10 +95,10 @@ Read = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 def _reach(run: Pass, read: Read) -> Interval:
-    """Bounds of what ``read`` makes of the decoder's outputs, for all weights of the decoder.
+    """The interval of the numbers that ``read`` computes from the decoder's outputs, over all weights of the decoder.
 
-    The decoder gets random weights of one size and then of ten times that size. What a layer squashes ends in the same
-    place both times. An end that moves, or is infinite, is no bound.
+    The decoder gets random weights of one total gain, and then of ten times that gain. If a layer squashes its input,
+    the interval ends at the same place both times. An end that moves or is infinite is not a bound.
     """
     with torch.no_grad(), evaluating(run.variant), pyro.validation_enabled(False):
         try:
@@ -107,7 +107,7 @@ def _reach(run: Pass, read: Read) -> Interval:
         except (NotImplementedError, RuntimeError, ValueError):  # not every network runs with any weights
             return UNBOUNDED
     if not second.low < second.high:
-        return UNBOUNDED  # the decoder does not change it
+        return UNBOUNDED  # the numbers do not depend on the decoder
     width = second.high - second.low
     close = 0.01 * width if math.isfinite(width) else 0.0
     has_low = abs(second.low - first.low) <= close
@@ -144,7 +144,7 @@ def _random_weights(decoder: nn.Module, size: float) -> dict[str, Tensor]:
 
 
 def _unbound(run: Pass) -> str:
-    """The remedy, with the name of the decoder's last layer where that is one of torch's activations."""
+    """The remedy, which names the decoder's last layer if that is an activation of torch."""
     keeps_values = nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout
     layers = [layer for layer in run.variant.model.decoder.modules() if not isinstance(layer, keeps_values)]
     last = type(layers[-1]) if layers else nn.Module

@@ -1,4 +1,4 @@
-"""What a contract is, and the decorator that makes a function one."""
+"""The record of a contract, and the decorator that registers a function as a contract."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,13 +13,13 @@ Question = Callable[..., str | None]
 
 
 class Contract(NamedTuple):
-    """One thing that has to hold for a pair.
+    """A condition that a pair has to meet.
 
     Attributes:
         name: The name at the start of each line about it.
-        question: A function of a ``Pass`` or of a ``Trial``. It returns None where the contract holds, and otherwise
-            says what is wrong and what to do.
-        remedy: What to do where the function raises an error, since a user's part may raise anything.
+        question: A function of a ``Pass`` or of a ``Trial``. It returns None if the contract holds, and otherwise a
+            text with the mistake and a remedy.
+        remedy: The remedy to report if the function raises an error, because a user's part may raise anything.
         gate: Whether ``check`` stops after this contract if any contract has failed so far.
         let_through: Whether ``fit`` trains a pair that breaks this contract.
     """
@@ -48,7 +48,7 @@ class Trial(NamedTuple):
 def contract(
     group: list[Contract], name: str, *, remedy: str, gate: bool = False, let_through: bool = False
 ) -> Callable[[Question], Question]:
-    """Add a function to a group of contracts, in the order of the page; see ``Contract`` for the arguments."""
+    """A decorator that adds a function to the end of a group of contracts, with the attributes of ``Contract``."""
 
     def enter(question: Question) -> Question:
         group.append(Contract(name, question, remedy, gate, let_through))

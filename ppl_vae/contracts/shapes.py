@@ -1,4 +1,4 @@
-"""Contracts on the data and on the shapes of the distributions: the other contracts rest on them."""
+"""Contracts on the data and on the shapes of the distributions, on which the other contracts rely."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ EVENT = "makes the coordinates an event: .to_event(1)"
 def data_support(trial: Trial) -> str | None:
     """The data lie in the support of the likelihood."""
     if not trial.variant.model.prior().event_shape:
-        return None  # the contract "shapes" says it
+        return None  # the contract "shapes" reports this
     try:
         check_support(trial.variant, trial.y, trial.x)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Contracts on the sites of a training pass: which there are, how often each counts, and what it may hold."""
+"""Contracts on the sites of a training pass: their names, plates, weights, shapes, densities and supports."""
 
 import math
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ def names(run: Pass) -> str | None:
 
 @contract(SITES, "plate", remedy=PLATE)
 def plate(run: Pass) -> str | None:
-    """In the model and in the guide, z and x stand in the plate of the data, which has the size that it was given."""
+    """In the model and in the guide, z and x stand in the plate of the data, and the plate has the given size."""
     wanted = run.size // len(run.y)
     for half, name, site in run.sites():
         frame = next((frame for frame in site["cond_indep_stack"] if frame.name == "data"), None)
@@ -57,7 +57,7 @@ def plate(run: Pass) -> str | None:
 
 
 class Effect(NamedTuple):
-    """What weights do to the log density of a site, apart from its plates."""
+    """The factor on the log density of a site, without that of its plates, and whether the site is masked."""
 
     times: float
     masked: bool
@@ -73,7 +73,7 @@ def _effect(site: Any) -> Effect:
 
 @contract(SITES, "kl weight", remedy=BOTH)
 def kl_weight(run: Pass) -> str | None:
-    """The KL weight acts on z alone, and as the same number in the model and in the guide."""
+    """The KL weight acts only on z, and is the same number in the model and in the guide."""
     for half, name, site in run.sites():
         effect = _effect(site)
         if name != "z" and effect != NO_EFFECT:
@@ -95,7 +95,7 @@ def kl_weight(run: Pass) -> str | None:
 
 def _one_sided(halves: list[str]) -> str:
     where = f"on the {halves[0]} alone" if len(halves) == 1 else "on the model and on the guide separately"
-    return f"the KL weight acts {where}, so that another model is trained, not this one with another weight ({BOTH})"
+    return f"the KL weight acts {where}, so training would fit another model ({BOTH})"
 
 
 @contract(SITES, "axes", remedy=RUNS)
@@ -104,7 +104,7 @@ def axes(run: Pass) -> str | None:
     for half, name, site in run.sites():
         wanted = _plate_shape(site)
         if not wanted and name in ("z", "x"):
-            continue  # it stands outside the plate, which the contract "plate" says
+            continue  # it stands outside the plate, which the contract "plate" reports
         got = list(site["unscaled_log_prob"].shape)
         if _stripped(got) == _stripped(wanted):
             continue
@@ -116,7 +116,7 @@ def axes(run: Pass) -> str | None:
 
 
 def _plate_shape(site: Any) -> list[int]:
-    """The batch shape that the plates around a site give it; [] outside every plate."""
+    """The batch shape that the plates around a site give it, or [] outside every plate."""
     sizes = {-frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
     outermost = max(sizes, default=0)
     return [sizes.get(axis, 1) for axis in range(outermost, 0, -1)]
@@ -142,7 +142,7 @@ def density(run: Pass) -> str | None:
 
 @contract(SITES, "support", remedy="p(z) and q(z | x) have an attribute support")
 def code_support(run: Pass) -> str | None:
-    """q(z | x) draws no code to which p(z) gives no density."""
+    """Every code that q(z | x) can draw lies in the support of p(z)."""
     q, prior = run.site("guide", "z")["fn"], run.site("model", "z")["fn"]
     z = run.site("guide", "z")["value"].detach()
     try:
@@ -158,10 +158,10 @@ def code_support(run: Pass) -> str | None:
 
 
 def _possible_codes(q: Any, z: Tensor) -> Tensor:
-    """The draws z and points from all over the support of q, [count, rows, z_dim]: draws alone may miss the rare."""
+    """The draws z and points from the whole support of q, [count, rows, z_dim]. Draws alone may miss rare codes."""
     draws = z.unsqueeze(0)
     if is_point_mass(q):
-        return draws  # its support is declared as the reals, whatever codes a network makes
+        return draws  # its declared support is the reals, but a network may give only some of them
     try:
         points = transform_to(q.support)(3 * torch.randn(16, *z.shape).to(z))
     except NotImplementedError:  # torch knows no transform to this support

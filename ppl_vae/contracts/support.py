@@ -1,4 +1,4 @@
-"""Whether a likelihood gives the data a density."""
+"""Checks that a likelihood gives the data a density."""
 
 import pyro
 import torch
@@ -15,12 +15,12 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
     """Refuse data to which the likelihood gives no density.
 
     Args:
-        variant: The pair whose likelihood is asked.
+        variant: The pair whose likelihood is used.
         y: The data [rows, *x_shape], in the model's units.
         x: The same data in their own units, where these are known.
 
     Raises:
-        ValueError: If a value lies outside the support; it names a likelihood, or a scale, that fits the data.
+        ValueError: If a value lies outside the support. The message names a likelihood or a scale that fits the data.
     """
     support, at_once = variant.support, rows_at_once(y.shape[1:])
     inside = torch.cat([support.check(rows) for rows in y.split(at_once)])
@@ -41,10 +41,10 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
 
 
 def check_density(variant: Variant, y: Tensor) -> None:
-    """Refuse data on the edge of the support where the density is 0 or infinite, as that of a Beta is at 0 and at 1.
+    """Refuse data on the edge of the support where the density is 0 or infinite, for example 0 and 1 for a Beta.
 
     Args:
-        variant: The pair whose likelihood is asked, at the code 0.
+        variant: The pair whose likelihood is used, at the code 0.
         y: The data [rows, *x_shape], in the model's units, inside the support.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One training pass over a few data, as the contracts on it read it."""
+"""One training pass over a few data, recorded for the contracts."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ..variant import Variant, set_mode
 __all__ = ["PLATE", "RUNS", "Pass", "one_pass"]
 
 SIZE = 10  # the number of data in the whole set for each datum of the pass
-PROBE = 3.0  # the KL weight of the pass: with a weight of 1 nobody would see where it acts
+PROBE = 3.0  # the KL weight of the pass, because a weight of 1 would not show where it acts
 PLATE = "pyro.plate('data', len(x) if size is None else size, subsample=x)"
 RUNS = f"forward(x, size) has to run in training mode, with z and x in {PLATE}"
 
@@ -26,8 +26,8 @@ class Pass(NamedTuple):
         variant: The pair, in training mode.
         y: The batch [rows, *x_shape], in the model's units.
         size: The number of data in the whole set.
-        traces: The trace of the ``"guide"``, and that of the ``"model"`` at the guide's z.
-        stored: What the pair put into Pyro's parameter store, which was empty before, by name.
+        traces: The trace of the ``"guide"``, and that of the ``"model"``, which is replayed at the guide's z.
+        stored: The tensors that the pair put into Pyro's parameter store, by name. The store was empty before.
     """
 
     variant: Variant
@@ -47,11 +47,11 @@ class Pass(NamedTuple):
         return of_coordinate(self.site("model", "x")["fn"])
 
     def site(self, half: str, name: str) -> Any:
-        """What Pyro records of a site, for example its distribution ``fn``, its value and its scale."""
+        """Pyro's record of a site, with for example its distribution ``fn``, its value and its scale."""
         return self.traces[half].nodes[name]
 
     def sites(self) -> Iterator[tuple[str, str, Any]]:
-        """Everything that the guide or the model samples, observes or adds: (half, name, site)."""
+        """Yield (half, name, site) for each site of the guide and of the model, factors included."""
         for half, trace in self.traces.items():
             for name, site in trace.nodes.items():
                 if site["type"] == "sample":

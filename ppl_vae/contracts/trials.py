@@ -28,8 +28,8 @@ TRIALS: list[Contract] = []
 CLOSE = 1e-4  # relative and absolute error that sums in float32 may have
 FOLD = "networks see [rows, ...], so fold leading axes into the rows, and count axes from the right"
 KEEP = "keep state in parameters or buffers"
-CLOSED_FORM = "a mean that is estimated from draws is no mean: return the closed form, or a mode"
-QUIET = "layers that draw, such as dropout or noise, act under self.training alone"
+CLOSED_FORM = "a mean must not be estimated from draws: return the closed form, or a mode"
+QUIET = "layers that draw, such as dropout or noise, act only under self.training"
 APART = "compute no statistics of the batch in eval mode"
 
 
@@ -38,7 +38,7 @@ APART = "compute no statistics of the batch in eval mode"
 
 @contract(TRIALS, "repeats", remedy="in eval mode, only z and x are drawn")
 def repeats(trial: Trial) -> str | None:
-    """In eval mode, q(z | x) and p(x | z) are the same from call to call, and so are their means."""
+    """In eval mode, q(z | x), p(x | z) and their means are the same from call to call."""
     variant, y = trial.variant, trial.y
     with evaluating(variant):
         q = variant.guide.posterior(y)
@@ -57,7 +57,7 @@ def repeats(trial: Trial) -> str | None:
 def rows(trial: Trial) -> str | None:
     """In eval mode, q(z | x) and p(x | z) of a row do not depend on the rows beside it."""
     if repeats(trial) is not None:
-        return None  # the contract "repeats" says it
+        return None  # the contract "repeats" reports this
     variant, y = trial.variant, trial.y
     twos = [slice(row, row + 2) for row in range(0, len(y) - 1, 2)]
     with evaluating(variant):
@@ -111,12 +111,12 @@ def eval_mode(trial: Trial) -> str | None:
     if not math.isclose(found, expected, rel_tol=CLOSE, abs_tol=CLOSE):
         return (
             f"log p(x, z) is {found:.6g}, but the prior and the likelihood give {expected:.6g} "
-            "(penalties and weights act in training mode alone)"
+            "(penalties and weights act only in training mode)"
         )
     for half, buffers in zip(variant[:2], before, strict=True):
         for name, value in half.named_buffers():
             if not torch.equal(value, buffers[name]):
-                return f"buffer {name} moves in eval mode (update statistics under self.training alone)"
+                return f"buffer {name} moves in eval mode (update statistics only under self.training)"
     return None
 
 
@@ -163,7 +163,7 @@ def stock_svi(trial: Trial) -> str | None:
 
 
 def _why_still(half: nn.Module) -> str:
-    """Why a step of SVI did not move a model or a guide: Pyro does not know its parameters, or they have no slope."""
+    """The remedy or the reason: Pyro does not know the parameters, or their gradients are all zero."""
     if type(half).__call__ is not Half.__call__:
         return "derive it from Half, and do not override __call__"
     return "its gradients are all zero: a density that is flat in the outputs of a network teaches it nothing"
@@ -171,7 +171,7 @@ def _why_still(half: nn.Module) -> str:
 
 @contract(TRIALS, "save and load", remedy=KEEP)
 def save_and_load(trial: Trial) -> str | None:
-    """A checkpoint brings back all that training moved, in a copy that was never trained."""
+    """A checkpoint that is loaded into an untrained copy restores everything that training moved."""
     variant, y = trial.variant, trial.y
     for half in variant[:2]:
         for label, module in half.named_modules():
@@ -182,7 +182,7 @@ def save_and_load(trial: Trial) -> str | None:
     untrained = copy.deepcopy(variant)
     set_mode(variant, training=True)
     with torch.no_grad():
-        variant.loss(variant.model, variant.guide)(y)  # moves what moves in training without a gradient
+        variant.loss(variant.model, variant.guide)(y)  # moves the statistics that training updates without a gradient
     with tempfile.TemporaryDirectory() as folder:
         load(save(Path(folder) / "variant", variant), into=untrained)
     same = torch.equal(_log_weights(variant, y), _log_weights(untrained, y))
@@ -190,12 +190,12 @@ def save_and_load(trial: Trial) -> str | None:
 
 
 def _matters(variant: Variant, module: nn.Module, name: str, y: Tensor) -> bool:
-    """Whether densities depend on a tensor attribute of a module; some in Pyro's flows are never used."""
+    """Whether densities depend on a tensor attribute of a module. Some attributes of Pyro's flows are never used."""
     value, before = getattr(module, name), _log_weights(variant, y)
     setattr(module, name, None)
     try:
         return not torch.equal(_log_weights(variant, y), before)
-    except Exception:  # noqa: BLE001 - whatever a user's part raises without the tensor, it uses the tensor
+    except Exception:  # noqa: BLE001 - any error without the tensor shows that it is used
         return True
     finally:
         setattr(module, name, value)

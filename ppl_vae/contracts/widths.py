@@ -1,4 +1,4 @@
-"""A contract on the width of p(x | z): its scale has to be one that can be learned, and that suits the data."""
+"""A contract on the scale of p(x | z): training can move it, and it suits the data."""
 
 import math
 
@@ -15,8 +15,8 @@ from .training_pass import Pass
 __all__ = ["WIDTHS"]
 
 WIDTHS: list[Contract] = []
-ALIVE = 0.01  # a log scale that changes by less, as each parameter moves by its own size, is held by a floor
-DIGITS = 8.0  # the number of float spacings that a scale has to span, so that an error of its size is seen
+ALIVE = 0.01  # a floor holds a log scale that changes by less when each parameter moves by its own size
+DIGITS = 8.0  # a scale spans at least this many spacings of floats, so that rounding does not hide errors of its size
 LARGER = f"start from a larger scale, lower the floor, or use {STANDARD}"
 
 
@@ -24,7 +24,7 @@ LARGER = f"start from a larger scale, lower the floor, or use {STANDARD}"
 def sigma(run: Pass) -> str | None:
     """The scale of p(x | z) is not stuck at a floor, is above the rounding of the data, and is below the spread of x.
 
-    The spread here is that of all coordinates of x together.
+    Here the spread of x is the root of the sum of the variances of its coordinates.
     """
     scale = scale_of_law(run.law)
     if scale is None:
@@ -43,9 +43,9 @@ def sigma(run: Pass) -> str | None:
 
 
 def _slope(variant: Variant, scale: Tensor) -> float:
-    """The largest change of the log scale as each parameter moves by its own size, or by 1 where it is smaller."""
+    """The largest change of the log scale when each parameter moves by its own size, or by 1 if that is larger."""
     parameters = [parameter for parameter in variant.model.parameters() if parameter.requires_grad]
-    weights = torch.rand_like(scale) * (2 / scale.numel())  # a plain mean would miss what moves scales apart
+    weights = torch.rand_like(scale) * (2 / scale.numel())  # in a plain mean, opposite changes would cancel
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
         scale.log(), parameters, weights, retain_graph=True, allow_unused=True
     )
@@ -54,18 +54,18 @@ def _slope(variant: Variant, scale: Tensor) -> float:
         for gradient, parameter in zip(gradients, parameters, strict=True)
         if gradient is not None
     ]
-    return sum(changes) if changes else math.inf  # no parameter of the model moves it: the guide may
+    return sum(changes) if changes else math.inf  # no parameter of the model moves the scale, but one of the guide may
 
 
 def _too_wide(run: Pass, scale: Tensor) -> str | None:
-    """Say that no code helps, where ``scale**2`` exceeds the variance of all coordinates of x together.
+    """A message if ``scale**2`` exceeds the sum of the variances of the coordinates of x, and None otherwise.
 
-    No direction of x has a variance above ``scale**2`` then, and the best loading of a linear model is zero (Tipping
-    and Bishop, Probabilistic Principal Component Analysis, 1999, eq. 7).
+    Then no direction of x has a variance above ``scale**2``, so the best loading of a linear model is zero (Tipping and
+    Bishop, Probabilistic Principal Component Analysis, 1999, eq. 7), and no code helps.
     """
     floor = floor_of(run.variant)
     if floor is None and scale.requires_grad:
-        return None  # it is learned, and how far down it can go is not known
+        return None  # the scale is learned, and its lower bound is not known
     least = float(scale.detach().max()) if floor is None else floor
     width = spread(run.y)
     total = width * math.sqrt(run.y[0].numel())

@@ -1,8 +1,8 @@
-"""What is x, and in which units?
+"""Data sets: read, checked, split and scaled.
 
-The files follow the way of the data: ``sources`` reads a named set or a file, ``arrays`` and ``items`` make a checked
-tensor of whatever holds numbers, ``splits`` holds rows out, ``units`` finds the scale, and ``prepared`` puts them
-together in ``Data``, which stands in ``data_set``.
+``sources`` reads a named set or a file. ``arrays`` and ``items`` convert arrays, data frames and Datasets to checked
+tensors. ``splits`` holds rows out, and ``units`` finds the scale. ``prepared`` calls all of them and returns a
+``Data``, which ``data_set`` defines.
 """
 
 from .data_set import Data, tensor_of

@@ -20,9 +20,9 @@ __all__ = [
 ]
 
 REAL = "biuf"  # NumPy's letters for the types of real numbers: booleans, whole numbers with and without sign, floats
-DATES = "Mm"  # those for the types of dates and of time differences
+DATES = "Mm"  # NumPy's letters for the types of dates and of time differences
 
-SPACINGS = 100  # the spread of a column has to span this many spacings of floats, or its digits are lost
+SPACINGS = 100  # a column loses its digits if its spread is below this many spacings of floats
 
 
 def reason_of(error: Exception) -> str:
@@ -49,7 +49,11 @@ def tensor_from(source: Any, name: str) -> Tensor:
 
 
 def finite_numbers(x: Tensor, name: str) -> Tensor:
-    """Return x, or refuse it: it needs at least one row and one column, and every number has to be finite."""
+    """Check that x has at least one row and one column, and that every number is finite, and return it.
+
+    Raises:
+        ValueError: If this is not so. The message names the first number that is not finite.
+    """
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name} has shape {list(x.shape)}: wanted [rows, ...], at least one row and one column")
     if not bool(x.isfinite().all()):
@@ -84,9 +88,9 @@ def _check_layout(x: Tensor, name: str) -> None:
 
 
 def numbers(source: Any, name: str) -> Tensor:
-    """Convert an array, or what NumPy makes one of, to a tensor of float32 or float64.
+    """Convert an array, or anything that NumPy converts to one, to a tensor of float32 or float64.
 
-    Whole numbers get the default dtype if it holds each of them exactly, and float64 otherwise.
+    Whole numbers are converted to the default dtype if it holds each of them exactly, and to float64 otherwise.
 
     Raises:
         ValueError: If the source is masked, sparse or ragged, or does not hold real numbers.
@@ -101,7 +105,7 @@ def numbers(source: Any, name: str) -> Tensor:
     if kind != "f":
         return _whole_numbers(array, name)
     dtype = np.float32 if array.dtype.itemsize <= 4 else np.float64
-    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))  # a copy, whatever the layout and byte order were
+    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))  # always a copy, in native order
 
 
 def _array(source: Any, name: str) -> Any:
@@ -150,7 +154,7 @@ def _check_differences(column: Any, name: str) -> None:
 
 
 def is_frame(source: Any) -> bool:
-    """Whether a source is a data frame. Pandas is not imported for the answer."""
+    """Whether a source is a data frame. The answer does not need an import of pandas."""
     return hasattr(source, "columns") and hasattr(source, "iloc")
 
 
@@ -160,10 +164,10 @@ def column_names(frame: Any) -> tuple[str, ...]:
 
 
 def numbers_of_frame(frame: Any, name: str) -> Tensor:
-    """Convert a data frame to a tensor [rows, columns] of finite numbers, by way of float64.
+    """Convert a data frame to a tensor [rows, columns] of finite numbers, through float64.
 
     Raises:
-        ValueError: If the frame has no rows, or a column holds something else than finite real numbers. The message
+        ValueError: If the frame has no rows, or a column holds anything other than finite real numbers. The message
             names the column.
     """
     if len(frame) == 0:

@@ -1,7 +1,8 @@
-"""A data set in its own units, and the one door through which data come in."""
+"""A data set in its own units, and the function that converts every input to a checked tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from .items import all_of, is_streamed, item_of, part_of, stack_of
 __all__ = ["BINARIZE", "Data", "chunks_of", "tensor_of"]
 
 Binarization = Literal["dynamic", "static", "threshold"]
-BINARIZE: dict[str, str] = {  # how data become 0 and 1, and what the note of the data says of it
+BINARIZE: dict[str, str] = {  # the ways to turn data into 0 and 1, with the text of each for the note of the data
     "dynamic": "a fresh Bernoulli draw per batch",
     "static": "one Bernoulli draw",
     "threshold": "x > 1/2",
@@ -32,14 +33,14 @@ class Data:
     for its ``train``.
 
     Attributes:
-        name: What to call the data in a report.
-        train: The training data, [rows, *x_shape], or a Dataset of such items that is too large to hold.
+        name: The name of the data in a report.
+        train: The training data, [rows, *x_shape], or a Dataset of such items that is too large for memory.
         test: The held-out data, [rows, *x_shape], which are never trained on.
         labels: The labels of ``train``, [rows], or None.
         test_labels: The labels of ``test``, [rows], or None.
         scale: The scale from the data's units to the model's, fitted to ``train``.
-        binarize: ``"dynamic"`` if ``train`` holds probabilities, of which each batch is a fresh Bernoulli draw; None
-            otherwise.
+        binarize: ``"dynamic"`` if ``train`` holds probabilities, of which each batch is a fresh Bernoulli draw, and
+            None otherwise.
         pictures: The grey values of ``test`` in [0, 1], if ``test`` was made from them by ``binarized``.
         note: How the values were changed, for the report.
         origin: The arguments with which ``prepare`` reads the data again, if they are a named set or a file.
@@ -67,14 +68,14 @@ class Data:
 
     @property
     def resident(self) -> Tensor:
-        """``train`` as a tensor; for a streamed Dataset 10,000 rows drawn at random, or fewer if a row is large."""
+        """``train`` as a tensor. Of a streamed Dataset it has 10,000 random rows, or fewer if a row is large."""
         return self.train if isinstance(self.train, Tensor) else part_of(self.train)
 
     def binarized(self, how: str, seed: int = 0) -> "Data":
-        """The same data in {0, 1}: values on the unit scale are cut at 1/2, or taken as probabilities.
+        """The same data in {0, 1}. Values on the unit scale are cut at 1/2, or are probabilities of Bernoulli draws.
 
         Args:
-            how: ``"threshold"``; ``"static"``, one draw for good; or ``"dynamic"``, a fresh draw for each batch.
+            how: ``"threshold"`` cuts at 1/2, ``"static"`` draws once, and ``"dynamic"`` draws again for each batch.
             seed: Seed of the draws.
 
         Raises:
@@ -86,7 +87,7 @@ class Data:
             raise ValueError("a streamed Dataset cannot be binarized here: binarize its items")
         train, pictures = self.scale(self.train), self.scale(self.test)
         if not self.scale.is_identity:
-            pictures = pictures.clamp(0.0, 1.0)  # the scale was fitted to training rows, and others may pass its range
+            pictures = pictures.clamp(0.0, 1.0)  # the scale was fitted to training rows, and test rows may lie beyond
         low, high = float(min(train.min(), pictures.min())), float(max(train.max(), pictures.max()))
         if low < 0.0 or high > 1.0:
             raise ValueError(f"binarize wants values in [0, 1], got {low:.4g} to {high:.4g}: use scale='unit'")
@@ -113,20 +114,22 @@ def _above_half(x: Tensor) -> Tensor:
 
 
 def tensor_of(source: Any, name: str = "x", *, part: bool = False) -> Tensor:
-    """Convert whatever holds rows of numbers to a checked tensor [rows, *x_shape]: the one door for data.
+    """Convert anything that holds rows of numbers to a checked tensor [rows, *x_shape].
 
     Args:
         source: An array, a tensor, a data frame, a list of rows, a map-style Dataset, or ``Data``, which stands for its
             test part, or for its training part if ``part`` is set.
-        name: What to call the data in a message.
-        part: Whether to take rows at random of a Dataset that is too large to hold. Such a Dataset is refused
-            otherwise.
+        name: The name of the data in a message.
+        part: Whether a Dataset that is too large for memory gives some of its rows, drawn at random. Otherwise such a
+            Dataset is refused.
 
     Raises:
         ValueError: If the source is empty, not numeric, has no axis of rows, or holds NaN or infinities.
     """
     if isinstance(source, Data):
         source = source.train if part else source.test
+    if isinstance(source, str | Path):
+        raise ValueError(f"{name} is a path or a name, {str(source)!r}, wanted data: pass prepare({str(source)!r})")
     if isinstance(source, DataLoader):
         raise ValueError(f"{name} is a DataLoader: pass loader.dataset, and its batch_size to fit")
     if isinstance(source, Dataset):
@@ -136,7 +139,7 @@ def tensor_of(source: Any, name: str = "x", *, part: bool = False) -> Tensor:
 
 
 def _rows_of_dataset(dataset: Dataset[Any], name: str, *, part: bool) -> Tensor:
-    """The rows of a Dataset; where it is too large to hold, a part of them if that is enough."""
+    """All rows of a Dataset, or random rows of it if it is too large for memory and ``part`` is set."""
     if not is_streamed(dataset):
         return all_of(dataset)
     if not part:
@@ -148,7 +151,7 @@ def _rows_of_dataset(dataset: Dataset[Any], name: str, *, part: bool) -> Tensor:
 
 
 def chunks_of(source: Any, name: str = "x") -> Iterator[Tensor]:
-    """Checked rows, some at a time, for a function that passes over all rows once: a streamed Dataset is taken too."""
+    """Yield checked rows, some at a time, for a function that passes over all rows once, even of a streamed Dataset."""
     if isinstance(source, Dataset) and is_streamed(source):
         for rows in torch.arange(len(source)).split(rows_at_once(item_of(source[0]).shape)):  # type: ignore[arg-type]
             yield tensor_of(stack_of([source[int(row)] for row in rows]), name)

@@ -11,13 +11,17 @@ from .arrays import numbers
 
 __all__ = ["SCORED", "all_of", "check_length", "is_streamed", "item_of", "part_of", "rows_of", "stack_of"]
 
-SCORED = 2000  # rows of the held-out part of a streamed Dataset that are read into memory, at most
+SCORED = 2000  # at most this many held-out rows of a streamed Dataset are read into memory
 
-RESIDENT = 2**31  # bytes up to which a Dataset is read into memory
+RESIDENT = 2**31  # a Dataset of at most this many bytes is read into memory
 
 
 def is_streamed(dataset: Any) -> bool:
-    """Whether a Dataset, which needs a length and at least one item, is too large to be read into memory."""
+    """Whether a Dataset is too large to be read into memory.
+
+    Raises:
+        ValueError: If the Dataset has no length or no item.
+    """
     check_length(dataset)
     return len(dataset) * item_of(dataset[0]).numel() * 4 > RESIDENT
 
@@ -55,17 +59,17 @@ def all_of(dataset: Any) -> Tensor:
     return stack_of([dataset[row] for row in range(len(dataset))])
 
 
-PART = 10_000  # rows that are read of a streamed Dataset where a part of it is enough, at most
-PART_NUMBERS = 2**28  # numbers in these rows, at most: 1 GB in single precision
+PART = 10_000  # at most this many rows are read of a streamed Dataset where a part of it is enough
+PART_NUMBERS = 2**28  # at most this many numbers in these rows: 1 GB in single precision
 
 
 def part_of(dataset: Dataset[Any], count: int = PART, seed: int = 0) -> Tensor:
-    """Draw rows of a Dataset at random by ``seed``, [count, *x_shape]; fewer where a row is too large for so many."""
+    """Draw rows of a Dataset at random by ``seed``, [count, *x_shape], or fewer rows if a row is large."""
     fitting = max(2, PART_NUMBERS // max(1, item_of(dataset[0]).numel()))
     rows = chosen(len(dataset), min(count, fitting), seed)  # type: ignore[arg-type]
     return stack_of([dataset[int(row)] for row in rows])
 
 
 def rows_of(data: Tensor | Dataset[Any], rows: Tensor) -> Tensor | Dataset[Any]:
-    """The rows of a tensor or of a Dataset that have these indices. None is read from a Dataset yet."""
+    """The rows of a tensor or of a Dataset with the given indices. No item of a Dataset is read yet."""
     return data[rows] if isinstance(data, Tensor) else Subset(data, rows.tolist())

@@ -1,4 +1,4 @@
-"""Data at the door: read, checked, split, and with the scale that takes them to the model's units."""
+"""Prepare data for training: read, check and split them, and find the scale to the model's units."""
 
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ def prepare(
             shift and the division are in float64, before x is cast to the dtype of a model.
         binarize: How the data become 0 and 1 afterwards: ``"dynamic"``, ``"static"`` or ``"threshold"``, as in
             ``Data.binarized``. None leaves them as they are.
-        limit: The number of training rows to keep, at most; the test set is cut in proportion. Both are drawn at random
-            by ``seed``.
-        split: How a fifth of the rows is held out where the source has no test set of its own: ``"random"``, or
-            ``"tail"``, the last rows, for data in the order of time. ``fit`` then validates on the last training rows.
+        limit: The largest number of training rows to keep. The test set is cut in proportion. The rows of both are
+            drawn at random by ``seed``.
+        split: How a fifth of the rows is held out where the source has no test set of its own. ``"random"`` takes
+            random rows. ``"tail"`` takes the last rows, for data in the order of time, and ``fit`` then validates on
+            the last training rows.
         seed: Seed of the split, of ``limit`` and of the draws of ``binarize``.
         root: The folder where torchvision keeps its sets.
 
@@ -78,7 +79,7 @@ def prepare(
 
 
 def unsplit(source: Any) -> Data:
-    """Data to train on as they are, without a scale and with nothing held out."""
+    """Data that are trained on as they are, without a scale and without a held-out part."""
     raw = _in_memory(source)
     first = raw.x[:1] if isinstance(raw.x, Tensor) else stack_of([raw.x[0]])
     scale = Scale(tuple(first.shape[1:]))
@@ -86,12 +87,12 @@ def unsplit(source: Any) -> Data:
 
 
 def _address(source: str | Path) -> str:
-    """The name of a set, or the whole path of a file, which is found from another folder too."""
+    """The name of a set, or the absolute path of a file, which is valid in any folder."""
     return str(source) if str(source) in SETS else str(Path(source).resolve())
 
 
 def _in_memory(source: Any) -> Raw:
-    """Data that are no file and no named set: a tensor, or a Dataset that is too large to be one."""
+    """The contents of a source that is neither a file nor a named set."""
     if isinstance(source, Dataset):
         check_length(source, 2)
         return Raw(source if is_streamed(source) else tensor_of(source))

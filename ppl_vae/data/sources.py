@@ -20,14 +20,14 @@ GREY = (0.0, 255.0)  # smallest and largest grey value of a byte
 
 
 class Raw(NamedTuple):
-    """What a source holds, in its own units.
+    """The contents of a source, in its own units.
 
     Attributes:
-        x: The data, [rows, *x_shape], or a Dataset of images that is too large to hold.
+        x: The data, [rows, *x_shape], or a Dataset of images that is too large for memory.
         labels: The labels of x, [rows], if the source has them.
         test: The source's own held-out part, if it has one.
         test_labels: The labels of ``test``, if the source has them.
-        span: The smallest and the largest value that there can be, if they are known: grey values from 0 to 255.
+        span: The smallest and the largest possible value, if they are known, for example 0 and 255 for grey values.
         columns: The names of the columns, if the source is a table that has them.
     """
 
@@ -51,7 +51,7 @@ def _digits(root: Path) -> Raw:
 
 
 def _torchvision_part(name: str) -> Any:
-    """Import a module of torchvision, which fails in ways of its own beside a torch of another build."""
+    """Import a module of torchvision. Beside a torch of another build, the import can raise a RuntimeError."""
     try:
         return importlib.import_module(f"torchvision.{name}")
     except (ImportError, RuntimeError) as error:
@@ -62,7 +62,7 @@ def _torchvision_part(name: str) -> Any:
 
 
 def _not_found(name: str, root: Path, error: Exception) -> OSError:
-    """The error to raise where a set is neither on disk nor to be had."""
+    """The error for a set that is not on disk and could not be downloaded."""
     return OSError(
         f"{name} is not under {root} and could not be downloaded ({reason_of(error)}): "
         "name another --data-root, or root= in Python"
@@ -136,7 +136,7 @@ def _npz(path: Path) -> Raw:
 
 
 def _arrays(arrays: dict[str, Any], path: Path) -> Raw:
-    """The data in one array, in ``x`` and ``y``, or in ``x_train``, ``y_train``, ``x_test`` and ``y_test``."""
+    """The data of one array, of ``x`` and ``y``, or of ``x_train``, ``y_train``, ``x_test`` and ``y_test``."""
     x = _training_array(arrays, path)
     is_image = x.dtype == np.uint8 and x.ndim > 2
     labels = _labels(arrays.get("y_train", arrays.get("y")))
@@ -159,13 +159,13 @@ def _training_array(arrays: dict[str, Any], path: Path) -> Any:
 
 
 def _labels(array: Any) -> Tensor | None:
-    """Labels that are whole numbers, one per datum; None for labels of any other kind, which are not used."""
+    """Labels that are whole numbers, one per datum. Labels of any other kind are not used, and give None."""
     is_usable = array is not None and array.ndim == 1 and array.dtype.kind in "biu"
     return torch.as_tensor(array.astype(np.int64)) if is_usable else None
 
 
 def _images(array: Any, path: Path) -> Tensor:
-    """Rows of numbers; images [rows, height, width] or [rows, height, width, channels] with the channels first."""
+    """Rows of numbers. Images [rows, height, width] or [rows, height, width, channels] get the channels first."""
     x = numbers(array, str(path))
     if x.ndim == 3:
         return x.unsqueeze(1)
@@ -177,7 +177,7 @@ def _csv(path: Path) -> Raw:
     import pandas as pd
 
     first = pd.read_csv(path, header=None, nrows=1)
-    has_header = any(dtype.kind not in REAL for dtype in first.dtypes)  # a row of numbers is data
+    has_header = any(dtype.kind not in REAL for dtype in first.dtypes)  # a first row of numbers is data
     frame = pd.read_csv(path, header="infer" if has_header else None)
     _check_csv(frame, path)
     names = column_names(frame) if has_header else None
@@ -212,7 +212,8 @@ def read(source: str | Path, root: str | Path | None = None) -> Raw:
 
     Args:
         source: A name of ``SETS``, or a path that ends in one of ``FILES``.
-        root: The folder where torchvision keeps its sets: ``PPL_VAE_DATA``, or ``~/.cache/ppl_vae``, unless given.
+        root: The folder where torchvision keeps its sets. By default it is given by the environment variable
+            ``PPL_VAE_DATA``, or is ``~/.cache/ppl_vae`` where that is not set.
 
     Raises:
         ValueError: If the source is unknown, or does not hold real numbers.
@@ -231,7 +232,7 @@ def read(source: str | Path, root: str | Path | None = None) -> Raw:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         return FILES[suffix](path)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes its reader raise anything
+    except Exception as error:  # noqa: BLE001 - the reader of a damaged file may raise anything
         reason = reason_of(error)
         if "pickle" in reason:
             reason = "it does not hold plain numbers"

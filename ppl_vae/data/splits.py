@@ -1,4 +1,4 @@
-"""Which rows are held out, and which rows of a large set are used at all."""
+"""The choice of the rows that are held out, and of the rows of a large set that are used."""
 
 from typing import Literal, get_args
 
@@ -19,7 +19,7 @@ def held_back(rows: int, count: int, split: str, generator: torch.Generator | No
     """Choose ``count`` rows to hold out, at random or the last ones.
 
     Returns:
-        The indices of the rows that are held out, and those of the other rows.
+        The indices of the rows that are held out, and the indices of the other rows.
     """
     if split == "tail":
         kept, held_out = torch.arange(rows).split([rows - count, count])
@@ -32,7 +32,11 @@ HELD_OUT = 0.2  # share of the rows that is held out where a source has no test 
 
 
 def split_off(raw: Raw, split: str, seed: int) -> Raw:
-    """Hold out a fifth of the rows, unless the source has a test set of its own."""
+    """Hold out a fifth of the rows, unless the source has a test set of its own.
+
+    Raises:
+        ValueError: If there are fewer than 2 rows.
+    """
     if raw.test is not None:
         return raw
     rows = len(raw.x)  # type: ignore[arg-type]

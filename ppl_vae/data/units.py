@@ -1,4 +1,4 @@
-"""The units of data: the scale that takes them to the units of a model, and whether floats hold their digits."""
+"""The scale from the units of data to those of a model, and a check that floats hold the digits of data."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -17,11 +17,11 @@ SCALES: tuple[str, ...] = get_args(ScaleName)
 
 
 def fit_scale(how: str, raw: Raw, x_shape: tuple[int, ...], *, is_binary: bool) -> Scale:
-    """Fit the scale that ``prepare`` names to the training data.
+    """Fit a scale, named as in ``prepare``, to the training data.
 
     Args:
         how: One of ``SCALES``.
-        raw: The source, after rows were held out: the scale is fitted to ``raw.x``.
+        raw: The source, after rows were held out. The scale is fitted to ``raw.x``.
         x_shape: The shape of one datum.
         is_binary: Whether the data are to be binarized, for which ``"auto"`` takes the unit scale.
 
@@ -49,7 +49,7 @@ def fit_scale(how: str, raw: Raw, x_shape: tuple[int, ...], *, is_binary: bool) 
 
 
 class _Columns(NamedTuple):
-    """Figures of each column of a table, or of each channel of images, in float64: [columns].
+    """Figures of each column of a table, or of each channel of images, [columns] each, in float64.
 
     Attributes:
         mean: The mean.
@@ -74,14 +74,14 @@ class _Columns(NamedTuple):
         high = torch.stack([part.amax(1) for part in parts]).amax(0).double()
         nearest = torch.stack([part.abs().amin(1) for part in parts]).amin(0).double()
         mean = torch.stack([part.double().sum(1) for part in parts]).sum(0) / count
-        width = torch.where(high > low, high - low, 1.0)  # squares are taken in this unit, as that of 1e-200 is 0
+        width = torch.where(high > low, high - low, 1.0)  # the unit of the squares, because 1e-200 squared is 0
         residuals = ((part.double() - mean[:, None]) / width[:, None] for part in parts)
         squares = torch.stack([residual.square().sum(1) for residual in residuals]).sum(0)
         return cls(mean, width * (squares / count).sqrt(), low, high, nearest)
 
 
 def _check_constant(found: _Columns, how: str, names: tuple[str, ...] | None) -> None:
-    """Refuse columns whose numbers are all equal, as a scale would divide them by 0."""
+    """Refuse columns whose numbers are all equal, because a scale would divide them by 0."""
     constant = (found.low == found.high).nonzero().flatten().tolist()
     if constant:
         listed = [names[place] if names else place for place in constant[:10]]
@@ -89,17 +89,17 @@ def _check_constant(found: _Columns, how: str, names: tuple[str, ...] | None) ->
 
 
 def check_spacing(x: Tensor, dtype: torch.dtype, names: tuple[str, ...] | None = None, name: str = "x") -> None:
-    """Refuse a column whose numbers a dtype cannot tell apart: a small spread beside a large offset.
+    """Refuse a column whose spread is so small beside its offset that a dtype loses the digits of the numbers.
 
     Args:
         x: A table [rows, columns], or images [rows, channels, height, width].
         dtype: The dtype that holds x, or that x is about to be cast to.
-        names: The names of the columns. They are counted from 0 unless given.
-        name: What to call the data in a message.
+        names: The names of the columns. By default columns are counted from 0.
+        name: The name of the data in a message.
 
     Raises:
-        ValueError: If floats at the smallest number of a column are further apart than a hundredth of its standard
-            deviation. A constant column passes, since it loses nothing.
+        ValueError: If floats near the number of a column that is closest to 0 are further apart than a hundredth of the
+            column's standard deviation. A constant column passes, because it loses nothing.
     """
     found = _Columns.of(x)
     spacing = torch.finfo(dtype).eps * found.nearest.log2().floor().exp2()

@@ -12,10 +12,10 @@ from ..variant import Variant, densities, evaluating, needs_density
 
 __all__ = ["FALSE_ALARMS", "Departure", "Ranks", "sbc"]
 
-FALSE_ALARMS = 0.05  # chance that a panel of tests, all of them together, accuses what is right
+FALSE_ALARMS = 0.05  # chance that any test of a panel finds a fault if there is none
 BINS = 20
 FEWEST_SIMULATIONS = 50
-CLEAR = 4.5  # gain in log likelihood from which a shift or a width is named; it is that of three standard errors
+CLEAR = 4.5  # the gain in log likelihood that is needed to name a shift or a width: that of three standard errors
 
 
 class Departure(NamedTuple):
@@ -34,19 +34,19 @@ class Departure(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Ranks of what a model drew among draws of the guide: uniform on 0, ..., K if q(z | x) is p(z | x).
+    """Ranks of draws of the model among draws of the guide. They are uniform on 0, ..., K if q(z | x) is p(z | x).
 
     Attributes:
         ranks: [simulations, quantities], with ties broken at random.
         names: The names of the quantities: each coordinate of z, then ``log p(x, z)`` and ``log p(x | z)``.
         num_particles: Number of draws K per simulated datum.
         p_values: P-values of uniformity, [quantities], of a chi-square test with at most 20 bins.
-        skew: The mean rank less K / 2, in standard errors, [quantities]. It is positive if the guide's draws lie too
+        skew: The mean rank minus K / 2, in standard errors, [quantities]. It is positive if the guide's draws lie too
             low.
-        spread: The mean squared distance of the rank from K / 2, less its expectation, in standard errors,
+        spread: The mean squared distance of the rank from K / 2, minus its expectation, in standard errors,
             [quantities]. It is positive if ranks pile up at the ends, because the guide is too narrow or shifted. It is
             negative if the guide is too wide.
-        departures: The quantities that are not calibrated, by name. A calibrated guide has any at all 1 time in 20.
+        departures: The quantities that are not calibrated, by name. A calibrated guide has none in 19 of 20 cases.
     """
 
     ranks: Tensor
@@ -66,9 +66,9 @@ class Ranks(NamedTuple):
     def distance(self) -> tuple[Tensor, Tensor]:
         """The largest distance over r between the share of ranks up to r and its expectation, with its standard error.
 
-        Both are [quantities]. The distance is Kolmogorov's, the largest height of a curve on the page. The error is
-        that of the share at this r. A normal guide whose mean is k standard deviations off has the distance
-        ``2 Phi(k / 2) - 1``. A guide that is half or twice as wide as the posterior has 0.16.
+        Both are [quantities]. The distance is Kolmogorov's, the largest height of a curve on the page. The error is the
+        standard error of the share at this r. A normal guide whose mean is k standard deviations off has the distance
+        ``2 Phi(k / 2) - 1``. A guide that is half or twice as wide as the posterior has the distance 0.16.
         """
         values = self.num_particles + 1
         each = torch.arange(values, device=self.ranks.device)
@@ -83,14 +83,17 @@ class Ranks(NamedTuple):
 def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, seed: int = 0) -> Ranks:
     """Rank (z, x) drawn from the model among draws from q(z | x).
 
-    Besides the coordinates of z, log p(x, z) and log p(x | z) are ranked. Only these show a guide that has the right
-    margins but lacks their correlation.
+    Besides the coordinates of z, log p(x, z) and log p(x | z) are ranked. Only these two reveal a guide whose margins
+    are right and whose correlations are missing.
 
     Args:
         variant: A pair whose guide has a density. The guide is judged on data of the model, not on yours.
         simulations: Number of data that are drawn from the model.
         num_particles: Number of draws K from q(z | x) for each of them.
         seed: Seed of all draws. The caller's random streams are left as they were.
+
+    Returns:
+        The ranks of each quantity, with a test of uniformity; see ``Ranks``.
 
     Raises:
         ValueError: If the guide is a point mass, or there are too few simulations or draws for the test.
@@ -104,7 +107,7 @@ def sbc(variant: Variant, *, simulations: int = 500, num_particles: int = 99, se
     if simulations < FEWEST_SIMULATIONS or num_particles < 1:
         raise ValueError(
             f"wanted at least {FEWEST_SIMULATIONS} simulations and 1 draw for each, got {simulations!r} and "
-            f"{num_particles!r}: with fewer the test of uniformity sees nothing"
+            f"{num_particles!r}: with fewer, the test of uniformity cannot find a fault"
         )
     sizes = torch.arange(simulations).split(max(1, variant.at_once // num_particles))
     with evaluating(variant), seeded(seed):
@@ -145,7 +148,7 @@ def _quantities(drawn: Draws) -> Tensor:
 
 
 def mean_in_errors(found: Tensor, each: Tensor) -> Tensor:
-    """The mean of found [simulations, quantities] less its expectation, in standard errors.
+    """The mean of found [simulations, quantities] minus its expectation, in standard errors, [quantities].
 
     The expectation is over the values ``each``, which are equally likely.
     """
@@ -170,7 +173,7 @@ def _departure(ranks: Tensor, num_particles: int, *, code: bool) -> Departure:
     """Describe ranks [simulations] that are not uniform.
 
     A shift and a width are each named by a likelihood-ratio test in which the other one is free. The width is named
-    only of a ``code``: that of a log density says nothing about the width of the guide.
+    only for a ``code``, because the width of a log density says nothing about the width of the guide.
     """
     counts = torch.bincount(ranks.cpu(), minlength=num_particles + 1).double()
     if counts[0] == len(ranks):
@@ -221,8 +224,8 @@ def _fit(counts: Tensor, *, shifted: bool, stretched: bool) -> NormalFit:
 def rank_log_mass(num_particles: int, shift: Tensor, log_width: Tensor) -> Tensor:
     """Log P(rank = r), [guides, K + 1], for z ~ Normal(0, 1) among K draws of Normal(shift, width), each [guides].
 
-    Given z, the rank is binomial, and its chance is the guide's distribution function at z. The integral over z is a
-    sum over cells in the guide's own units.
+    Given z, the rank is binomial. Its success probability is the guide's distribution function at z. The integral over
+    z is computed as a sum over cells in the guide's own units.
     """
     ends = torch.linspace(-9, 9, 401, dtype=torch.float64)
     below = torch.special.ndtr(shift[:, None] + log_width.exp()[:, None] * ends)
@@ -232,6 +235,6 @@ def rank_log_mass(num_particles: int, shift: Tensor, log_width: Tensor) -> Tenso
     log_chance = torch.special.log_ndtr(middle)[:, None] * rank
     log_chance = log_chance + torch.special.log_ndtr(-middle)[:, None] * (num_particles - rank)
     mass = below.diff(dim=1) @ (log_ways + log_chance).exp()
-    mass[:, 0] += below[:, 0]  # below the cells all draws lie above z
+    mass[:, 0] += below[:, 0]  # if z is below the first cell, all draws lie above z
     mass[:, -1] += 1 - below[:, -1]
     return mass.clamp_min(1e-300).log()

@@ -1,4 +1,4 @@
-"""What the codes carry: KL by unit, active units, mutual information, and the aggregate of q(z | x) beside p(z)."""
+"""The information in the codes: KL by unit, active units, mutual information, and the aggregate of q beside p(z)."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from ..coding import mean_codes
-from ..data.data_set import tensor_of
 from ..estimate import Number, mean_over_data, standard_error
 from ..evaluation.kl_terms import ACTIVE, kl_from_prior
 from ..evaluation.lower_bounds import draws
@@ -25,20 +24,21 @@ class Collapse(NamedTuple):
     """Where the nats of the KL go: ``kl = mutual_information + aggregate_kl``, estimated by one draw of z per datum.
 
     Attributes:
-        kl: E KL(q(z | x) || p(z)), nats, with its standard error over data. The next two have such errors too.
+        kl: E KL(q(z | x) || p(z)), nats, with its standard error over data. The next two fields have such errors too.
         mutual_information: I(x; z) under q and these data, the mean of ``log q(z_i | x_i) - log mean_j q(z_i | x_j)``.
-            The term j = i is part of the mean: the estimate is at most ``log_rows``, and on average below the mutual
-            information under all data.
-        aggregate_kl: KL(q(z) || p(z)), where q(z) is the mean of q(z | x) over these data. It is too large by as much
-            as the mutual information is too small, and the amount is unknown if that comes near to ``log_rows``.
-        aggregate_kl_least: A lower bound of KL(q(z) || p(z)), from the mean and the variance of each unit alone: the
-            sum of KL(Normal(mean, variance) || p(z_j)). It is empty if p(z) is not a product of normal laws.
-        log_rows: The largest mutual information that so many data can show, nats.
+            The term j = i is part of the inner mean. The estimate is therefore at most ``log_rows``, and on average it
+            is below the mutual information under all data.
+        aggregate_kl: KL(q(z) || p(z)), where q(z) is the mean of q(z | x) over these data. It is too large by the
+            amount by which the mutual information is too small. This amount is unknown if the mutual information is
+            close to ``log_rows``.
+        aggregate_kl_least: A lower bound of KL(q(z) || p(z)), from the mean and the variance of each unit alone. It is
+            the sum of KL(Normal(mean, variance) || p(z_j)), and is empty if p(z) is not a product of normal laws.
+        log_rows: The largest mutual information that this number of data can show, nats.
         variance: The variance over data of the mean of q(z | x), [z_dim].
         variance_error: Its standard error, [z_dim], which is at least that of a normal law.
         kl_per_dim: The mean KL of each unit, [z_dim], nats. It is empty if q or p(z) does not factorise.
-        collapsed: The number of units that no datum uses: their KL is below 0.01 for 99 % of the data. It is None if
-            there is no KL by unit.
+        collapsed: The number of units whose KL is below 0.01 for 99 % of the data. It is None if there is no KL by
+            unit.
     """
 
     kl: Number
@@ -65,6 +65,9 @@ def collapse(variant: Variant, x: Any, *, seed: int = 0) -> Collapse:
         x: Held-out data [rows, *x_shape], in the data's units. The work grows with the square of the rows.
         seed: Seed of the draws.
 
+    Returns:
+        The parts of the KL, and how much each unit of the code is used; see ``Collapse``.
+
     Raises:
         ValueError: If the guide is a point mass, or there are fewer than 2 rows.
 
@@ -77,10 +80,10 @@ def collapse(variant: Variant, x: Any, *, seed: int = 0) -> Collapse:
         and a product p(z) is no nearer to q(z) than its margins are. Two moments of each unit therefore bound
         KL(q(z) || p(z)) from below.
     """
-    x = tensor_of(x)
-    if len(x) < 2:
-        raise ValueError(f"collapse needs at least 2 data to tell apart, got {len(x)}")
-    return usage_of(variant, variant.in_model_units(x), seed)
+    y = variant.admit(x)
+    if len(y) < 2:
+        raise ValueError(f"collapse needs at least 2 data to tell apart, got {len(y)}")
+    return usage_of(variant, y, seed)
 
 
 def usage_of(variant: Variant, y: Tensor, seed: int = 0) -> Collapse:

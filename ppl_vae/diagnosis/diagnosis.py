@@ -29,7 +29,7 @@ from .verdicts import judge_codes, judge_data, judge_guide, judge_prior, judge_w
 __all__ = ["Diagnosis", "diagnose"]
 
 ANNEALED = 20  # data that annealed importance sampling is run on
-FEWEST_DRAWS = 25  # with fewer draws a tail cannot be fitted; also more than there are chains
+FEWEST_DRAWS = 25  # with fewer draws a tail cannot be fitted; it is also larger than the number of chains
 LAPLACE = (
     "The guide is a point mass, which has no bound. The model is therefore judged with another guide, a normal law "
     "around the code with the covariance of the Laplace approximation: a proposal that nobody trained. For the bounds "
@@ -49,7 +49,7 @@ class Rung(NamedTuple):
         title: The name of the bound.
         value: The mean over data, nats, with its standard error over data.
         monte_carlo: The part of this error that more draws would remove.
-        text: What the bound is of.
+        text: The model and the data that the bound is computed from.
     """
 
     title: str
@@ -60,21 +60,21 @@ class Rung(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found about one variant on held-out data.
+    """The results of ``diagnose`` for one variant on held-out data.
 
     Attributes:
         name: The name of the variant.
         proposal: A sentence on what replaced the guide, or an empty string.
         num_particles: Number of draws K per datum of the bounds.
         bounds: The bounds of each datum.
-        ex_post: The bounds from the same draws with the ex-post mixture as the prior, or None without a mixture.
+        ex_post: The bounds from the same draws with the ex-post mixture as the prior, or None if none was given.
         annealed: The bounds of some of the data, drawn at random, with annealed importance sampling, or None if it was
             not asked for.
         ranks: The ranks of simulation-based calibration.
-        collapse: What the codes carry.
+        collapse: The information in the codes.
         checks: The prior-predictive checks, by the name of the prior.
-        noise: The noise beside the residuals.
-        data: The draws, for arviz.
+        noise: The noise of p(x | z) compared with the residuals.
+        data: The draws, in the form that arviz reads.
     """
 
     name: str
@@ -202,16 +202,19 @@ def diagnose(
 
     Args:
         variant: A trained pair. If its guide is a point mass, the model is judged with ``guides.Laplace`` as the guide.
-            The inflation is 2 for the bounds, whose weights need a wide proposal. It is 1 for everything else, because
-            a covariance that is too large would add to the residuals.
+            The inflation of its covariance is 2 for the bounds, because their weights need a wide proposal. It is 1 for
+            everything else, because a covariance that is too large would enlarge the residuals.
         x: Held-out data [rows, *x_shape], in the data's units.
         ex_post: The density that ``ex_post.fit`` returns. If it is given, bounds and predictive checks are also made
             with it as the prior.
         num_particles: Number of draws K per datum of the bounds.
-        temperatures: Number of steps of annealed importance sampling, on 20 of the data. It is left out by default.
-        simulations: Number of data that the model draws to calibrate its guide.
+        temperatures: Number of steps of annealed importance sampling, on 20 of the data. By default, it is not run.
+        simulations: Number of data that the model draws to test the calibration of its guide.
         seed: Seed of all draws.
         progress: Whether to show how much is done and the time left. A string is used as the label.
+
+    Returns:
+        All numbers with their verdicts; see ``Diagnosis``.
 
     Raises:
         ValueError: If x has the wrong shape, holds NaN, lies outside the support of the likelihood, or has fewer than 2
@@ -264,7 +267,7 @@ def diagnose(
 
 
 def _judged(variant: Variant) -> tuple[Variant, Variant, str]:
-    """Return the pair to judge, the pair whose guide draws for the bounds, and a text if that is a proposal."""
+    """Return the pair to judge, the pair whose guide draws for the bounds, and a text if the guide was replaced."""
     if variant.has_bound:
         return variant, variant, ""
     proposal = LAPLACE if variant.codes_are_scored else LAPLACE + UNSCORED
@@ -274,7 +277,7 @@ def _judged(variant: Variant) -> tuple[Variant, Variant, str]:
 
 
 class Step(NamedTuple):
-    """A part of a diagnosis: its work, in decodings, and a function that does it."""
+    """A part of a diagnosis: the number of decodings that it needs, and a function that does it."""
 
     work: int
     do: Callable[[], Any]

@@ -1,7 +1,7 @@
 """Grades: when a figure of a diagnosis is good, when it is worth a look, and when it is bad.
 
-A figure is known up to an error. What is graded is therefore the interval of two standard errors around it. The two
-thresholds of each figure stand in ``THRESHOLDS``, which the page prints.
+A figure is known up to an error. Therefore the interval of two standard errors around it is graded. The two thresholds
+of each figure are in ``THRESHOLDS``, which the page prints.
 """
 
 import math
@@ -26,7 +26,7 @@ class Thresholds(NamedTuple):
     """The thresholds of a figure. A smaller figure is better.
 
     Attributes:
-        figure: What is graded.
+        figure: The quantity that is graded.
         look: The grade is no longer good if the whole interval of the figure is above this threshold.
         bad: The grade is bad if the whole interval of the figure is above this threshold.
         why: What these thresholds mean.
@@ -127,9 +127,9 @@ class Verdict(NamedTuple):
 def grade(low: float, high: float, scale: Thresholds) -> str:
     """Grade a figure that lies between ``low`` and ``high``. A smaller figure is better.
 
-    The grade is bad if even ``low`` is above ``scale.bad``. It is good if ``low`` is not above ``scale.look``, so that
-    no fault is shown, and ``high`` is not above ``scale.bad``, so that the error cannot hide a bad one. Otherwise it is
-    a look.
+    The grade is ``"bad"`` if even ``low`` is above ``scale.bad``. It is ``"good"`` if ``low`` is at most
+    ``scale.look``, so that no fault is shown, and ``high`` is at most ``scale.bad``, so that the error cannot hide a
+    bad figure. Otherwise it is ``"look"``.
 
     Example:
         >>> scale = Thresholds("a share", look=0.01, bad=0.1, why="")
@@ -157,7 +157,7 @@ def interval(number: Number, reach: float) -> tuple[float, float]:
 def interval_reach(rows: int) -> float:
     """The number of standard errors on each side of a 95 % interval, for a mean over ``rows`` data.
 
-    It is a quantile of Student's t, and at least 2: 2 for many data, 13 for two.
+    It is a quantile of Student's t, and at least 2. It is 2 for many data, and 13 for two data.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
 

@@ -29,8 +29,8 @@ GUIDE = (
     "nothing about them: see k_hat in sample_stats"
 )
 NO_LOG_LIKELIHOOD = (
-    "there is no group log_likelihood: each z belongs to one datum, so leaving it out leaves its code without a law, "
-    "and the draws are not from a posterior; leave-one-out estimates would be wrong"
+    "there is no group log_likelihood, because leave-one-out estimates would be wrong: each z belongs to one datum, so "
+    "nothing is known about this z if the datum is left out, and the draws are not from a posterior"
 )
 NATS = "nats, in the data's units"
 TAIL = "none: tail index of the weights"
@@ -71,11 +71,11 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
         sample_stats: ``log_weight`` and its parts log p(x | z), log p(z), log q(z | x), nats in the data's units; and
             ``k_hat`` per datum, which says whether the weights can correct the difference from the posterior.
         posterior_predictive: ``x`` from p(x | z) for the first draws of z, at most 100, in the data's units.
-        prior, prior_predictive: ``z`` from p(z) and ``x`` from p(x | z), equally many.
+        prior, prior_predictive: ``z`` from p(z) and ``x`` from p(x | z), as many as in ``posterior_predictive``.
         observed_data: ``x``.
 
-    There is no ``log_likelihood``, so ``arviz.loo`` and ``arviz.waic`` raise an error: each z belongs to one datum, and
-    leaving this datum out leaves its code without a law.
+    There is no ``log_likelihood``, so ``arviz.loo`` and ``arviz.waic`` raise an error. Their estimates would be wrong,
+    because each z belongs to one datum, and nothing is known about this z if the datum is left out.
 
     Args:
         variant: A pair whose guide has a density.
@@ -91,7 +91,7 @@ def to_inferencedata(variant: Variant, x: Any, draws: int = 1000, *, seed: int =
 
 
 def labelled(variant: Variant, x: Tensor, drawn: Draws, *, seed: int = 0) -> Any:
-    """``to_inferencedata`` for draws that were made of the checked data x [rows, *x_shape], in the data's units."""
+    """``to_inferencedata`` for given draws of z, and checked data x [rows, *x_shape] in the data's units."""
     count = max(1, min(PREDICTIVE, len(drawn.z), NUMBERS // x.numel()))
     with evaluating(variant), seeded(stream_seed(seed, PRIOR_STREAM)):
         prior = variant.model.prior().sample((count, len(x)))
@@ -147,7 +147,7 @@ def _dataset(variables: Mapping[str, Variable], **attributes: str) -> Any:
 
 
 def write_draws(path: Path, data: Any) -> Path:
-    """Write a netCDF file whole or not at all."""
+    """Write draws to a netCDF file, whole or not at all, and return its path."""
     with whole_file(path) as part:
         data.to_netcdf(str(part), engine="h5netcdf")
     return path

@@ -35,7 +35,7 @@ class Distance(NamedTuple):
 def judge_noise(found: NoiseCalibration, rows: int) -> Verdict:
     """Is the noise as wide as the residuals?
 
-    The figure is the largest distance of the ratio and of the coverages from what they should be.
+    The figure is the largest relative distance of the ratio and of the coverages from their expected values.
     """
     title, scale = "Is the noise as wide as the residuals?", THRESHOLDS["noise"]
     if found.reason:
@@ -91,10 +91,10 @@ def _fault(found: NoiseCalibration, ratio: Distance | None, coverages: list[Dist
 
 
 def _tails(found: NoiseCalibration, inner: int, ratio_side: int, reach: float) -> str:
-    """``"heavy"`` or ``"light"`` if the mean square of the residuals does not fit those in the middle, else empty.
+    """``"heavy"`` or ``"light"`` if the mean square of the residuals does not fit the coverage of the central half.
 
-    A normal law that holds a share c of the numbers in its central half has residuals of
-    ``0.674 / Phi^-1((1 + c) / 2)`` times its width.
+    Otherwise the string is empty. If residuals are normal and a share c of them lies in the central half of a normal
+    law, they are ``0.674 / Phi^-1((1 + c) / 2)`` times as wide as this law.
     """
     tolerance = 1 + THRESHOLDS["noise"].look
     share = min(max(found.coverage[0].value or 0.0, 1e-9), 1 - 1e-9)
@@ -141,7 +141,7 @@ def _remedy(found: NoiseCalibration, fault: str) -> str:
         return f"sigma is fixed: learn it (LearnedSigma, or another likelihood with a learned scale){factor}."
     if fault == "narrow":
         return (
-            "sigma was learned from training data, and the model fits those more closely than these. If the held-out "
-            "bound still rises, train longer; otherwise use more data or a smaller network, or stop earlier."
+            "sigma was learned from training data, and the model fits those more closely than held-out data. If the "
+            "held-out bound still rises, train longer; otherwise use more data or a smaller network, or stop earlier."
         )
     return "sigma was learned and is still too large: train longer. If it stays, change the tails of the likelihood."

@@ -1,6 +1,6 @@
 """Figures of a diagnosis: tail indices, distribution functions, ranks, and two bar charts.
 
-They are drawn with matplotlib alone, because the plots of arviz 0.23 and of arviz 1 have no call in common.
+They are drawn with matplotlib alone, because arviz 0.23 and arviz 1 do not share a function for plots.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def rank_band(simulations: int, num_particles: int, places: Any) -> tuple[Any, A
 
 
 def plot_ranks(found: Ranks) -> str:
-    """Plot the share of ranks up to each rank less its expectation, with a band that holds a whole curve."""
+    """Plot the share of ranks up to each rank minus its expectation, with a band that holds a whole curve."""
     simulations, last = len(found.ranks), found.num_particles
     places = np.unique(np.linspace(0, last - 1, min(last, PLACES)).round())
     expected = (places + 1) / (last + 1)

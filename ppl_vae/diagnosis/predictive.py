@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ..coding import sample
-from ..data.data_set import tensor_of
 from ..streams import stream_seed
 from ..variant import Variant
 
 __all__ = ["EXTREMES", "REPLICATES", "Check", "checks_of", "prior_predictive"]
 
-REPLICATES = 399  # data sets that are drawn unless told otherwise
+REPLICATES = 399  # data sets that are drawn by default
 FIRST_STREAM = 500_000  # not 0, because stream i of seed 0 is ``sample(seed=i)``, which may have made the data
 EXTREMES = {"minimum", "maximum", "sd over data of the energy"}  # statistics that a few extreme numbers decide
 
@@ -26,7 +25,8 @@ class Check(NamedTuple):
         observed: The value for the held-out data.
         replicated: The mean over replicates.
         spread: The standard deviation over replicates.
-        p_value: Two-sided: twice the smaller share of replicates, with the held-out data counted among them.
+        p_value: The two-sided p-value. It is twice the smaller of two shares: of the replicates that are not above the
+            observed value, and of those that are not below it. The held-out data count as one more replicate.
     """
 
     statistic: str
@@ -39,8 +39,8 @@ class Check(NamedTuple):
 def statistics_of(y: Tensor) -> dict[str, float]:
     """Statistics of one data set y [rows, *x_shape], by name.
 
-    The first four are of all its numbers. The others are over data, of the mean and the energy (the mean square) of
-    each datum.
+    The first four statistics describe all numbers of y. The others describe how the energy (the mean square) and the
+    mean of a datum are distributed over data.
     """
     y = y.flatten(1).double()
     energy = y.square().mean(1)
@@ -61,8 +61,8 @@ def prior_predictive(
 ) -> list[Check]:
     """Compare held-out data with data sets of the same size from the model, z ~ p(z) and x ~ p(x | z).
 
-    If the data are the model's own, a p-value is below any level with at most that probability. Statistics that differ
-    only by rounding are counted as equal, on both sides.
+    If the model made the data, the probability that a p-value is at most some level is at most this level. Statistics
+    that differ only by rounding count as equal, on both sides.
 
     Args:
         variant: A pair with any guide. The guide is not used.
@@ -71,16 +71,19 @@ def prior_predictive(
         replicates: Number of data sets that are drawn. No p-value is below ``2 / (replicates + 1)``.
         seed: Seed of the draws.
 
+    Returns:
+        One ``Check`` per statistic.
+
     Raises:
         ValueError: If there are fewer than 2 rows, or no replicate.
 
     References:
         Box, Sampling and Bayes' Inference in Scientific Modelling and Robustness, 1980 (prior predictive checks).
     """
-    x = tensor_of(x)
-    if len(x) < 2 or replicates < 1:
-        raise ValueError(f"wanted at least 2 data and 1 replicate, got {len(x)} and {replicates!r}")
-    return checks_of(variant, variant.in_model_units(x), ex_post, replicates, seed)
+    y = variant.admit(x)
+    if len(y) < 2 or replicates < 1:
+        raise ValueError(f"wanted at least 2 data and 1 replicate, got {len(y)} and {replicates!r}")
+    return checks_of(variant, y, ex_post, replicates, seed)
 
 
 def checks_of(
@@ -104,8 +107,8 @@ def checks_of(
 def _rounding(variant: Variant, y: Tensor) -> float:
     """How far the statistics of y [rows, *x_shape] and of an equal replicate may differ by rounding.
 
-    A replicate went into the data's units and back. What this does to y is measured. An energy multiplies the error of
-    a number by twice the number.
+    A replicate was converted to the data's units and back. The error of such a conversion is measured on y. If a number
+    is squared for an energy, its error is multiplied by twice the number.
     """
     returned = variant.in_model_units(variant.model.scale.inverse(y))
     largest = float(y.abs().max())
@@ -118,7 +121,7 @@ def replicated_statistics(
 ) -> Iterator[dict[str, float]]:
     """The statistics of each of several data sets from the model, with this many rows each.
 
-    As many data sets are drawn together as the networks take at once. Each such group has a random stream of its own.
+    Data sets are drawn in groups, as many at once as the networks take. Each group has its own random stream.
     """
     together = max(1, variant.at_once // rows)
     for stream, some in enumerate(torch.arange(replicates).split(together), FIRST_STREAM):

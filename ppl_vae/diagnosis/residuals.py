@@ -1,4 +1,4 @@
-"""Residuals beside the noise of p(x | z): is sigma as large as what it has to explain?"""
+"""Residuals compared with the noise of p(x | z): is sigma as large as the residuals?"""
 
 import math
 from typing import Any, NamedTuple
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..estimate import Number, share_over_data
 from ..evaluation.lower_bounds import draws
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
@@ -16,12 +15,12 @@ from ..variant import Variant, evaluating
 
 __all__ = ["CENTRAL", "DRAWS", "NoiseCalibration", "noise_calibration", "noise_of"]
 
-DRAWS = 10  # draws of z per datum unless told otherwise
+DRAWS = 10  # draws of z per datum by default
 CENTRAL = (0.5, 0.9)  # masses of the intervals whose coverage is counted
 BINS = 20  # bins of quantiles; both intervals end where a bin ends
 REPLICAS = 99  # draws of p(x | z) that a number is ranked among if there is no distribution function
 NUMBERS = 2**23  # numbers of x that are held at once, over all draws of z
-STREAM = 500_000  # not the stream that z came from
+STREAM = 500_000  # the stream of these draws, which is not the stream of z
 
 
 class NoiseCalibration(NamedTuple):
@@ -34,14 +33,14 @@ class NoiseCalibration(NamedTuple):
         sigma: Root mean variance of p(x | z), in the model's units. It is empty if there is no finite variance.
         residual: Root mean square of x - E[x | z], in the model's units. It is empty if there is no mean.
         ratio: ``residual / sigma``. It is above 1 if the noise is too small, or if a few residuals are far too large
-            for it. It has no error if p(x | z) has no fourth moment, as Student's t with 4 degrees of freedom or fewer:
-            such residuals do not determine the error of their mean square.
+            for it. If p(x | z) has no fourth moment, like Student's t with 4 degrees of freedom or fewer, the ratio has
+            no error, because the error of the mean square of such residuals is not finite.
         coverage: Shares of numbers inside the central 50 % and 90 % of p(x | z).
         pit: Shares of numbers in each twentieth of p(x | z), [20]. It is low at both ends if the noise is too wide.
         reason: Why all of the above is empty, or an empty string.
         likelihood: The name of the likelihood module.
         learned: Whether its scale is learned, or None if it has no scale.
-        floor: A sentence that the scale stands at its floor, with the remedy. It is empty if the scale does not.
+        floor: A sentence that says that the scale is at its floor, with the remedy. It is empty if it is not.
     """
 
     sigma: Number
@@ -58,9 +57,9 @@ class NoiseCalibration(NamedTuple):
 def noise_calibration(variant: Variant, x: Any, *, num_particles: int = DRAWS, seed: int = 0) -> NoiseCalibration:
     """Compare the noise of p(x | z) with the residuals, under draws of z from q(z | x).
 
-    Each number is placed in p(x | z) by its distribution function. In a family without one it is placed by its rank
-    among 99 draws, which moves shares about 0.01 closer to calibration than they should be. Neither way needs a mean or
-    a variance.
+    Each number is placed in p(x | z) by its distribution function. If a distribution has no such function, the number
+    is placed by its rank among 99 draws, which moves shares about 0.01 closer to calibration than they should be.
+    Neither method needs a mean or a variance.
 
     Args:
         variant: A pair whose guide has a density.
@@ -68,16 +67,18 @@ def noise_calibration(variant: Variant, x: Any, *, num_particles: int = DRAWS, s
         num_particles: Number of draws of z per datum.
         seed: Seed of the draws.
 
+    Returns:
+        The widths, the coverages and the shares by quantile; see ``NoiseCalibration``.
+
     Raises:
         ValueError: If the guide is a point mass, or there are fewer than 2 rows.
 
     References:
         Dawid, The Prequential Approach, 1984 (the transform). Rybkin et al., 2021, section 3 (sigma is the error).
     """
-    x = tensor_of(x)
-    if len(x) < 2:
-        raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(x)}")
-    y = variant.in_model_units(x)
+    y = variant.admit(x)
+    if len(y) < 2:
+        raise ValueError(f"noise_calibration needs at least 2 data for its standard errors, got {len(y)}")
     return noise_of(variant, y, draws(variant, y, num_particles, seed=seed).z, seed)
 
 
@@ -108,7 +109,7 @@ def noise_of(variant: Variant, y: Tensor, z: Tensor, seed: int = 0) -> NoiseCali
 
 
 def _noise(variant: Variant, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean variance and the mean squared residual of each datum, [rows], and its shares of numbers, [rows, 20].
+    """The mean variance and the mean squared residual of each datum, [rows], and its shares by quantile, [rows, 20].
 
     All three are means over draws and coordinates. Variances and residuals are NaN if p(x | z) has none.
     """
@@ -166,7 +167,7 @@ def _scale_facts(variant: Variant, law: Any, y: Tensor) -> dict[str, Any]:
 def _quantile(law: Any, y: Tensor) -> Tensor:
     """Where each number of y lies in p(x | z), from 0 to 1.
 
-    Without a distribution function it is the rank among draws, at random within the gap between two draws.
+    If p(x | z) has no distribution function, it is the rank among draws, plus a random place between two draws.
     """
     try:
         found: Tensor = law.base_dist.cdf(y)

@@ -1,7 +1,7 @@
 """Verdicts on weights, codes, guide, data and prior: each answers a question, grades a figure and names a remedy.
 
-``proposed`` says that the guide is a point mass and was replaced by a Laplace proposal. The verdict on the noise stands
-in ``noise_verdict``.
+``proposed`` says that the guide is a point mass and was replaced by a Laplace proposal. The verdict on the noise is in
+``noise_verdict``.
 """
 
 import math
@@ -234,20 +234,20 @@ def judge_prior(found: Collapse, rows: int) -> Verdict:
     high = interval(figure, interval_reach(rows))[1]
     says = f"KL(q(z) || p(z)) is estimated at {figure} nats, which is too large on average."
     if low <= scale.look and high > scale.bad and bias >= SMALL_BIAS:
-        reason = f"{rows} data are too few to know the aggregate of codes that tell so many data apart"
+        reason = f"{rows} data are too few to estimate the aggregate of codes that carry so much information"
         return Verdict(title, "left out", "prior", figure, f"{says} The question is left out: {reason}.")
     if low > 0:
         says += f" It is at least {max(low, 0.0):.2g} nats."
     remedy = ""
     if low > scale.look:
-        remedy = "Samples from p(z) come from where there are no codes: use an ex-post mixture, or learn the prior."
+        remedy = "Samples from p(z) lie where there are no codes: use an ex-post mixture, or learn the prior."
     return Verdict(title, grade(low, high, scale), "prior", figure, says, remedy)
 
 
 def _least_kl(found: Collapse, bias: float, reach: float) -> float:
     """A lower bound of KL(q(z) || p(z)), nats.
 
-    The estimate less its bias is such a bound only if the bias is small. A large bias is not known.
+    The estimate minus its bias is such a bound only if the bias is small. A large bias is not known well enough.
     """
     least = [0.0]
     if found.aggregate_kl_least.value is not None:

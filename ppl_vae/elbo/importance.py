@@ -10,9 +10,9 @@ from .reading import Reading
 __all__ = ["IWAE", "MIWAE", "Renyi", "grouped", "log_mean", "whole_groups"]
 
 
-def log_mean(log_weight: Tensor) -> Tensor:
-    """The log of the mean weight, [*data], from log weights [num_particles, *data]."""
-    return log_weight.logsumexp(0) - math.log(len(log_weight))
+def log_mean(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """The log of the mean weight over the axis of the draws, by default [*data] from [num_particles, *data]."""
+    return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
 
 def grouped(log_weight: Tensor, groups: int) -> Tensor:
@@ -64,6 +64,9 @@ class MIWAE(IWAE):
         num_particles: The number K of draws per datum, over all M bounds.
         groups: The number M of bounds. It divides K.
         max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If ``groups`` is not a whole number of at least 1 that divides ``num_particles``.
     """
 
     target = "miwae"
@@ -85,7 +88,8 @@ class Renyi(IWAE):
 
     For K to infinity it tends to ``R_alpha = log E_q[w**(1 - alpha)] / (1 - alpha)``, which falls as alpha rises. At
     alpha = 0 this limit is log p(x), for alpha to 1 it is the ELBO, and for alpha above 1 it is below the ELBO. For
-    K = 1 the expected value is the ELBO for any alpha. As K grows, it moves from the ELBO to ``R_alpha``:
+    K = 1 the expected value of the bound is the ELBO for any alpha. As K grows, this value moves from the ELBO to
+    ``R_alpha``:
 
     * For alpha from 0 to 1 it rises. It is a lower bound of log p(x) for every K, above the ELBO.
     * For alpha above 1 it falls. It is a lower bound of log p(x) for every K, below the ELBO. More draws make it

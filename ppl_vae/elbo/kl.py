@@ -14,7 +14,7 @@ __all__ = ["BetaELBO", "FreeBits", "MeanFieldELBO", "closed_form_kl", "kl_per_un
 
 
 def closed_form_kl(q: Any, prior: Any) -> Tensor | None:
-    """KL(q || p), nats, with the batch shape of both distributions; None where torch has no closed form."""
+    """KL(q || p) in nats, with the batch shape of both distributions, or None where torch has no closed form."""
     try:
         return kl_divergence(q, prior)
     except NotImplementedError:
@@ -22,7 +22,10 @@ def closed_form_kl(q: Any, prior: Any) -> Tensor | None:
 
 
 def kl_per_unit(q: Any, prior: Any) -> Tensor | None:
-    """The KL of each coordinate of z, [..., z_dim]; None where coordinates depend on each other or none is known."""
+    """The KL of each coordinate of z in nats, [..., z_dim], in closed form.
+
+    It is None where the coordinates of q or of the prior depend on each other, or torch has no closed form.
+    """
     if not isinstance(q, Independent) or not isinstance(prior, Independent):
         return None
     return closed_form_kl(q.base_dist, prior.base_dist)
@@ -31,7 +34,7 @@ def kl_per_unit(q: Any, prior: Any) -> Tensor | None:
 class MeanFieldELBO(PerDatumELBO):
     """``E_q log p(x | z) - KL(q || p)``, with the KL in closed form where torch has one, and sampled elsewhere.
 
-    ``kl_terms`` says which of the two is used. The closed form removes the noise of the KL only. At the exact posterior
+    ``kl_terms`` says which of the two is used. The closed form removes only the noise of the KL. At the exact posterior
     this estimator therefore has variance, and ``Trace_ELBO`` has none. With several latents the KL is sampled, because
     the KLs of the sites do not add up for every hierarchy. Pyro's ``TraceMeanField_ELBO`` adds them up.
 
@@ -53,7 +56,7 @@ class MeanFieldELBO(PerDatumELBO):
         return reading.latents[0].total(kl).expand(reading.guide.shape).mean(0)
 
     def kl_terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> dict[str, str]:
-        """How the KL of each latent of a pair is taken: ``"closed form"`` or ``"sampled"``, by the name of the site."""
+        """How the KL of each latent is computed, ``"closed form"`` or ``"sampled"``, by the name of its site."""
         latents = self.read(model, guide, *args, **kwargs).latents
         is_closed = len(latents) == 1 and closed_form_kl(latents[0].q, latents[0].prior) is not None
         return {latent.name: "closed form" if is_closed else "sampled" for latent in latents}
@@ -62,11 +65,15 @@ class MeanFieldELBO(PerDatumELBO):
 class BetaELBO(PerDatumELBO):
     """``E_q[log p(x | z) - beta (log q - log p)]`` (Higgins et al., 2017, eq. 4). For beta below 1 it is not a bound.
 
-    It is equal to ``KLWeight(constant(beta))`` in the pair. If the pair also has a KL weight, the two are multiplied.
+    It has the same effect as ``KLWeight(constant(beta))`` in the pair. If the pair also has a KL weight, the two are
+    multiplied.
 
     Args:
         beta: The weight of the KL, finite and not negative.
         num_particles, max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If ``beta`` is negative or not finite.
     """
 
     target = "beta"
@@ -96,6 +103,9 @@ class FreeBits(PerDatumELBO):
     Args:
         floor: The lowest KL that counts, in nats per coordinate, finite and not negative.
         num_particles, max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If ``floor`` is negative or not finite.
 
     References:
         Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15.

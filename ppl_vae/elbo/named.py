@@ -1,4 +1,4 @@
-"""Every estimator by its name, and how a name with options is read: ``"dreg:num_particles=16"``."""
+"""Every estimator by its name, and the function that reads a name with options: ``"dreg:num_particles=16"``."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ REFUSED = {"stl_iwae": BIASED, "iwae_stl": BIASED}
 
 
 def estimator(spelled: str) -> ELBO:
-    """The estimator for a text ``NAME`` or ``NAME:OPTION=VALUE,...``.
+    """Build the estimator for a text ``NAME`` or ``NAME:OPTION=VALUE,...``.
 
     Example:
         >>> estimator("renyi:alpha=0.5,num_particles=16")
@@ -58,7 +58,7 @@ def estimator(spelled: str) -> ELBO:
     return ESTIMATORS[name](**options)
 
 
-# What the estimators of Pyro estimate. A class derived from one of them may estimate anything else.
+# The targets of the estimators of Pyro. A class derived from one of them may have another target.
 OF_PYRO: dict[type[ELBO], str] = {
     Trace_ELBO: "elbo",
     TraceEnum_ELBO: "elbo",
@@ -69,10 +69,9 @@ OF_PYRO: dict[type[ELBO], str] = {
 
 
 def target_of(estimator: ELBO) -> str | None:
-    """The name of what an estimator estimates: its attribute ``target``, or what is known of the estimators of Pyro.
+    """The name of the quantity that an estimator estimates, or None where it is not known.
 
-    Returns:
-        None for an estimator that does not say.
+    It is the attribute ``target`` of the estimator, or the entry of an estimator of Pyro in ``OF_PYRO``.
     """
     return getattr(estimator, "target", OF_PYRO.get(type(estimator)))
 

@@ -1,4 +1,4 @@
-"""Estimators whose gradient follows the path of a draw, without the score of the guide or with its own weight on it."""
+"""Estimators whose gradient follows the path of a draw. They drop the score of the guide, or weigh it separately."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Weights(NamedTuple):
 
 
 class _PathELBO(PerDatumELBO):
-    """The base of these estimators: ``bound`` gives the value, and ``weights`` give the gradient."""
+    """The base class of this module's estimators: ``bound`` gives the value, and ``weights`` gives the gradient."""
 
     def bound(self, log_weight: Tensor) -> Tensor:
         """The bound per datum, [*data], from log weights [num_particles, *data]."""
@@ -89,7 +89,7 @@ def _with_path_times(ratio: Tensor, surrogate: Tensor, reading: Reading) -> Tens
 
 
 class StickingTheLanding(_PathELBO):
-    """The ELBO with a gradient without the score of the guide, whose mean is 0 (Roeder et al., 2017, eq. 8).
+    """The ELBO with a gradient that leaves out the score of the guide, a term of mean 0 (Roeder et al., 2017, eq. 8).
 
     At the exact posterior the gradient for the guide is 0 for every draw. In an importance-weighted bound a gradient
     without the score is biased. Use ``DReG`` there.
@@ -107,7 +107,7 @@ class StickingTheLanding(_PathELBO):
 
 
 class _PathOfWeights(_PathELBO):
-    """The base of the estimators here that weigh their draws."""
+    """The base class of this module's estimators that weigh their draws."""
 
     weighs_draws = True
 
@@ -143,6 +143,9 @@ class CIWAE(_PathOfWeights):
         beta: The share of the ELBO, in [0, 1].
         num_particles: The number K of draws per datum.
         max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If ``beta`` is not in [0, 1].
     """
 
     target = "ciwae"
@@ -174,6 +177,9 @@ class PIWAE(_PathOfWeights):
         num_particles: The number K of draws per datum, over all groups.
         groups: The number M of bounds for the guide. It divides K.
         max_plate_nesting: As in Pyro.
+
+    Raises:
+        ValueError: If ``groups`` is not a whole number of at least 1 that divides ``num_particles``.
     """
 
     target = "piwae"
@@ -192,5 +198,5 @@ class PIWAE(_PathOfWeights):
     def weights(self, log_weight: Tensor) -> Weights:
         guide = grouped(log_weight, self.groups).softmax(0).flatten(0, 1) / self.groups
         model = log_weight.softmax(0)
-        model = torch.maximum(model, 1e-12 * guide)  # ``objective`` divides by it; the floor is below rounding
+        model = torch.maximum(model, 1e-12 * guide)  # ``objective`` divides by this, and the change is below rounding
         return Weights(model, guide, guide)

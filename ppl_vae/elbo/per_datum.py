@@ -45,10 +45,11 @@ class PerDatumELBO(ELBO):
         max_plate_nesting: The number of plates inside each other, as in Pyro.
 
     Raises:
-        ValueError: When it is called on a pair that it cannot estimate. The message gives the reason and a remedy.
+        ValueError: If the estimator is called on a pair for which it is not valid. The message gives the reason and a
+            remedy.
     """
 
-    target: str  # the name in ``TARGETS`` of what it estimates without bias
+    target: str  # the name in ``verification.TARGETS`` of the quantity that it estimates without bias
     weighs_draws = False  # whether draws count by their importance weights
     caution = ""  # the reason why the objective is not a bound, if it is not
 
@@ -126,7 +127,7 @@ def _reasons(model: Program, guide: Program, reading: Reading) -> Iterator[str]:
 
 
 def _modules(*programs: Program) -> Iterator[nn.Module]:
-    """The modules inside those programs that are modules themselves."""
+    """Yield all modules of the programs. A program that is a plain function has none."""
     for program in programs:
         if isinstance(program, nn.Module):
             yield from program.modules()

@@ -70,7 +70,7 @@ class Draws:
 
     Attributes:
         z: The codes, [num_particles, *data, z_dim].
-        likelihood: Log p(x | z), [num_particles, *data]: the observed sites, without the scale of the data plates.
+        likelihood: Log p(x | z) of the observed sites, [num_particles, *data], without the scale of the data plates.
         prior: Log p(z), [num_particles, *data], times the KL weight where a pair has one.
         guide: Log q(z | x), [num_particles, *data], with the same weight as the prior.
     """
@@ -86,7 +86,7 @@ class Draws:
         return self.likelihood + self.prior - self.guide
 
     def under(self, prior: nn.Module) -> "Draws":
-        """The same draws under another p(z), an ex-post mixture for example. No network runs again."""
+        """The same draws under another p(z), for example an ex-post mixture. No network runs again."""
         with torch.no_grad():
             return dataclasses.replace(self, prior=prior().log_prob(self.z))
 
@@ -148,7 +148,7 @@ def read(
         num_particles: The number K of draws per datum. For K > 1 the draws have their own plate, and the networks see
             [K, batch, ...].
         nesting: The number of plates inside each other, Pyro's ``max_plate_nesting``, without the plate of the draws.
-        z: Codes [K, batch, z_dim] to be scored; the guide draws them unless they are given.
+        z: Codes [K, batch, z_dim] to be scored. By default the guide draws them.
 
     Raises:
         ValueError: If the sites of the model and of the guide do not match, or share no plate of the data.
@@ -199,7 +199,7 @@ def _reading(model_trace: Any, guide_trace: Any, num_particles: int, nesting: in
 
 
 def _code(latents: list[Latent], shape: list[int]) -> Tensor:
-    """The value of the site z for each draw and datum, or that of the first latent where no site is called z."""
+    """The value of the site z for each draw and datum, or of the first latent if no site has the name z."""
     latent = next((latent for latent in latents if latent.name == "z"), latents[0])
     if latent.dims:
         return latent.z
@@ -249,7 +249,7 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def _layers(site: Site) -> list[Any]:
-    """The distribution of a site and the distributions inside it, without their expansions and masks at the end."""
+    """The distribution of a site, and then each distribution inside its expansions and masks, down to the innermost."""
     layers = [site["fn"]]
     while isinstance(layers[-1], ExpandedDistribution | MaskedDistribution):
         layers.append(layers[-1].base_dist)

@@ -1,4 +1,4 @@
-"""How good is a fit on held-out data? Bounds, distances and what is fitted afterwards, each number with its error."""
+"""Judge a fit on held-out data by bounds, distances, gaps and ex-post densities, each number with its error."""
 
 from . import ex_post
 from .annealing import annealed, bracket

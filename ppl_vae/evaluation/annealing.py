@@ -10,18 +10,19 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..progress import Progress
 from ..streams import seeded
 from ..variant import Variant, evaluating, log_jacobian, needs_density
-from .pareto import effective_sample_size
+from .pareto import effective_sample_size, log_mean_error
 
 __all__ = ["Annealed", "Bracket", "annealed", "annealed_weights", "bracket", "log_joint"]
 
 ACCEPTANCE = 0.65  # the share of accepted proposals that the pilot run aims at
 GAIN = 0.5  # how far a log step size moves for each unit of acceptance above that share
-DRAWS = 100  # draws from the guide, of which its widths are taken
-CHAINS = 16  # independent runs per datum, unless another number is given
+DRAWS = 100  # draws from the guide that estimate its standard deviations
+CHAINS = 16  # the default number of independent runs per datum
 DELTA = 4.0  # the sigmoid that sets the temperatures ends at -DELTA and DELTA
 
 
@@ -38,13 +39,16 @@ class Annealed(NamedTuple):
 
     @property
     def bound(self) -> Tensor:
-        """The log of the mean weight over chains, [rows]. Its mean is below log p(x); it is at least ``mean``."""
-        return self.log_weight.logsumexp(0) - math.log(len(self.log_weight))
+        """The log of the mean weight over chains, [rows]. In expectation it lies between ``mean`` and log p(x)."""
+        return log_mean(self.log_weight)
 
     @property
     def error(self) -> Tensor:
-        """The Monte Carlo standard error of ``bound``, [rows], by the delta method; meaningless if few chains count."""
-        return (1 / self.effective_sample_size - 1 / len(self.log_weight)).clamp_min(0).sqrt()
+        """The Monte Carlo standard error of ``bound``, [rows], by the delta method.
+
+        It is meaningless if the effective sample size is small.
+        """
+        return log_mean_error(self.log_weight.mT)
 
     @property
     def mean(self) -> Tensor:
@@ -61,15 +65,15 @@ class Annealed(NamedTuple):
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """The number of equal weights that would say as much, [rows], from 1 to ``chains``."""
+        """The effective sample size of the weights, [rows], from 1 to ``chains``."""
         return effective_sample_size(self.log_weight.mT)
 
 
 class Bracket(NamedTuple):
     """Two bounds with log p(x) between them, for data drawn from the model, nats per datum, in the data's units.
 
-    The reverse chains of a datum all start from the one code that is known to be an exact draw from p(z | x). They are
-    not independent, so that the errors here are over data and not over chains.
+    The reverse chains of a datum all start from its own code, the only known exact draw from p(z | x). These chains are
+    not independent, so the error of the gap is over data and not over chains.
 
     Attributes:
         x: The data, [rows, *x_shape].
@@ -90,11 +94,14 @@ class Bracket(NamedTuple):
     @property
     def upper(self) -> Tensor:
         """``E upper >= log p(x)``, [rows]."""
-        return math.log(len(self.reverse.log_weight)) - (-self.reverse.log_weight).logsumexp(0)
+        return -log_mean(-self.reverse.log_weight)
 
     @property
     def gap(self) -> tuple[float, float]:
-        """The mean of ``upper - lower`` over data, and its standard error. Neither bound is further off than this."""
+        """The mean of ``upper - lower`` over data, and its standard error.
+
+        In expectation, neither bound is further from log p(x) than this mean.
+        """
         difference = self.upper - self.lower
         return float(difference.mean()), float(standard_error(difference))
 
@@ -118,20 +125,25 @@ def annealed(
     """Bound log p(x) by chains that go from q(z | x) to p(z | x) along ``q**(1 - beta) p(x, .)**beta``.
 
     At each temperature z moves by one trajectory of Hamiltonian Monte Carlo, in units of the guide's standard
-    deviations. There is one step size per datum and temperature. It comes from a pilot run and is then frozen, since
-    moves that adapt their own step size would not leave the path invariant. Gradients are with respect to z alone. The
-    cost is ``2 * chains * temperatures * leapfrogs`` decodings per datum, with their gradients, pilot run included.
+    deviations. There is one step size per datum and temperature. It comes from a pilot run and is then frozen,
+    because moves that adapt their own step size would not leave the path invariant. Gradients are with respect to z
+    alone. The cost, with the pilot run, is about ``2 * chains * temperatures * leapfrogs`` decodings per datum and
+    their gradients.
 
     Args:
         variant: A pair in which z is unconstrained and the guide has a density.
-        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
+        x: Data [rows, *x_shape] in their own units: an array, a tensor or a data frame. ``Data`` stands for its test
+            part.
         chains: The number of independent runs per datum.
         temperatures: The number of steps from the guide to the posterior. More steps give a tighter bound. One step
-            gives the importance-weighted bound of as many draws as there are chains.
+            gives the importance-weighted bound with ``chains`` draws.
         leapfrogs: The number of steps of a trajectory.
         seed: Seed of every draw. The draws of all rows come from one stream. The caller's random streams are left as
             they were.
         progress: Whether to show progress.
+
+    Raises:
+        ValueError: If the guide is a point mass, a number is too small, or x cannot be used.
 
     References:
         Neal, Annealed Importance Sampling, 2001, eq. 11. https://arxiv.org/abs/physics/9803008
@@ -153,7 +165,7 @@ def annealed_weights(
     seed: int = 0,
     progress: bool = False,
 ) -> Annealed:
-    """``annealed`` for data y [rows, *x_shape] in the model's units; the weights are in the data's units."""
+    """Compute ``annealed`` for data y [rows, *x_shape] in the model's units. The weights are in the data's units."""
     _check(variant, chains, temperatures, leapfrogs)
     parts = y.split(max(1, variant.at_once // chains))
     with evaluating(variant), seeded(seed), _watched(2 * len(parts) * temperatures, shown=progress) as tick:
@@ -177,13 +189,17 @@ def bracket(
 ) -> Bracket:
     """Bound log p(x) from below and above, for data drawn from the model (bidirectional Monte Carlo).
 
-    A datum is drawn together with its code, which is then an exact draw from p(z | x). The same moves run backwards
-    from there. The gap says how far ``annealed`` can be off with these settings, on data like the model's own.
+    A datum is drawn together with its code, which is then an exact draw from p(z | x). From this code the same moves
+    run backwards. The gap shows how far ``annealed`` can be from log p(x) with these settings, on data that the model
+    draws.
 
     Args:
         variant: As in ``annealed``.
         rows: The number of data to draw.
         chains, temperatures, leapfrogs, seed, progress: As in ``annealed``.
+
+    Raises:
+        ValueError: If the guide is a point mass, ``rows`` is below 2, or another number is too small.
 
     References:
         Grosse, Ghahramani and Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, 2015.
@@ -197,7 +213,7 @@ def bracket(
         parts = variant.model.prior().sample((rows,)).split(max(1, variant.at_once // chains))
         with _watched(3 * len(parts) * temperatures, shown=progress) as tick:
             for z in parts:
-                y = variant.model.x_given_z(z).sample().to(z)  # classes are drawn as integers
+                y = variant.model.x_given_z(z).sample().to(z)  # some distributions draw integers
                 path = AnnealedPath(variant, y, temperatures, leapfrogs, tick)
                 path.tune(chains)
                 data.append(variant.model.scale.inverse(y))
@@ -214,7 +230,7 @@ def _check(variant: Variant, chains: int, temperatures: int, leapfrogs: int) -> 
 
 
 def _joined(variant: Variant, runs: list[Annealed]) -> Annealed:
-    """The runs of all chunks, in the data's units."""
+    """Join the runs of all chunks, and convert their weights to the data's units."""
     log_weight = torch.cat([run.log_weight for run in runs], 1) + log_jacobian(variant)
     return Annealed(log_weight, torch.cat([run.acceptance for run in runs]))
 
@@ -256,7 +272,7 @@ class AnnealedPath:
         self.step_size = self.width.new_full((temperatures + 1, len(y)), self.width.shape[-1] ** -0.25)
 
     def tune(self, chains: int) -> None:
-        """Set the step sizes in a pilot run, whose chains are thrown away."""
+        """Set the step sizes in a pilot run. Its chains are not used."""
         self._run(self.guide.sample((chains,)), upwards=True, pilot=True)
 
     def forward(self, chains: int) -> Annealed:
@@ -264,7 +280,7 @@ class AnnealedPath:
         return self._run(self.guide.sample((chains,)), upwards=True)
 
     def reverse(self, z: Tensor) -> Annealed:
-        """Run from draws z of the posterior to the guide by the same moves, each of which is its own reversal."""
+        """Run from draws z of the posterior to the guide. Each move is reversible, so the same moves are used."""
         return self._run(z, upwards=False)
 
     def _run(self, z: Tensor, *, upwards: bool, pilot: bool = False) -> Annealed:
@@ -295,12 +311,13 @@ class AnnealedPath:
         return State(z.detach(), *(value.detach() for value in values), *slopes)
 
     def move(self, state: State, t: int) -> tuple[State, Tensor]:
-        """Follow a trajectory that leaves f_t invariant (Neal, 2011, section 5.3.2).
+        """Move z by one Hamiltonian trajectory, which leaves f_t invariant (Neal, 2011, section 5.3.2).
 
         Returns:
-            The state at its end, or at its start where it was refused, and the rate of acceptance, [rows].
+            The state at the end of the trajectory, or at its start where the end was rejected, and the mean acceptance
+            probability, [rows].
         """
-        jitter = 0.8 + 0.4 * torch.rand_like(state.log_p)  # so that no trajectory returns to its start each time
+        jitter = 0.8 + 0.4 * torch.rand_like(state.log_p)  # a fixed length could return to its start each time
         beta, step = self.betas[t], (jitter * self.step_size[t]).unsqueeze(-1) * self.width
 
         def log_density(state: State) -> Tensor:

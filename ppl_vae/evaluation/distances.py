@@ -13,10 +13,10 @@ def frechet(a: Tensor, b: Tensor) -> Tensor:
     """The Frechet distance of two samples [n, d] and [m, d], shape [].
 
     It is ``|m_a - m_b|**2 + tr(S_a + S_b - 2 (S_a S_b)**(1/2))``, with the means m and covariances S. The trace of the
-    root is that of ``S_a**(1/2) S_b S_a**(1/2)``, which is a symmetric eigenproblem, so that no complex part has to be
-    dropped. The estimate is biased upwards by about ``(2 d + (d**2 + d) / 2) / n`` in whitened units. Only values at
-    equal n can be compared, and the distance of real data from real data belongs beside them. It is called FID with the
-    features of Inception only.
+    root is that of ``S_a**(1/2) S_b S_a**(1/2)`` to the power 1/2, which is symmetric and has no complex part. The
+    estimate is biased upwards by about ``(2 d + (d**2 + d) / 2) / n`` in whitened units. Compare only values at equal
+    n, and look at the distance between two sets of real data beside them. The distance is called FID only with the
+    features of Inception.
 
     References:
         Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, eq. 6. https://arxiv.org/abs/1706.08500
@@ -55,9 +55,9 @@ def _inverse(values: Tensor) -> Tensor:
 
 
 def _first_order(a: Tensor, b: Tensor) -> Tensor:
-    """The variance of the distance by the delta method, []. Rows of samples of one size belong together."""
+    """The variance of the distance by the delta method, []. Samples of the same size are paired row by row."""
     _, of_a, of_b = _influence(a, b)
-    if len(a) == len(b):  # what data and their reconstructions have in common is no error
+    if len(a) == len(b):  # noise that data and their reconstructions share cancels in the distance
         return (of_a + of_b).var() / len(a)
     return of_a.var() / len(a) + of_b.var() / len(b)
 
@@ -65,15 +65,15 @@ def _first_order(a: Tensor, b: Tensor) -> Tensor:
 def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float | None]:
     """The Frechet distance and its standard error, which is None below 8 rows.
 
-    Where both laws are close, the distance is a quadratic form in the noise of the moments. The delta method, like the
-    jackknife, then states twice the variance: it gives ``V(n) = s / n + q / n**2``, and the distance varies by
-    ``s / n + q / (2 n**2)``. The excess is found from ``V`` of both halves of the rows, and is subtracted. Rows of
-    samples of one size are taken to belong together, which is right for independent samples too.
+    Where both distributions are close, the distance is a quadratic form in the noise of the moments. The delta method,
+    like the jackknife, then gives twice the true variance. In general it gives ``V(n) = s / n + q / n**2``, while the
+    variance of the distance is ``s / n + q / (2 n**2)``. The excess is found from ``V`` of both halves of the rows, and
+    is subtracted. Samples of the same size are paired row by row, which is valid for independent samples too.
 
     In 300 to 1500 pairs of Gaussian samples, with and without a shift, the spread of the distance divided by the mean
     stated error was 0.96 to 1.05, for d from 5 to 50 and n from 2 d to 200 d (0.97 at d = 50, n = 30). A single stated
     error scatters by 12 % at d = 32, n = 359, and by 38 % at d = 5, n = 100. It is rough where n is below 2 d. It is
-    not right for rows that depend on each other, as midpoints of pairs that share a datum do.
+    wrong for rows that depend on each other, for example midpoints of pairs that share a datum.
 
     References:
         Efron and Stein, The Jackknife Estimate of Variance, 1981, section 3 (why the jackknife is biased upwards).
@@ -83,15 +83,15 @@ def frechet_with_error(a: Tensor, b: Tensor) -> tuple[float, float | None]:
         return distance, None
     whole = _first_order(a, b)
     halves = (_first_order(a[::2], b[::2]) + _first_order(a[1::2], b[1::2])) / 2
-    variance = (1.5 * whole - 0.25 * halves).clamp_min(whole / 4)  # noise can suggest less than half of the error
+    variance = (1.5 * whole - 0.25 * halves).clamp_min(whole / 4)  # at least half the error of ``whole``
     return distance, float(variance.sqrt())
 
 
 def nearest(a: Tensor, b: Tensor, rows: int = 500) -> Tensor:
     """The Euclidean distance of each row of a [n, ...] to the closest row of b [m, ...], [n].
 
-    Matrix products find the few closest rows fast, and differences measure their distances. A copy is then at distance
-    0 exactly.
+    Matrix products find the few closest rows fast. Their distances are then computed from differences, so that a copy
+    is at distance exactly 0.
     """
     a, b, found = a.flatten(1), b.flatten(1), []
     for chunk in a.split(rows):

@@ -1,4 +1,4 @@
-"""evaluate: judge a trained variant on held-out data; every number says what it is, and has its error."""
+"""Judge a trained variant on held-out data. Each number has a unit, and a standard error where it is known."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +29,12 @@ class Evaluation:
         num_particles: The number K of draws per datum for the bounds.
         rows: The number of held-out data.
         features: The name of the feature space of the Frechet distances.
-        kl_per_dim: The KL of each unit, [z_dim], nats, sorted from large to small; empty where q or p(z) does not
-            factorise.
-        bound_per_datum: [rows], nats; empty for a point mass.
+        kl_per_dim: The KL of each unit, [z_dim], nats, sorted from large to small. It is empty where q or p(z)
+            does not factorise.
+        bound_per_datum: The ELBO of each datum, [rows], in nats. It is empty for a point mass.
         means: Whether samples are means of p(x | z), without observation noise, as they are for images.
         notes: Sentences that belong beside the numbers, for example how many of the data were trained on.
-        active_per_dim: Whether each unit is active, [z_dim], in the order of ``kl_per_dim``; empty where that is empty.
+        active_per_dim: Whether each unit is active, [z_dim], in the order of ``kl_per_dim``, or empty like it.
     """
 
     numbers: dict[str, Number]
@@ -66,7 +66,7 @@ class Evaluation:
         return "\n".join([*lines, *self.notes])
 
     def noise(self, name: str) -> str:
-        """Say that a number is of means of p(x | z), without observation noise; empty where it is not."""
+        """A note that a number describes means of p(x | z), without observation noise, or an empty text."""
         means = COLUMNS[name].means
         return NO_NOISE if means == "always" or (means == "images" and self.means) else ""
 
@@ -88,20 +88,20 @@ def evaluate(
 
     Args:
         variant: A trained pair.
-        x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor, a data frame; or ``Data``, for its
-            test part and its pictures.
-        num_particles: The number K of draws per datum for the bounds; exactly so many are used.
+        x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor or a data frame. ``Data`` stands for
+            its test part and its pictures.
+        num_particles: The number K of draws per datum for the bounds. Exactly K draws are used.
         train: Training data in the data's units. They are the reference of the floor and of nearest neighbours, and
-            they are searched for rows of x. ``Data`` stands for its training part. Of a Dataset too large to hold,
-            10,000 rows are drawn at random.
+            they are searched for rows of x. ``Data`` stands for its training part. If a Dataset is too large for
+            memory, 10,000 of its rows are drawn at random.
         ex_post: The density that ``ex_post.fit`` returns, for samples from it and a bound under it.
-        features: The feature space of the Frechet distances, a map from data in the model's units; principal components
-            of ``train`` (or of x) unless given.
-        pictures: What samples are compared with where x is a binary draw of pictures: the grey values.
+        features: The feature space of the Frechet distances, a map from data in the model's units. By default it is the
+            principal components of ``train``, or of x without ``train``.
+        pictures: The grey values, if x is a binary draw of pictures. Samples are compared with them.
         seed: Seed of every draw, and of the choice of the 5000 data that a Frechet distance takes where there are more.
 
     Raises:
-        ValueError: If x has the wrong shape, holds NaN, lies outside the likelihood's support, or has under 2 rows.
+        ValueError: If x has the wrong shape, holds NaN, lies outside the support of p(x | z), or has fewer than 2 rows.
     """
     pictures = x.pictures if pictures is None and isinstance(x, Data) else pictures
     x = tensor_of(x)
@@ -110,7 +110,7 @@ def evaluate(
     y = variant.in_model_units(x)
     check_support(variant, y, x)
     real = y if pictures is None else variant.admit(pictures, "pictures")
-    seen = None if train is None else variant.in_model_units(tensor_of(train, "train", part=True))
+    seen = None if train is None else variant.in_model_units(tensor_of(train, "train", part=True), "train")
     if features is None:
         with seeded(seed):
             features = principal_components(real if seen is None else seen)
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _units(subject: Subject) -> tuple[list[float], list[bool]]:
-    """The mean KL of each unit from large to small, and whether it is active; empty where there is no KL by unit."""
+    """The mean KL of each unit from large to small, and whether it is active. Both are empty without a KL per unit."""
     per_dim = subject.kl[1] if subject.variant.has_bound else None
     if per_dim is None:
         return [], []
@@ -140,20 +140,20 @@ def _units(subject: Subject) -> tuple[list[float], list[bool]]:
 
 
 def _rows_of(train: Any) -> int | None:
-    """The number of rows in training data, where they say it."""
+    """The number of rows in training data, or None where they have no length."""
     train = train.train if isinstance(train, Data) else train
     return len(train) if hasattr(train, "__len__") else None
 
 
 def _notes(y: Tensor, train: Tensor, rows: int) -> list[str]:
-    """What a reader has to know of held-out data y and of training data, both in the model's units.
+    """Notes on held-out data y and training data ``train``, both in the model's units, for the reader of the numbers.
 
-    There are ``rows`` training data altogether, of which ``train`` may be a part.
+    ``train`` may be a part of all training data, whose number is ``rows``.
     """
     notes = []
     if len(train) < rows:
         notes.append(f"train: {len(train)} of {rows} rows, drawn at random")
-    seen = [row.tobytes() for row in (train + 0.0).flatten(1).cpu().numpy()]  # + 0: -0 is 0
+    seen = [row.tobytes() for row in (train + 0.0).flatten(1).cpu().numpy()]  # + 0.0 turns -0 into 0
     known = set(seen)
     repeats = sum(row.tobytes() in known for row in (y + 0.0).flatten(1).cpu().numpy())
     if repeats:

@@ -13,15 +13,15 @@ from ..variant import Variant, evaluating
 
 __all__ = ["codes", "fit"]
 
-CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # the numbers of components that are tried to choose one
+CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # the numbers of components from which a rule chooses
 STARTS = 3  # starts of k-means, of which the best counts: the likelihood of a mixture has poor local optima
 
 
 def codes(variant: Variant, x: Any, seed: int = 0) -> Tensor:
-    """One draw from q(z | x) per datum, [rows, z_dim]; for a point mass it is the code itself.
+    """One draw from q(z | x) per datum, [rows, z_dim]. For a point mass it is the code itself.
 
-    Draws are needed, not means. The covariance of the means lacks the spread of q, and samples from a mixture that is
-    fitted on means vary too little.
+    These are draws and not means, because the covariance of the means lacks the spread of q: samples from a mixture
+    that is fitted on means would vary too little.
     """
     with evaluating(variant), seeded(seed):
         chunks = (variant.in_model_units(rows) for rows in chunks_of(x))
@@ -31,18 +31,18 @@ def codes(variant: Variant, x: Any, seed: int = 0) -> Tensor:
 def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> Mixture:
     """Fit scikit-learn's GaussianMixture, with full covariances, on the codes of training data.
 
-    Codes are standardised first, since scikit-learn's regularisation is absolute. The mixture is then converted back.
+    Codes are standardised first, because scikit-learn's regularisation is absolute. The mixture is then converted back.
 
     Args:
         variant: A trained pair, with any guide.
-        x: Training data [rows, *x_shape], in the data's units: an array, a tensor, a data frame, a Dataset, or ``Data``
-            for its training part. Of a Dataset too large to hold, 10,000 rows are drawn at random.
+        x: Training data [rows, *x_shape], in the data's units: an array, a tensor, a data frame or a Dataset. ``Data``
+            stands for its training part. If a Dataset is too large for memory, 10,000 of its rows are drawn at random.
         components: The number of components, or a rule that chooses it among ``CANDIDATES``: ``"held_out"`` by the log
             density of a fifth of the codes, ``"bic"`` by the Bayesian information criterion.
         seed: Seed of the draws and of k-means.
 
     Returns:
-        A prior. ``sample(variant, n, prior=...)`` draws from it, and ``with_prior(variant, ...)`` has bounds under it.
+        A prior. ``sample(variant, n, prior=...)`` draws from it, and ``bounds(with_prior(variant, ...), x)`` use it.
 
     Raises:
         ValueError: If there are fewer data than ``components`` full covariances need, or ``components`` is unknown.
@@ -55,7 +55,7 @@ def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> 
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
     z = codes(variant, tensor_of(x, part=True), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)
-    width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a unit that never moves
+    width = torch.where(width > 1e-9 * width.max(), width, width.max().clamp_min(1e-9))  # a constant unit
     standard = (z - shift) / width
     with seeded(seed):
         count = int(components) if whole else _choose(standard, str(components), seed)

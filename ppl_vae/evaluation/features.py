@@ -40,12 +40,12 @@ def principal_components(train: Tensor, count: int = 50) -> Features:
 
 
 def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 10, seed: int = 0) -> Features:
-    """The last hidden layer of a small network trained on the labels of the training split.
+    """The last hidden layer of a small classifier that is trained on labels.
 
     Args:
-        train: [rows, *x_shape], in the model's units.
-        labels: [rows], whole numbers.
-        width: Features d.
+        train: Training data [rows, *x_shape], in the model's units.
+        labels: The labels of ``train``, [rows], whole numbers.
+        width: The number d of features.
         epochs: The number of passes over the data.
         seed: Seed of the initial weights and the order of the data. The same seed gives the same features.
     """
@@ -73,12 +73,12 @@ def classifier(train: Tensor, labels: Tensor, *, width: int = 32, epochs: int = 
 
 
 def from_file(path: str | Path) -> Features:
-    """A network of the user in ONNX, with one input [rows, *x_shape] in the model's units and one output [rows, ...].
+    """A user's network in ONNX, with one input [rows, *x_shape] in the model's units and one output [rows, ...].
 
     ONNX is a graph of named operations. Nothing in the file is executed as code.
 
     Raises:
-        ValueError: If the file is missing or no ONNX network, or ``onnxruntime`` is not installed.
+        ValueError: If the file is missing or is not an ONNX network, or ``onnxruntime`` is not installed.
     """
     if not Path(path).is_file() or Path(path).suffix != ".onnx":
         raise ValueError(f"--features wants an existing .onnx file, got {str(path)!r}: torch.onnx.export writes one")
@@ -104,7 +104,7 @@ def inception(weights: str | None = None) -> Features:
     """Inception's 2048 pool features by torch-fidelity, for images in [0, 1]. The distance is then called FID.
 
     Args:
-        weights: The path of torch-fidelity's weights file; torch-fidelity downloads it unless it is given.
+        weights: The path of torch-fidelity's weights file. By default torch-fidelity downloads it.
 
     Raises:
         ValueError: If ``torch-fidelity`` is not installed.
@@ -129,6 +129,15 @@ def features_for(train: Tensor, labels: Tensor | None, choice: str | None = None
     """The feature space of an evaluation: ``"pca"``, ``"classifier"``, ``"inception"`` or an ONNX file.
 
     By default it is the classifier where there are at least two classes of labels, and principal components otherwise.
+
+    Args:
+        train: Training data [rows, *x_shape], in the model's units.
+        labels: The labels of ``train``, [rows], or None.
+        choice: The name of the feature space, or the path of an ONNX file.
+        seed: Seed of the classifier.
+
+    Raises:
+        ValueError: If the classifier is chosen without labels, or a file or package is missing.
     """
     if choice == "inception":
         return inception()

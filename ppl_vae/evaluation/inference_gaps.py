@@ -1,12 +1,12 @@
-"""The gap between a bound and log p(x): what the family of guides cannot reach, and what the encoder did not."""
+"""The gap between a bound and log p(x), split into a part of the guide's family and a part of its encoder."""
 
-import math
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
+from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..guides import Guide
 from ..streams import seeded
@@ -19,7 +19,7 @@ PARTICLES = 10  # draws per datum in each step of the refinement
 
 
 class Gaps(NamedTuple):
-    """Log p(x) and the bounds below it, nats per datum, in the data's units; every tensor is [rows].
+    """Log p(x) and the bounds below it, nats per datum, in the data's units. Every tensor is [rows].
 
     Attributes:
         log_evidence: Log p(x), or its best lower bound.
@@ -41,17 +41,17 @@ class Gaps(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """``log p(x) - L[q]``."""
+        """``log p(x) - L[q]``, the whole gap."""
         return self.log_evidence - self.bound
 
     @property
     def approximation(self) -> Tensor:
-        """``log p(x) - L[q*]``: what no member of the family can reach."""
+        """``log p(x) - L[q*]``, the part of the gap that no member of the family can close."""
         return self.log_evidence - self.refined
 
     @property
     def amortisation(self) -> Tensor:
-        """``L[q*] - L[q]``: what one encoder for all data did not reach."""
+        """``L[q*] - L[q]``, the part of the gap that comes from one encoder for all data."""
         return self.refined - self.bound
 
 
@@ -69,26 +69,27 @@ def gaps(
 ) -> Gaps:
     """Split ``log p(x) - L[q]`` at q*, the best member of the guide's family for each datum.
 
-    q* starts from the guide's own parameters. These are then free, one set per datum, and Adam moves them at a rate
-    that falls linearly to 0. Both bounds are evaluated on fresh draws. Unless log p(x) is given, a lower bound takes
-    its place: the importance-weighted bound of q*, or annealed importance sampling from q, whichever is larger on
-    average over the data. ``total`` and ``approximation`` are then lower bounds too. If q* has not converged, a part of
-    the amortisation gap is counted as approximation gap; more ``steps`` show it. On a linear-Gaussian model with two
-    codes, where the truth is known, the default steps came within 3e-4 nats of it on average.
+    q* starts from the guide's own parameters. Adam then moves them freely for each datum, at a learning rate that falls
+    linearly to 0. Both bounds are evaluated on fresh draws. Unless log p(x) is given, a lower bound takes its place:
+    the importance-weighted bound of q*, or annealed importance sampling from q, whichever is larger on average over the
+    data. ``total`` and ``approximation`` are then lower bounds too. If q* has not converged, a part of the amortisation
+    gap is counted as approximation gap. Run more ``steps`` to see whether this is so. On a linear-Gaussian model with
+    two codes, where the truth is known, the default steps came within 3e-4 nats of it on average.
 
     Args:
         variant: A pair whose guide has a reparametrised density.
-        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
+        x: Data [rows, *x_shape] in their own units: an array, a tensor or a data frame. ``Data`` stands for its test
+            part.
         num_particles: The number of draws per datum for each bound.
         log_evidence: Log p(x), [rows], in the data's units, where it is known.
-        steps: The number of steps of Adam; 0 leaves q* at q.
+        steps: The number of steps of Adam. With 0, q* is q.
         lr: The learning rate at the start.
         chains, temperatures: As in ``annealed``.
-        seed: Seed of every draw; the caller's random streams are left as they were.
+        seed: Seed of every draw. The caller's random streams are left as they were.
 
     Raises:
-        ValueError: If the guide has no parameters that could be refined, or no reparametrised draws, or if an argument
-            cannot be used.
+        ValueError: If the guide has no parameters to refine or no reparametrised draws, or if an argument cannot be
+            used.
 
     References:
         Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
@@ -104,7 +105,7 @@ def gaps(
             start = [head(h) for head in variant.guide.heads]
             if not variant.guide.distribution(*start).has_rsample:
                 raise ValueError(
-                    f"{type(variant.guide).__name__} has no reparametrised draws, and refining it takes them"
+                    f"{type(variant.guide).__name__} has no reparametrised draws, which its refinement needs"
                 )
             free = _refined(variant, rows, start, steps, lr)
             noise = int(torch.randint(2**31, ()))
@@ -114,7 +115,7 @@ def gaps(
     log_weight, refined = torch.cat(own, 1) + shift, torch.cat(best, 1) + shift
     if log_evidence is None:
         chain = annealed_weights(variant, y, chains=chains, temperatures=temperatures, seed=seed)
-        weighted = refined.logsumexp(0) - math.log(num_particles)
+        weighted = log_mean(refined)
         if chain.bound.mean() > weighted.mean():
             return _split(log_weight, refined, chain.bound, "annealed", chain.error)
         return _split(
@@ -133,8 +134,8 @@ def _split(
 ) -> Gaps:
     """The gaps, from the log weights [num_particles, rows] of q and of q*.
 
-    Where the evidence comes from draws of its own, ``error`` is its standard error. Where it comes from the draws of
-    q*, ``influence`` is what each of them adds to it.
+    If the evidence comes from separate draws, ``error`` is its standard error. If it comes from the draws of q*,
+    ``influence`` [num_particles, rows] is the influence of each of these draws on the evidence.
     """
     extra = torch.as_tensor(error).to(refined)
     return Gaps(
@@ -149,7 +150,7 @@ def _split(
 
 
 def _refined(variant: Variant, y: Tensor, start: list[Tensor], steps: int, lr: float) -> list[Tensor]:
-    """The parameters of q*, found from those of the encoder by the gradient of Roeder et al., 2017, eq. 8."""
+    """The parameters of q*, found by the gradient of Roeder et al., 2017, eq. 8, from the parameters ``start``."""
     free = [parameter.clone().requires_grad_() for parameter in start]
     optimizer = torch.optim.Adam(free, lr)
     for step in range(steps):

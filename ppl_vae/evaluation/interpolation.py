@@ -22,7 +22,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     here, there = (code / length.clamp_min(tiny) for code, length in zip((a, b), lengths, strict=True))
     angle = torch.arccos((here * there).sum(-1, keepdim=True).clamp(-1, 1))
     sine = torch.where(lengths[0] * lengths[1] > tiny, angle.sin(), 0.0)
-    straight = sine < 1e-3  # the direction in between would be one of rounding
+    straight = sine < 1e-3  # the direction between them would come from rounding
     sine = torch.where(straight, 1.0, sine)
     direction = ((1 - t) * angle).sin() / sine * here + (t * angle).sin() / sine * there
     length = (1 - t) * lengths[0] + t * lengths[1]
@@ -32,15 +32,15 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
     """Decode the spherical interpolation between the codes of two sets of data.
 
-    The codes of a point mass lie on no shell, so that they are standardised first.
+    The codes of a point mass need not lie near a sphere around 0, so they are standardised first.
 
     Args:
         variant: The pair.
         a, b: Data [rows, *x_shape], in the model's units.
-        t: Where between them, from 0 at a to 1 at b.
+        t: The position between the codes, from 0 at a to 1 at b.
 
     Returns:
-        [rows, *x_shape], in the model's units.
+        The decoded means [rows, *x_shape], in the model's units.
     """
     first, last = mean_codes(variant, a), mean_codes(variant, b)
     both = torch.cat([first, last])
@@ -50,9 +50,12 @@ def interpolate(variant: Variant, a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def pairs(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw as many distinct pairs of distinct rows as there are rows; returns the first ends and the second ends.
+    """Draw as many distinct pairs of distinct rows as there are rows.
 
     There are ``rows (rows - 1) / 2`` pairs. This is enough except for two rows, whose one pair is taken twice.
+
+    Returns:
+        The first rows of the pairs, and the second rows, in the shape of x.
     """
     rows = len(x)
     every = rows * (rows - 1) // 2

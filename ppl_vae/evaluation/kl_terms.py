@@ -9,7 +9,7 @@ from ..variant import Variant
 __all__ = ["ACTIVE", "kl_from_prior"]
 
 ACTIVE = 0.01  # a unit is active if its posterior mean has a larger variance over data (Burda et al., 2016)
-DRAWS = 100  # draws of a KL that torch has no closed form for
+DRAWS = 100  # draws per datum for a KL without a closed form in torch
 
 
 def kl_from_prior(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -22,7 +22,8 @@ def kl_from_prior(variant: Variant, y: Tensor) -> tuple[Tensor, Tensor | None]:
         y: Data [rows, *x_shape], in the model's units.
 
     Returns:
-        The KL of each datum, [rows], and the KL of each unit, [rows, z_dim], where both laws factorise.
+        The KL of each datum, [rows], and the KL of each unit, [rows, z_dim]. The second is None where a distribution
+        does not factorise.
     """
     prior = variant.model.prior()
     per_datum, per_unit = [], []

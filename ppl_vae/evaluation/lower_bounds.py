@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..elbo.importance import log_mean
 from ..elbo.reading import Draws
 from ..estimate import standard_error
 from ..streams import seeded, stream_seed
 from ..variant import Variant, densities, evaluating, log_jacobian, needs_density
 from .annealing import annealed_weights
-from .pareto import effective_sample_size, psis
+from .pareto import effective_sample_size, log_mean_error, psis
 
 __all__ = ["Bounds", "all_bounds", "bounds", "bounds_of", "bounds_under", "draws", "held_out"]
 
 
-BLOCK = 64  # data whose draws come from one random stream
+BLOCK = 64  # the draws of this many data come from one random stream
 
 
 class Bounds(NamedTuple):
-    """Lower bounds of log p(x), nats per datum, in the data's units; every field is [rows].
+    """Lower bounds of log p(x), nats per datum, in the data's units. Every field is [rows].
 
     Attributes:
         elbo: The mean of the K log weights (Kingma and Welling, 2014, eq. 2).
@@ -33,9 +34,9 @@ class Bounds(NamedTuple):
         ess: The effective number of the K draws, ``(sum w)**2 / sum w**2``.
         k_hat: The tail index of the weights. Above min(1 - 1 / log10(K), .7) neither the weighted bound nor its error
             can be trusted. It is -inf for equal weights, and inf for too few draws (Vehtari et al., 2024).
-        annealed: The log of the mean weight of annealed importance sampling, which has chains of its own and may have
-            fewer than K of them; None unless it was asked for.
-        annealed_error: The Monte Carlo standard error of ``annealed``.
+        annealed: The log of the mean weight of annealed importance sampling. Its chains are drawn separately, and there
+            may be fewer than K. It is None unless ``bounds`` was called with ``temperatures``.
+        annealed_error: The Monte Carlo standard error of ``annealed``, or None as ``annealed``.
     """
 
     elbo: Tensor
@@ -49,25 +50,26 @@ class Bounds(NamedTuple):
 
 
 def bounds_of(draws: Draws) -> Bounds:
-    """What draws [num_particles, rows] say of log p(x)."""
+    """The bounds of log p(x), without ``annealed``, from draws [num_particles, rows]."""
     log_weight, count = draws.log_weight.mT, len(draws.log_weight)
     ess = effective_sample_size(log_weight)
-    unknown = math.nan if count == 1 else 0.0  # one draw tells no error
+    unknown = math.nan if count == 1 else 0.0  # one draw gives no error
     error = standard_error(log_weight, -1) if count > 1 else torch.full_like(ess, math.nan)
     return Bounds(
         log_weight.mean(-1),
         error,
-        log_weight.logsumexp(-1) - math.log(count),
-        (1 / ess - 1 / count).clamp_min(0).sqrt() + unknown,
+        log_mean(log_weight, -1),
+        log_mean_error(log_weight) + unknown,
         ess,
         psis(log_weight)[1],
     )
 
 
 def held_out(variant: Variant, y: Tensor, num_particles: int = 4) -> Tensor:
-    """The objective of held-out data without any weight or penalty, [rows], nats per datum; larger is better.
+    """The objective of held-out data without weights and penalties, [rows], nats per datum.
 
-    It is the bound. For a point mass it is log p(x, z), or log p(x | z) where p(z) is not in the objective.
+    Larger is better. For a guide with a density it is the bound. For a point mass it is log p(x, z), or log p(x | z)
+    where p(z) is not in the objective.
 
     Args:
         variant: The pair, under ``evaluating``.
@@ -96,7 +98,7 @@ def draws(variant: Variant, y: Tensor, num_particles: int = 100, *, seed: int = 
         num_particles, seed, at_once: As in ``bounds``.
 
     Returns:
-        Log densities of x in the data's units. They hold ``num_particles * rows * (z_dim + 3)`` numbers.
+        The codes and their log densities, ``num_particles * rows * (z_dim + 3)`` numbers.
 
     Raises:
         ValueError: If the guide is a point mass, or a number is below 1.
@@ -107,8 +109,8 @@ def draws(variant: Variant, y: Tensor, num_particles: int = 100, *, seed: int = 
 def _blocks(variant: Variant, y: Tensor, num_particles: int, seed: int, at_once: int | None) -> Iterator[Draws]:
     """Yield the draws of a block of rows at a time.
 
-    Each block has a random stream of its own, so that the draws do not depend on ``at_once``. A block is 64 rows, or as
-    many as the encoder is given at once where a datum is large. Its size depends on the shape of x alone.
+    Each block has a random stream of its own, so that the draws do not depend on ``at_once``. A block has 64 rows, or
+    fewer where a datum is large. Its size depends on the shape of x alone.
     """
     needs_density(variant)
     at_once = variant.at_once if at_once is None else at_once
@@ -147,8 +149,8 @@ def bounds(
     In expectation ``elbo <= importance_weighted <= log p(x)``, and ``annealed <= log p(x)``.
 
     ``annealed`` is the log of the mean weight of 16 chains. With one temperature it is the importance-weighted bound of
-    16 draws, which is below that of K draws where K is above 16. It is above ``importance_weighted`` only where its
-    temperatures make up for the fewer chains. Neither order holds in general.
+    16 draws, which in expectation is below that of K draws if K is above 16. With more temperatures ``annealed`` can be
+    above ``importance_weighted`` although it has fewer chains. Neither bound is the larger one in general.
 
     Data are taken in blocks, so that memory does not grow with their number. The draws depend on ``seed`` and x alone,
     not on ``at_once``. Exactly ``num_particles`` draws are used for each datum.
@@ -156,12 +158,13 @@ def bounds(
     Args:
         variant: A pair whose guide has a density. For a bound under an ex-post mixture it is
             ``with_prior(variant, mixture)``.
-        x: [rows, *x_shape], in the data's units: an array, a tensor, a data frame, or ``Data`` for its test part.
+        x: Data [rows, *x_shape] in their own units: an array, a tensor or a data frame. ``Data`` stands for its test
+            part.
         num_particles: The number K of draws per datum.
-        temperatures: Number of steps of annealed importance sampling from the guide to the posterior; no annealed bound
-            is computed unless it is given. ``annealed`` takes the number of chains too.
-        seed: Seed of the draws; the caller's random streams are left as they were.
-        at_once: How many codes a network sees at once; 1000 unless given, or fewer where a datum is large.
+        temperatures: The number of steps of annealed importance sampling from the guide to the posterior. By default no
+            annealed bound is computed. The function ``annealed`` takes the number of chains too.
+        seed: Seed of the draws. The caller's random streams are left as they were.
+        at_once: The number of codes that a network gets at once. By default it is 1000, or less where a datum is large.
 
     Raises:
         ValueError: If the guide is a point mass, for which there is no bound, or x cannot be used.
@@ -179,7 +182,7 @@ def all_bounds(
     seed: int = 0,
     at_once: int | None = None,
 ) -> Bounds:
-    """``bounds`` for data y [rows, *x_shape] in the model's units; the bounds are in the data's units."""
+    """Compute ``bounds`` for data y [rows, *x_shape] in the model's units. The bounds are in the data's units."""
     (found,) = bounds_under(variant, [variant.model.prior], y, num_particles, seed=seed, at_once=at_once)
     if temperatures is None:
         return found
@@ -196,7 +199,7 @@ def bounds_under(
     seed: int = 0,
     at_once: int | None = None,
 ) -> list[Bounds]:
-    """Compute the bounds of one model under each of several p(z), from the same draws: the networks run once for all.
+    """Compute the bounds of one model under each of several priors, from the same draws. The networks run only once.
 
     Args:
         variant: A pair whose guide has a density.
@@ -210,5 +213,5 @@ def bounds_under(
 
 
 def _joined(parts: tuple[Tensor | None, ...]) -> Any:
-    """One field of the bounds of all blocks; None where it was not asked for."""
+    """One field of the bounds of all blocks, or None where it was not computed."""
     return None if parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """The metrics: one function each, with its title, unit and direction beside it.
 
-A metric looks at a ``Subject`` and returns a ``Number``. Where the number would not be legitimate, it gives the reason
+A metric takes a ``Subject`` and returns a ``Number``. Where the number would not be valid, it returns the reason
 instead. The docstring of the function is the text of its column, and the functions stand in the order of the table. To
 add a metric, add a function.
 """
@@ -29,19 +29,19 @@ from .pareto import k_threshold
 
 __all__ = ["COLUMNS", "Column", "Subject", "measure", "metric"]
 
-MOST = 5000  # data that a Frechet distance takes at most
+MOST = 5000  # a Frechet distance takes at most this many data
 
 
 class Column(NamedTuple):
-    """What a number of the table is.
+    """The description of one column of the table.
 
     Attributes:
         title: A short name.
         unit: Its unit.
-        up: Whether larger is better; None where neither is.
+        up: Whether larger is better, or None where neither direction is better.
         text: One line of explanation.
-        means: Where the samples behind the number are means of p(x | z), without observation noise: ``"always"``,
-            ``"images"``, or never, which is empty.
+        means: For which data the number describes means of p(x | z), without observation noise: ``"always"``,
+            ``"images"``, or an empty text for none.
     """
 
     title: str
@@ -53,12 +53,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained variant and the held-out data that it is judged on. What several metrics need is computed once.
+    """A trained variant and its held-out data. Values that several metrics need are computed once.
+
+    All data here are in the model's units.
 
     Attributes:
         variant: The pair, under ``evaluating``.
-        y: Held-out data [rows, *x_shape]; these and all data here are in the model's units.
-        real: What samples are compared with: ``y``, or the pictures of which it is a binary draw.
+        y: Held-out data [rows, *x_shape].
+        real: The data that samples are compared with: ``y``, or the pictures of which it is a binary draw.
         train: Training data, where they were given.
         mixture: The ex-post density, where there is one.
         features: The space of the Frechet distances.
@@ -89,7 +91,7 @@ class Subject:
 
     @cached_property
     def kl(self) -> tuple[Tensor, Tensor | None]:
-        """KL(q(z | x) || p(z)) of each datum, and of each unit where both laws factorise."""
+        """KL(q(z | x) || p(z)) of each datum, and of each unit where both distributions factorise, in nats."""
         return kl_from_prior(self.variant, self.y)
 
     @cached_property
@@ -99,17 +101,17 @@ class Subject:
 
     @property
     def shows_means(self) -> bool:
-        """Whether samples are shown as means of p(x | z): people look at pictures so, and a table needs its noise."""
+        """Whether samples are means of p(x | z), without noise. This is usual for images, but not for tables."""
         return is_image(self.variant.model.x_shape)
 
     @property
     def can_sample(self) -> bool:
-        """Whether the samples that are wanted can be drawn."""
+        """Whether samples can be made, which needs a mean of p(x | z) where samples are means."""
         return self.has_mean or not self.shows_means
 
     @cached_property
     def compared(self) -> Tensor:
-        """The rows that are compared, at random where there are more than 5000; every sample has as many."""
+        """The indices of the rows that are compared, at most 5000, chosen at random. Every sample has as many rows."""
         rows = len(self.y) if self.train is None else min(len(self.y), len(self.train))
         return chosen(len(self.y), min(rows, MOST), self.seed)
 
@@ -124,12 +126,12 @@ class Subject:
         return self.samples(self.mixture)
 
     def samples(self, prior: nn.Module | None) -> Tensor:
-        """As many samples as data are compared, from the model's prior unless another one is given."""
+        """Draw as many samples as data are compared, from ``prior``, or from the model's prior if it is None."""
         count = len(self.compared)
         return draw_data(self.variant, count, prior=prior, mean=self.shows_means, seed=self.seed)
 
     def distance(self, made: Tensor) -> Number:
-        """The Frechet distance of made data from the real data that are compared."""
+        """The Frechet distance between generated data and the real data that are compared."""
         features = self.features.apply(made)
         if not bool(features.isfinite().all() and self.reference.isfinite().all()):
             return Number(None, reason="features not finite")
@@ -139,10 +141,10 @@ class Subject:
         return Number(value, error, f"its error is rough: {rows} rows, {dimensions} features" if is_rough else "")
 
     def to_nearest_training_datum(self, made: Tensor) -> Number:
-        """The mean distance of made data to the closest training datum."""
+        """The mean distance from generated data to the closest training datum."""
         if self.train is None:
             return NO_TRAIN
-        at_once = max(1, self.variant.at_once // 2)  # each row stands beside its five closest
+        at_once = max(1, self.variant.at_once // 2)  # five close rows per row are in memory too
         return mean_over_data(nearest(made, self.train, at_once))
 
 
@@ -156,7 +158,7 @@ MAP, NO_MIXTURE, NO_TRAIN, NO_MEAN = (
 
 
 def metric(title: str, unit: str, *, up: bool | None, means: str = "") -> Callable[[Metric], Metric]:
-    """Enter a function into the table under its own name; see ``Column`` for the arguments."""
+    """A decorator that adds a function to the table under its own name, with the attributes of ``Column``."""
 
     def enter(function: Metric) -> Metric:
         name, text = function.__name__, " ".join(str(function.__doc__).split()).rstrip(".")
@@ -167,7 +169,7 @@ def metric(title: str, unit: str, *, up: bool | None, means: str = "") -> Callab
 
 
 def measure(subject: Subject) -> dict[str, Number]:
-    """Every metric of a subject, by name. Each has random streams of its own, so that none moves another."""
+    """Compute every metric of a subject, by name. Each metric has its own random streams."""
     found = {}
     for name, function in METRICS.items():
         with evaluating(subject.variant), seeded(subject.seed):
@@ -193,7 +195,7 @@ def importance_weighted(subject: Subject) -> Number:
 
 @metric("k-hat high", "share", up=False)
 def heavy_tails(subject: Subject) -> Number:
-    """Share of the data whose K weights tell too little to trust their IW bound."""
+    """Share of the data whose IW bound cannot be trusted, because the k-hat of their K weights is too large."""
     if not subject.variant.has_bound:
         return MAP
     k_hat = subject.bounds[0].k_hat
@@ -214,7 +216,7 @@ def bound_ex_post(subject: Subject) -> Number:
 
 @metric("MAP", "nats", up=True)
 def log_joint(subject: Subject) -> Number:
-    """Log p(x, z) at the code of a point mass, which is no bound and compares with none."""
+    """Log p(x, z) at the code of a point mass. It is not a bound, and cannot be compared with bounds."""
     if subject.variant.has_bound:
         return Number(None, reason="has a bound")
     if not subject.variant.codes_are_scored:
@@ -224,7 +226,7 @@ def log_joint(subject: Subject) -> Number:
 
 @metric("bits/dim", "bits", up=False)
 def bits_per_dim(subject: Subject) -> Number:
-    """-bound / (D log 2), of a probability mass only."""
+    """-bound / (D log 2), only for a probability mass."""
     if not subject.variant.has_bound:
         return MAP
     if not subject.variant.support.is_discrete:
@@ -248,7 +250,7 @@ def rmse(subject: Subject) -> Number:
 
 @metric("active", "units", up=None)
 def active_units(subject: Subject) -> Number:
-    """Number of codes whose posterior mean has a variance above 0.01 over data."""
+    """Number of units of the code whose posterior mean has a variance above 0.01 over data."""
     return Number(float((subject.codes.var(0) > ACTIVE).sum()))
 
 
@@ -269,7 +271,7 @@ def sigma(subject: Subject) -> Number:
 
 @metric("F real", "F", up=None)
 def frechet_floor(subject: Subject) -> Number:
-    """Frechet distance of held-out from training data: the floor."""
+    """Frechet distance of held-out data from training data, which is the floor of the other distances."""
     if subject.train is None:
         return NO_TRAIN
     generator = torch.Generator().manual_seed(subject.seed)
@@ -279,7 +281,7 @@ def frechet_floor(subject: Subject) -> Number:
 
 @metric("F rec.", "F", up=False, means="always")
 def frechet_reconstructions(subject: Subject) -> Number:
-    """Frechet distance of reconstructions from the held-out data themselves; means of p(x | z), no noise."""
+    """Frechet distance of reconstructions from the held-out data. They are means of p(x | z), without noise."""
     if not subject.has_mean:
         return NO_MEAN
     return subject.distance(mean_data(subject.variant, subject.codes[subject.compared]))
@@ -287,13 +289,13 @@ def frechet_reconstructions(subject: Subject) -> Number:
 
 @metric("F prior", "F", up=False, means="images")
 def frechet_prior(subject: Subject) -> Number:
-    """Frechet distance of samples from the prior; for images they are means of p(x | z), no noise."""
+    """Frechet distance of samples from the prior. For images they are means of p(x | z), without noise."""
     return subject.distance(subject.samples(None)) if subject.can_sample else NO_MEAN
 
 
 @metric("F ex post", "F", up=False, means="images")
 def frechet_ex_post(subject: Subject) -> Number:
-    """Frechet distance of samples from the fitted mixture; for images they are means of p(x | z), no noise."""
+    """Frechet distance of samples from the fitted mixture. For images they are means of p(x | z), without noise."""
     if subject.mixture is None:
         return NO_MIXTURE
     return subject.distance(subject.of_mixture) if subject.can_sample else NO_MEAN
@@ -301,9 +303,9 @@ def frechet_ex_post(subject: Subject) -> Number:
 
 @metric("F interp.", "F", up=False, means="always")
 def frechet_interpolations(subject: Subject) -> Number:
-    """Frechet distance of spherical midpoints of distinct held-out pairs; means of p(x | z), no noise.
+    """Frechet distance of spherical midpoints of distinct held-out pairs. They are means of p(x | z), without noise.
 
-    The pairs are made of the data that they are compared with, so that the distance is smaller than between independent
+    The pairs come from the data that they are compared with, so the distance is smaller than between independent
     samples.
     """
     if not subject.has_mean:
@@ -320,7 +322,7 @@ def nearest_held_out(subject: Subject) -> Number:
 
 @metric("near ex post", "scaled x", up=None, means="images")
 def nearest_ex_post(subject: Subject) -> Number:
-    """Distance of ex-post samples to the nearest training datum; for images they are means, no noise.
+    """Distance of ex-post samples to the nearest training datum. For images they are means, without noise.
 
     Samples that are far nearer than held-out data are copies.
     """

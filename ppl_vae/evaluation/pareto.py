@@ -1,15 +1,15 @@
-"""Pareto smoothed importance sampling: can an average of these weights be trusted?"""
+"""Pareto smoothed importance sampling, which shows whether an average of weights can be trusted."""
 
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["effective_sample_size", "k_threshold", "psis"]
+__all__ = ["effective_sample_size", "k_threshold", "log_mean_error", "psis"]
 
 FEWEST = 5  # the fewest draws that a tail is fitted to
-NUMBERS = 2**22  # the most numbers of a fit at once; more rows are taken in turn
-ROUNDING = 64  # log weights are equal if they differ by no more units in the last place
+NUMBERS = 2**22  # a fit has at most this many numbers at once, and further rows come later
+ROUNDING = 64  # log weights count as equal if they differ by at most this many units in the last place
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -21,8 +21,17 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
 
 
+def log_mean_error(log_weights: Tensor) -> Tensor:
+    """The standard error of the log of the mean weight, ``sqrt(1 / ess - 1 / draws)``, [...], by the delta method."""
+    draws = log_weights.shape[-1]
+    return (1 / effective_sample_size(log_weights) - 1 / draws).clamp_min(0).sqrt()
+
+
 def k_threshold(draws: int) -> float:
-    """The tail index above which a number of weights is too small, ``min(1 - 1 / log10(draws), 0.7)``.
+    """The tail index above which an average of ``draws`` weights cannot be trusted, ``min(1 - 1 / log10(draws), 0.7)``.
+
+    Raises:
+        ValueError: If ``draws`` is below 2.
 
     References:
         Vehtari et al., Pareto Smoothed Importance Sampling, 2024, section 3.2. https://jmlr.org/papers/v25/19-556.html
@@ -36,12 +45,12 @@ def k_threshold(draws: int) -> float:
 def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by order statistics of a generalised Pareto distribution that is fitted to them.
 
-    The tail has ``ceil(min(draws / 5, 3 sqrt(draws)))`` draws, less those that tie with the largest draw below it and
-    those whose weights underflow. This is the rule of arviz 0.23, with the same numbers. The R packages loo and
-    posterior use the same length. ``arviz_stats`` (arviz 1) differs in four ways. It takes log likelihoods, which have
-    the other sign. It rounds the length down, so that its k-hat of 226 draws is ours of the largest 225. It keeps draws
-    that tie with the cutoff or underflow. It returns NaN if the first quartile of the tail is its minimum, as in a tail
-    of five draws.
+    The tail has ``ceil(min(draws / 5, 3 sqrt(draws)))`` draws, except draws that are equal to the largest draw below
+    the tail and draws whose weights underflow. This is the rule of arviz 0.23, with the same numbers. The R packages
+    loo and posterior use the same length. ``arviz_stats`` (arviz 1) differs in four ways. It takes log likelihoods,
+    which have the other sign. It rounds the length down, so that its k-hat of 226 draws is our k-hat of the largest
+    225. It keeps draws that are equal to the cutoff or underflow. It returns NaN if the first quartile of the tail is
+    its minimum, as in a tail of five draws.
 
     Args:
         log_weights: Log p(x, z) - log q(z | x), [..., draws]. The sign matters: for leave-one-out it is minus the log
@@ -51,8 +60,11 @@ def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor
     Returns:
         The smoothed log weights [..., draws], and the shape k-hat of their tail [...]. Moments below ``1 / k-hat``
         exist. Above ``k_threshold(draws)`` neither an average nor its standard error can be trusted. k-hat is -inf
-        where the weights are equal (an exact guide). It is inf where there is no tail to fit: where the tail has fewer
-        than 5 draws, as with 20 draws or fewer in all, or where weights are not finite.
+        where the weights are equal (an exact guide). It is inf where no tail can be fitted: if the tail has fewer than
+        5 draws, which is so for 20 draws or fewer in all, or if weights are not finite.
+
+    Raises:
+        ValueError: If there is no draw.
 
     References:
         Vehtari et al., Pareto Smoothed Importance Sampling, 2024, algorithm 1. https://jmlr.org/papers/v25/19-556.html
@@ -74,7 +86,7 @@ def psis(log_weights: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor
 
 
 def _grid(length: int) -> int:
-    """The number of values of the profile likelihood with which a tail of so many draws is fitted."""
+    """The number of grid points of the profile likelihood for a tail of ``length`` draws."""
     return 30 + math.isqrt(length)
 
 
@@ -89,7 +101,7 @@ def _smooth(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
     cutoff = ordered[:, -1:].clamp_min(math.log(info.tiny)).exp()
     excess = ordered[:, :length].exp() - cutoff
     inside = excess > 0
-    count = inside.sum(-1, keepdim=True).clamp_min(FEWEST)  # the fit of a shorter tail is thrown away
+    count = inside.sum(-1, keepdim=True).clamp_min(FEWEST)  # the fit of a shorter tail is not used
     k_hat, scale = _fit(excess.where(inside, 0), count)
     fitted = inside & (inside.sum(-1, keepdim=True) >= FEWEST) & k_hat.isfinite()
     survival = (torch.arange(length).to(rows) + 0.5) / count  # the largest draw comes first
@@ -110,7 +122,7 @@ def _fit(excess: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     position = count - (count / 4 + 0.5).floor().long()
     quartile = excess.gather(-1, position.clamp_max(excess.shape[1] - 1))
     grid = 1 / excess[:, :1] + (1 - (size / index).sqrt()) / (3 * quartile)
-    shape = torch.log1p(-grid.unsqueeze(-1) * excess.unsqueeze(1)).sum(-1) / count  # beyond the tail log1p(0)
+    shape = torch.log1p(-grid.unsqueeze(-1) * excess.unsqueeze(1)).sum(-1) / count  # beyond the tail: log1p(0) = 0
     profile = count * ((-grid / shape).log() - shape - 1)
     weights = profile.masked_fill(index > size, -math.inf).softmax(-1)
     weights = weights.masked_fill(weights < 10 * torch.finfo(excess.dtype).eps, 0)

@@ -1,4 +1,4 @@
-"""Compare fits on the same held-out data: a paired difference, and the best mixture of all of them."""
+"""Compare fits on the same held-out data by a paired difference, or find their best mixture."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from torch import Tensor
 from ..estimate import rows_named, standard_error
 
 __all__ = ["Paired", "Stacked", "log_mixture", "paired", "stack"]
-CENTRING = 0.1  # the share of each weight times its multiplier that a Newton step leaves
-ITERATIONS = 100  # the most Newton steps; about 15 are needed
-TOLERANCE = 1e-10  # nats that the log score may be below the best one
+CENTRING = 0.1  # a Newton step aims to shrink the product of a weight and its multiplier to this share
+ITERATIONS = 100  # the largest number of Newton steps, of which about 15 are needed
+TOLERANCE = 1e-10  # the log score may be this many nats below the best one
 
 
 class Paired(NamedTuple):
-    """The mean of ``a - b``, nats per datum, above 0 where a is better.
+    """The mean of ``a - b`` in nats per datum, which is above 0 if a is better.
 
     Attributes:
         difference: The mean over data, and over seeds where there are several.
         error_over_data: The standard error for these fits on other data of the same kind. Its replicates are the
             differences per datum, averaged over seeds.
         error_over_seeds: The standard error for other fits on these data. Its replicates are the differences per seed,
-            averaged over data. It is None for one seed, which does not say what another seed would change.
+            averaged over data. It is None for one seed, which does not show the effect of another seed.
     """
 
     difference: float
@@ -38,9 +38,9 @@ class Stacked(NamedTuple):
     """A mixture of fits, ``sum_m weight_m p_m(x)``.
 
     Attributes:
-        weights: The weights of the models, [models]; their sum is 1.
+        weights: The weights of the models, [models]. Their sum is 1.
         log_density: The log density of the mixture, [rows], nats per datum. The weights were chosen on the same data.
-        slack: How far, at most, the mean of ``log_density`` is below the best one, nats per datum.
+        slack: An upper bound of how far the mean of ``log_density`` is below the best one, nats per datum.
     """
 
     weights: Tensor
@@ -59,12 +59,15 @@ class Stacked(NamedTuple):
 
 
 def paired(a: Any, b: Any) -> Paired:
-    """Compare two fits by their bounds of the same held-out data, [rows], or [seeds, rows] of as many fits of each.
+    """Compare two fits by their bounds of the same held-out data.
 
     Bounds of one datum go up and down together, so that the error of a difference is far below that of either mean.
 
+    Args:
+        a, b: Bounds in nats, [rows] for one fit each, or [seeds, rows] for one fit per seed.
+
     Raises:
-        ValueError: If the shapes do not fit, or a bound is infinite or NaN: such a datum has no difference.
+        ValueError: If the shapes do not fit, or a bound is infinite or NaN, so that its datum has no difference.
     """
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.shape[-1] < 2:
@@ -100,6 +103,9 @@ def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
         log_densities: Log p(x), or lower bounds of it, of held-out data under each model, nats, [models, rows]. With
             lower bounds the mixture is a lower bound too.
 
+    Raises:
+        ValueError: If the shape does not fit, a number is NaN, or a datum has no finite density under any model.
+
     References:
         Yao et al., Using Stacking to Average Bayesian Predictive Distributions, 2018, eq. 4.
         https://arxiv.org/abs/1704.02030
@@ -120,18 +126,18 @@ def stack(log_densities: Tensor | Sequence[Any]) -> Stacked:
 
 
 def _optimum(p: Tensor) -> Tensor:
-    """The best weights [models] for densities [models, rows], each row of which may have a factor of its own."""
+    """The best weights [models] for densities [models, rows]. All densities of a datum may share any factor."""
     weights, multipliers = torch.full_like(p[:, 0], 1 / len(p)), torch.ones_like(p[:, 0])
     for _ in range(ITERATIONS):
         share = p / (weights @ p)
         slope = share.mean(1)
         if float(slope.max()) - 1 < TOLERANCE and abs(float(weights.sum()) - 1) < TOLERANCE:
             break
-        target = CENTRING * (weights @ multipliers) / len(p)  # of each weight times its multiplier
+        target = CENTRING * (weights @ multipliers) / len(p)  # the wanted product of each weight and its multiplier
         curvature = share @ share.mT / p.shape[1] + torch.diag(multipliers / weights)
         move = torch.linalg.solve(curvature, slope - 1 + target / weights)
         change = (target - multipliers * move) / weights - multipliers
         falls = torch.cat([-move / weights, -change / multipliers]).max()
-        length = min(1.0, 0.95 / max(float(falls), 0.95))  # both stay positive
+        length = min(1.0, 0.95 / max(float(falls), 0.95))  # so that weights and multipliers stay positive
         weights, multipliers = weights + length * move, multipliers + length * change
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""What does a person see? The comparison of variants and its page."""
+"""How are variants compared, and what does the page of a comparison show?"""
 
 from .comparison import compare
 from .results import Refused, Result

@@ -64,6 +64,9 @@ def run_variant(
         z_dim: Size of a code.
         options: Options of the variant's builder.
         training: Arguments of ``fit``.
+
+    Returns:
+        A ``Result``, or a ``Refused`` with the reason if the variant could not be trained or judged.
     """
     with seeded(judging.seed):
         variant = VARIANTS[name](data.x_shape, z_dim, **options)
@@ -87,7 +90,7 @@ def run_variant(
 
 
 def _suited(variant: Variant, data: Data, seed: int) -> Data:
-    """The data, or Bernoulli draws of them if only these lie in the support and the data are grey values in [0, 1]."""
+    """The data, or Bernoulli draws of them if the data are grey values in [0, 1] and only the draws are supported."""
     y = data.scale(data.test)
     grey = bool(((y >= 0) & (y <= 1)).all()) and isinstance(data.train, Tensor)
     if not grey or _supports(variant, y):
@@ -133,7 +136,7 @@ def compare(
         estimator: Estimator of the bound for all variants, such as ``"dreg:num_particles=16"``. By default every
             variant has its own.
         options: Options of variants by name, such as ``{"beta": 2}``. Each is given to the variants that have it.
-        progress: Show the loss and the time left.
+        progress: Whether to show the loss and the time left.
         command: The command that was typed, for the report.
         training: Arguments of ``fit``.
 
@@ -185,7 +188,7 @@ def versions() -> dict[str, str]:
 
 
 def as_csv(results: Sequence[Result | Refused]) -> str:
-    """The table as CSV, a row per variant. A cell is empty where there is no legitimate number."""
+    """The table as CSV, a row per variant. A cell is empty if there is no legitimate number for it."""
     header = ["variant", "data", "measure", "best_epoch", "seconds"]
     header += [part for name in COLUMNS for part in (name, f"{name}_error")] + ["reason"]
     text = io.StringIO()

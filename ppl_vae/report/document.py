@@ -17,7 +17,7 @@ __all__ = ["Plot", "comparison_page"]
 
 
 class Plot(NamedTuple):
-    """A plot with its heading and its caption; the image is a data URI."""
+    """A plot with its heading and its caption. The image is a data URI."""
 
     title: str
     caption: str
@@ -28,12 +28,12 @@ def comparison_page(results: Sequence[Result | Refused], data: Data, settings: M
     """Write the page of a comparison.
 
     Args:
-        results: What ``compare`` found, in the order to be shown.
+        results: The results of ``compare``, in the order in which they are shown.
         data: The data that the variants were compared on.
         settings: The settings of the run. ``command``, ``versions`` and ``features`` are shown at their own places.
 
     Returns:
-        HTML that needs no other file, and is the same for the same fits.
+        HTML that needs no other file. The same fits give the same page.
     """
     judged = [result for result in results if isinstance(result, Result)]
     images = is_image(data.x_shape)
@@ -63,7 +63,7 @@ def comparison_page(results: Sequence[Result | Refused], data: Data, settings: M
 def _summary(
     results: Sequence[Result | Refused], judged: Sequence[Result], data: Data, settings: Mapping[str, Any]
 ) -> list[str]:
-    """What was compared, how it was trained and how it was judged, a paragraph each."""
+    """Three paragraphs: what was compared, how it was trained and how it was judged."""
     paragraphs = [_compared(results, judged, data)]
     if judged:
         paragraphs += [_trained(judged, settings), _judged(judged)]
@@ -121,8 +121,9 @@ def _plots(judged: Sequence[Result]) -> dict[str, list[Plot]]:
     bounds = {title: some for title, some in by_measure(judged).items() if some[0].variant.has_bound}
     per_datum = Plot(
         "",
-        "Each box shows the median and the quartiles, its whiskers the 5% and 95% quantiles, and the diamond the mean, "
-        "which the table gives. Points are held-out data. Points far to the left are counted instead of drawn.",
+        "A box shows the median and the quartiles, and its whiskers show the 5% and 95% quantiles. The diamond shows "
+        "the mean, which is also in the table. Points are held-out data. Points far to the left are counted, not "
+        "drawn.",
         plots.bound_per_datum(bounds) if bounds else "",
     )
     return {"training": _training(judged), "codes": _codes(judged), "per_datum": [per_datum] if bounds else []}
@@ -135,7 +136,7 @@ def _training(judged: Sequence[Result]) -> list[Plot]:
             "Convergence",
             "One panel per variant, each with its own axis, in nats per datum against epochs. The coloured curve is "
             "the held-out objective, with a dot at the epoch that was kept. The dashed curve is minus the training "
-            "loss. With a weighted KL or a penalty it is another quantity, and its axis is on the right.",
+            "loss. If the KL is weighted or there is a penalty, this is another quantity, with an axis on the right.",
             plots.convergence(judged),
         )
     )
@@ -146,15 +147,15 @@ def _training(judged: Sequence[Result]) -> list[Plot]:
 
 def _held_out_objective(judged: Sequence[Result]) -> Plot:
     caption = (
-        "Minus the held-out loss after each epoch, on training data that were held back. Higher is better. Curves "
-        "can be compared only within a panel of bounds, and MAP objectives cannot be compared. Each panel has its own "
-        "axis, and the steep first quarter of a curve may lie below it."
+        "Minus the held-out loss after each epoch, on data that were held back for validation. Higher is better. "
+        "Curves can be compared only within a panel of bounds, and MAP objectives cannot be compared. Each panel has "
+        "its own axis. The first quarter of a steep curve may lie below the axis."
     )
     return Plot("Held-out objective", caption, plots.objectives(_by_objective(judged)))
 
 
 def _by_objective(judged: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results by the objective on held-out data: by measure, and MAP objectives by whether they contain p(z)."""
+    """Results by the kind of their held-out objective: the measure of a bound, or whether a MAP objective has p(z)."""
     kinds: dict[str, list[Result]] = {}
     for title, some in by_measure(judged).items():
         for result in some:

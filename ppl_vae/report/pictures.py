@@ -22,17 +22,17 @@ from .results import Result, colour
 __all__ = ["Pictures", "grid", "pictures_of", "write_samples"]
 
 SIDES = (2, 8)  # fewest and most images on a side of a grid
-NUMBERS = 5_000_000  # in all grids of a page together, which keeps the page below some 8 MB
-LARGEST = 64  # pixels on a side; larger images are shown reduced
-SMALLEST = 24  # pixels on the longer side; smaller images are shown enlarged
-PAIRS = 100  # pairs of held-out data that are interpolated, of which the first are shown
+NUMBERS = 5_000_000  # numbers in all grids of a page together; the page then stays below about 8 MB
+LARGEST = 64  # the most pixels on a side; larger images are reduced
+SMALLEST = 24  # the fewest pixels on the longer side; smaller images are enlarged
+PAIRS = 100  # pairs of held-out data that are interpolated; only the first ones are shown
 
 
 class Pictures(NamedTuple):
     """The grids of images of a report, each a data URI.
 
     Attributes:
-        span: The values that are black and white, in the model's units.
+        span: The value that is shown as black and the value that is shown as white, in the model's units.
         held_out: Held-out data.
         rows: For each variant its name, its colour, and four grids: samples from the prior, samples from the ex-post
             mixture, reconstructions and interpolations.
@@ -53,7 +53,7 @@ def grid(y: Tensor, columns: int | None = None) -> Tensor:
 
 
 def pictures_of(results: Sequence[Result], data: Data) -> Pictures:
-    """Draw the grids of a report; ``data`` are what the variants were compared on."""
+    """Draw the grids of a report. ``data`` are the data that the variants were compared on."""
     side = _side(len(results), data)
     real = data.scale(data.test) if data.pictures is None else data.pictures
     return Pictures(
@@ -64,14 +64,14 @@ def pictures_of(results: Sequence[Result], data: Data) -> Pictures:
 
 
 def _side(variants: int, data: Data) -> int:
-    """Images on a side of a grid, so that all grids together stay within ``NUMBERS`` and the data fill one grid."""
+    """The number of images on a side of a grid. All grids stay within ``NUMBERS``, and the data fill one grid."""
     channels, height, width = data.x_shape
     numbers = 4 * max(1, variants) * channels * min(LARGEST, height) * min(LARGEST, width)
     return max(SIDES[0], min(SIDES[1], math.isqrt(len(data.test)), math.isqrt(NUMBERS // numbers)))
 
 
 def _span(y: Tensor) -> tuple[float, float]:
-    """The values that are black and white: 0 and 1, or the range of the data if they leave [0, 1]."""
+    """The values of black and of white: 0 and 1, or the range of the data if some of them are outside [0, 1]."""
     low, high = float(y.min()), float(y.max())
     return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 
@@ -98,7 +98,7 @@ def _reconstructions(variant: Variant, y: Tensor, side: int) -> Tensor:
 
 def _interpolations(variant: Variant, y: Tensor, side: int) -> Tensor:
     """Rows of ``side`` steps from one held-out datum to another."""
-    half = min(len(y) // 2, PAIRS)  # more pairs than are shown, since all of them standardise codes of a point mass
+    half = min(len(y) // 2, PAIRS)  # more than are shown, because codes of a point mass are standardised over all pairs
     start, end = y[:half], y[half : 2 * half]
     steps = [interpolate(variant, start, end, step / (side - 1))[:side] for step in range(side)]
     return torch.stack(steps, 1).flatten(0, 1)
@@ -107,14 +107,14 @@ def _interpolations(variant: Variant, y: Tensor, side: int) -> Tensor:
 def _tiles(y: Tensor, columns: int, span: tuple[float, float]) -> str:
     """Images [rows, channels, height, width] as a grid in a data URI.
 
-    ``span`` is what is black and what is white; values outside are clamped. Three channels are shown as RGB, and of any
-    other number the first is shown in grey.
+    ``span`` gives the values of black and of white, and values outside are clamped. Three channels are shown as RGB. If
+    there is another number of channels, the first one is shown in grey.
     """
     from matplotlib.image import imsave
 
     y = ((_reduced(y).float().cpu() - span[0]) / (span[1] - span[0] or 1.0)).clamp(0, 1)
     y = y if y.shape[1] == 3 else y[:, :1].expand(-1, 3, -1, -1)
-    # Enlarged before they are put side by side, so that the gap between images is always one pixel wide.
+    # Images are enlarged before they are put side by side, so that the gap between them is always one pixel wide.
     y = torch.nn.functional.interpolate(y, scale_factor=max(1, SMALLEST // max(y.shape[2:])))
     buffer = io.BytesIO()
     imsave(buffer, grid(y, columns).permute(1, 2, 0).contiguous().numpy(), format="png")
@@ -129,7 +129,9 @@ def _reduced(y: Tensor) -> Tensor:
 
 
 def write_samples(path: Path, variant: Variant, x: Tensor) -> None:
-    """Write samples whole or not at all: their numbers to a .npy file, or a grid of images to a .png file.
+    """Write samples as numbers to a .npy file, or as a grid of images to a .png file.
+
+    The file is written whole or not at all.
 
     Args:
         path: The file, whose name ends in .npy or .png.

@@ -1,4 +1,4 @@
-"""What a comparison found for one variant: a result, or the reason why there is none."""
+"""The outcome of a comparison for one variant: a result, or the reason why there is none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ class Result:
 
     @property
     def data(self) -> Data:
-        """The data it was trained on, which are binarized where its likelihood is binary and the data are grey."""
+        """The data that it was trained on. Grey values are binarized if the likelihood is binary."""
         return self.fit.data
 
     @property
     def measure(self) -> str:
-        """The kind of quantity that the bound is a bound of. Bounds compare only if they have the same measure."""
+        """The kind of quantity that is bounded. Bounds can be compared only if they have the same measure."""
         if not self.variant.has_bound:
             return "MAP objective (no bound)"
         kind = "mass" if self.variant.support.is_discrete else "density"
@@ -61,7 +61,7 @@ class Result:
         }
 
     def details(self) -> dict[str, Any]:
-        """What belongs to the row but is not in its cells: reasons for empty cells, notes, and the receipt."""
+        """The parts of a row that are not in its cells: reasons for empty cells, notes, and the receipt."""
         numbers = self.evaluation.numbers
         return {
             "empty": {name: number.reason for name, number in numbers.items() if number.value is None},
@@ -103,7 +103,7 @@ def _heading(name: str, data: Data, measure: str) -> dict[str, Any]:
 
 
 def by_measure(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results whose bounds compare, under a title that says what the bounds are bounds of; MAP objectives are last."""
+    """Results in groups of comparable bounds, by a title that names the bounded quantity. MAP objectives are last."""
     kinds: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: not result.variant.has_bound):
         title = f"Bounds of the log {result.measure}" if result.variant.has_bound else "MAP objectives (no bounds)"

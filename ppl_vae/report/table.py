@@ -1,4 +1,4 @@
-"""The table of a report: printed numbers in rows, and rows in groups whose bounds compare."""
+"""The table of a report: printed numbers in rows, and rows in groups of comparable bounds."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ ROUNDING = 1e-9  # an error below this share of the value is rounding, and is no
 
 
 class Cell(NamedTuple):
-    """A number as it is printed, with its error; or the reason why there is none."""
+    """A number as it is printed, with its error, or the reason why there is no number."""
 
     value: str
     error: str = ""
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The cells of one variant; or the reason why it has none."""
+    """The cells of one variant, or the reason why it has none."""
 
     name: str
     colour: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows whose bounds compare, under a title that says what the bounds are bounds of."""
+    """Rows with comparable bounds, under a title that names the bounded quantity."""
 
     title: str
     text: str
@@ -62,7 +62,7 @@ def printed(number: Number, *, best: bool = False) -> Cell:
 
 
 def groups_of(results: Sequence[Result | Refused]) -> list[Group]:
-    """The rows of all variants in their groups; those that were refused or diverged come last."""
+    """The rows of all variants in their groups. Variants that were refused or diverged come last."""
     judged = [result for result in results if isinstance(result, Result)]
     groups = [_group(title, some) for title, some in by_measure(judged).items()]
     refused = [
@@ -84,7 +84,7 @@ def _group(title: str, results: Sequence[Result]) -> Group:
 
 
 def _best(results: Sequence[Result], name: str) -> Number | None:
-    """The best number of a column; None if no direction is better, or if there are not two numbers to compare."""
+    """The best number of a column. None if no direction is better, or if there are fewer than two numbers."""
     numbers = [number for result in results if (number := result.evaluation[name]).value is not None]
     up = COLUMNS[name].up
     if up is None or len(numbers) < 2 or name == "log_joint":  # MAP objectives cannot be compared

@@ -24,7 +24,7 @@ class _Lists(NamedTuple):
 
     Attributes:
         group: The parameter group, with the settings.
-        places: The places of these parameters among all that move.
+        places: The positions of these parameters in the sequence of all parameters that move.
         parameters: The parameters.
         averages: The running averages of their gradients.
         squares: The running averages of their squared gradients.
@@ -78,7 +78,7 @@ class Adam(torch.optim.Optimizer):
             self.move(parameters, [p.grad for p in parameters])
 
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Update the parameters with the gradients. The caller has switched gradients off.
+        """Update the parameters with the gradients, in the same order. Call it under ``torch.no_grad()``.
 
         A call with the same sequence object as the last call is fast, because the kernel's lists are kept.
         """

@@ -27,7 +27,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 def backend_for(name: str) -> str:
-    """The backend that runs under a name. ``auto`` gives ``fx``, and so does ``inductor`` without a C++ compiler.
+    """The backend that a name stands for. ``auto`` stands for ``fx``, and so does ``inductor`` without a C++ compiler.
 
     Raises:
         ValueError: If there is no backend of that name, or if ``cudagraph`` finds no CUDA device.
@@ -73,7 +73,7 @@ def _call_directly(node: Node) -> None:
 
 
 def inductor(recording: Recording) -> Function:
-    """Compile the shortened graph. Sums are taken in another order; the random draws are those of eager torch."""
+    """Compile the shortened graph. It adds in another order than eager torch, and its random draws are the same."""
     from torch._decomp import get_decompositions
     from torch._inductor import config
 
@@ -82,7 +82,7 @@ def inductor(recording: Recording) -> Function:
         from torch._inductor.decomposition import select_decomp_table
 
     aten = torch.ops.aten
-    # Batch norm written as arithmetic is faster than the library's kernel, and loses fewer digits.
+    # Batch norm written as arithmetic is faster than torch's kernel, and loses fewer digits.
     norms = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
     decompositions = {**select_decomp_table(), **norms}
     constants, graph = shorten(recording)
@@ -99,9 +99,9 @@ class CudaGraph:
     A call copies its inputs and the present learning rate into the tensors that the launch reads.
 
     Args:
-        step: The step to capture, from its inputs to its loss.
-        inputs: Tensors of the shapes that every call has.
-        optimizer: The optimizer that the step moves; it has one parameter group.
+        step: The step to capture. It takes the inputs and returns the loss.
+        inputs: Tensors with the shapes of the inputs of every call.
+        optimizer: The optimizer that the step calls. It has one parameter group.
     """
 
     def __init__(self, step: Callable[..., Tensor], inputs: Sequence[Tensor], optimizer: Adam) -> None:

@@ -1,6 +1,7 @@
 """Record a function of tensors as a graph of the operations that it calls.
 
-The contract is that of ``jax.jit``: what changes from call to call is a tensor. Python values are frozen.
+The contract is that of ``jax.jit``: a value that changes from call to call has to be a tensor. Python values are
+frozen.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ __all__ = ["Function", "NotStatic", "Recording", "equal", "first_line", "put_bac
 aten = torch.ops.aten
 Function = Callable[..., list[Tensor]]
 
-# The same kernel under another name, whose schema says that it writes the running statistics.
+# Kernels that are recorded under another name, whose schema says that they write the running statistics.
 DECLARED = {aten.native_batch_norm.default: aten._native_batch_norm_legit.default}
 # Kernels whose gradient needs a tensor that torch does not show to a recording.
 HIDDEN = {aten.mkldnn_rnn_layer.default: "the CPU kernel of nn.LSTM cannot be recorded (the kernel of nn.GRU can)"}
@@ -52,7 +53,7 @@ class Recording(TorchDispatchMode):
     Attributes:
         inputs: The arguments.
         graph: The operations of aten in their order, random and in-place operations included.
-        outputs: The tensors that the call returned. A recorded call computes what any other call does.
+        outputs: The tensors that the call returned. They are those of a call that is not recorded.
         held: The tensors from outside, such as parameters and buffers. They are further inputs of the graph.
         before: The values that arguments and held tensors had before the call.
         constants: Tensors that the function makes from Python numbers, by name.
@@ -138,12 +139,12 @@ class Recording(TorchDispatchMode):
         set_stream_states(self.start)
 
     def forget(self) -> None:
-        """Release the values. The graph alone is needed to compare it with a later recording."""
+        """Release the values. A comparison with a later recording needs only the graph."""
         self.inputs, self.outputs, self.before, self.aliases = [], [], [], []
 
 
 def _reads_values(func: Any, args: Any) -> bool:
-    """Whether an operation has to know the values of a tensor. Indexing does if an index is a mask."""
+    """Whether an operation has to know the values of a tensor. Indexing has to know them if an index is a mask."""
     if func is aten.index.Tensor:
         return any(index is not None and not index.dtype.is_signed for index in args[1])
     return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(func.tags)
@@ -153,9 +154,10 @@ def record(function: Function, inputs: Sequence[Tensor], restore: Callable[[], N
     """Call ``function(*inputs)`` and record it.
 
     Args:
-        function: From tensors to tensors. It may draw from torch's random streams and write tensors in place.
+        function: A function from tensors to tensors. It may draw from torch's random streams and write tensors in
+            place.
         inputs: The arguments of the call.
-        restore: Undoes what the call changed in Python objects. It is called if the call fails.
+        restore: A function that undoes what the call changed in Python objects. It is called if the call fails.
 
     Raises:
         NotStatic: If the function needs the values of a tensor, or if it fails. All changes of the call are undone.
@@ -177,7 +179,7 @@ def record(function: Function, inputs: Sequence[Tensor], restore: Callable[[], N
 def put_back(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     """Write values into tensors, in place.
 
-    A tensor that has its value already is not written, because an expanded tensor cannot be.
+    A tensor that already has its value is not written, because it may be an expanded tensor, which cannot be written.
     """
     for value, tensor in zip(values, tensors, strict=True):
         if not equal(value, tensor):

@@ -1,4 +1,4 @@
-"""One pass over an objective: the loss and its gradients as tensors, without reading a value of them."""
+"""One pass over an objective: the loss and its gradients as tensors, without reading their values."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,12 +31,13 @@ def differentiate(objective: Callable[[], Any], parameters: Callable[[], Iterabl
     """Compute a loss and its gradients.
 
     Args:
-        objective: Computes the loss.
-        parameters: Gives the parameters, once the loss is computed; those that require no gradient are left out.
+        objective: A function that computes the loss.
+        parameters: A function that returns the parameters. It is called after the loss is computed. Parameters that
+            require no gradient are left out.
         elbo: The estimator of Pyro inside the objective, or None.
 
     Raises:
-        NotStatic: If the loss is no tensor that requires a gradient.
+        NotStatic: If the loss is not a tensor that requires a gradient.
     """
     with torch.enable_grad(), _values_unread(elbo):
         loss: Any = objective()

@@ -28,7 +28,7 @@ def modes() -> tuple[Any, ...]:
 
 
 def open_handlers() -> str | None:
-    """The handler, hook or mode that has to see each call of a step, in words. None if there is none."""
+    """A description of a handler, hook or mode that has to see each call of a step. None if there is none."""
     if _PYRO_STACK:
         return f"a handler of Pyro is open around the step ({type(_PYRO_STACK[-1]).__name__})"
     if any(GLOBAL_HOOKS):

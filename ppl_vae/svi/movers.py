@@ -1,4 +1,4 @@
-"""Move parameters as ``pyro.optim`` does, which keeps one torch optimizer per parameter, but in one kernel."""
+"""Move parameters as ``pyro.optim`` does, but all of them in one kernel. Pyro keeps one torch optimizer for each."""
 
 from collections.abc import Callable, Sequence
 from operator import is_, itemgetter
@@ -25,7 +25,7 @@ class Joint(PyroOptim):
     """One torch optimizer for all parameters, with the interface of ``pyro.optim``.
 
     Args:
-        make: From a list of parameters to a ``torch.optim.Optimizer``.
+        make: A function from a list of parameters to a ``torch.optim.Optimizer``.
     """
 
     def __init__(self, make: Callable[[list[Tensor]], Optimizer]) -> None:
@@ -52,7 +52,7 @@ class Joint(PyroOptim):
         return {} if self.optimizer is None else self.optimizer.state_dict()
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of ``get_state``. Before the first step it waits until the optimizer is made."""
+        """Load a state that ``get_state`` returned. Before the first step it waits until the optimizer is made."""
         if self.optimizer is None:
             self._state_waiting_to_be_consumed = dict(state_dict)
         else:
@@ -62,10 +62,10 @@ class Joint(PyroOptim):
 class Mover:
     """Move parameters as an optimizer of Pyro does.
 
-    Plain ``pyro.optim.Adam`` moves all parameters at once by torch's fused kernel. This kernel rounds differently from
-    the kernels that torch takes without ``fused=True``. Any other optimizer is called as Pyro calls it. The averages
-    of Adam stay in the optimizers that Pyro keeps, so that ``get_state``, ``set_state``, ``save``, ``load`` and
-    schedulers work as they do with ``pyro.infer.SVI``.
+    If the optimizer is plain ``pyro.optim.Adam``, torch's fused kernel moves all parameters at once. This kernel rounds
+    differently from the kernels that torch uses without ``fused=True``. Any other optimizer is called as Pyro calls it.
+    The averages of Adam stay in the optimizers that Pyro keeps, so that ``get_state``, ``set_state``, ``save``,
+    ``load`` and schedulers work as they do with ``pyro.infer.SVI``.
 
     Args:
         optim: An optimizer of ``pyro.optim``, or a ``Joint``.
@@ -91,7 +91,7 @@ class Mover:
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        with torch.enable_grad():  # Pyro calls it so; an optimizer switches gradients off itself
+        with torch.enable_grad():  # as Pyro calls it: the optimizer itself switches gradients off
             self.optim(list(parameters))
         for parameter in parameters:
             parameter.grad = None
@@ -155,7 +155,7 @@ class Mover:
 
 
 def _is_plain(optimizer: Any, parameter: Tensor) -> bool:
-    """Whether the fused kernel does for a parameter what its optimizer does."""
+    """Whether the fused kernel updates a parameter as its optimizer would."""
     group = optimizer.param_groups[0]
     return (
         type(optimizer) is torch.optim.Adam

@@ -12,7 +12,8 @@ __all__ = ["PRECISIONS", "TOLERANCES", "Precision", "networks_in_bf16", "product
 
 Precision = Literal["full", "bf16", "bf16_matmul"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-# The relative error that a compiled step may have: a compiler rounds less often than networks in bfloat16 do.
+# The relative error that a compiled step may have. Eager networks in bfloat16 round each intermediate result, and a
+# compiler rounds fewer of them.
 TOLERANCES = {"full": 1e-3, "bf16": 0.1, "bf16_matmul": 0.1}
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

@@ -24,12 +24,12 @@ def prove(one: Recording, two: Recording, build: Callable[[Recording], Function]
 
     Args:
         one, two: Recordings of two calls, with different data, noise and weights.
-        build: From a recording to a function of its inputs and held tensors.
+        build: A function that takes a recording, and returns a function of its inputs and held tensors.
         tolerance: The relative error that is allowed, in the first output, in the norm of the other outputs, and in
             the norm of the written tensors; zero asks for equality to the last bit.
 
     Returns:
-        A function from new inputs to outputs. It reads and writes the held tensors.
+        A function from new inputs to outputs, which reads and writes the held tensors.
 
     Raises:
         NotStatic: If the proof fails. The message says why.
@@ -80,7 +80,7 @@ def same_streams(ours: Any, theirs: Any) -> bool:
 
 
 def _moved_stream(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """Which stream has moved that is not torch's: "Python's" or "NumPy's". None if neither has."""
+    """The random stream outside torch that has moved: "Python's" or "NumPy's". None if neither has moved."""
     if before["random"] != after["random"]:
         return "Python's"
     return None if all(map(np.array_equal, before["numpy"], after["numpy"])) else "NumPy's"
@@ -104,7 +104,7 @@ def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0
 
 
 def _repeats(recording: Recording, outputs: Sequence[Tensor], after: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether a second run has done what the recorded call did.
+    """Whether a second run has repeated the recorded call.
 
     The loss, the gradients and the written tensors are compared separately. A tensor that the recorded call did not
     write has to be unchanged to the last bit.

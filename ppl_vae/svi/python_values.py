@@ -1,4 +1,4 @@
-"""Python values that a graph freezes: how a changed value is told from an unchanged one."""
+"""Python values that a graph freezes: stand-ins that show whether a value has changed."""
 
 from collections import deque
 from typing import Any
@@ -12,7 +12,7 @@ CONTAINERS = (list, dict, set, deque)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a Python value cannot change in place, as numbers, strings and tuples of these cannot."""
+    """Whether a Python value is immutable: a number, a string, or a tuple of such values."""
     if type(value) is tuple:
         return all(map(is_plain, value))
     return isinstance(value, (*NUMBERS, float, complex))

@@ -1,6 +1,6 @@
 """Shorten a recorded graph without changing a bit of its result.
 
-Aliases, constants, repeated operations and operations that nobody reads are taken out.
+Aliases, constants, repeated operations and operations whose results are never read are taken out.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ VIEWS = [view.default for view in (aten.alias, aten.detach, aten.expand, aten.vi
 def shorten(recording: Recording) -> tuple[dict[Any, Tensor], Graph]:
     """The constants, by name, and the shortened graph of a recording.
 
-    The graph of the recording itself is changed. Random draws stay even if nobody reads them, so that the random
+    The graph of the recording itself is changed. Random draws stay even if they are never read, so that the random
     streams move as before. Operations that write a tensor stay too.
     """
     graph = recording.graph
@@ -74,7 +74,7 @@ def shorten(recording: Recording) -> tuple[dict[Any, Tensor], Graph]:
 
 
 def _shared(node: Node) -> Iterator[tuple[Node, bool]]:
-    """The arguments that share memory with the result of a node, and for each whether the node writes it."""
+    """The arguments that share memory with the result of a node, each with a flag: whether the node writes it."""
     if node.target is getitem:
         yield node.args[0], False  # type: ignore[misc]
     schema = getattr(node.target, "_schema", None)
@@ -92,7 +92,7 @@ def _has_effect(node: Node) -> bool:
 
 def _written_at_some_time(graph: Graph) -> set[Node]:
     """The nodes whose memory is written somewhere in the graph: two reads of such a node may differ."""
-    owner: dict[Node, Node] = {}  # a node with shared memory -> a node that it shares the memory of
+    owner: dict[Node, Node] = {}  # a node with shared memory -> the node that owns this memory
 
     def root(node: Node) -> Node:
         while node in owner:
@@ -138,7 +138,7 @@ def _fold(node: Node, known: dict[Node, Tensor]) -> bool:
 
 
 def _value(node: Node, known: dict[Node, Tensor]) -> Tensor:
-    """The value of a constant. Any other node is read for its shape and type alone, and an empty tensor shows them."""
+    """The value of a constant, or a tensor of the right shape and type for a node of which only these are read."""
     if node in known:
         return known[node]
     shape, _, dtype, device = node.meta["like"]

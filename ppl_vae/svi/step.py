@@ -39,11 +39,11 @@ class Graph:
     """The proved graph of one kind of step.
 
     Attributes:
-        run: From the tensors among the arguments to the loss and the gradients.
+        run: A function from the tensors among the arguments to the loss and the gradients.
         launch: The whole step as one launch on a CUDA device. None for the other backends.
         moved: The parameters that have a gradient, in the order of the gradients.
         idle: The parameters that have no gradient in this kind of step.
-        held: Tensors that the graph reads or writes beside its arguments.
+        held: Tensors that the graph reads or writes besides its arguments.
         proved_at: The number of the step at which the graph was last proved. Steps of all kinds count.
         calls: The number of steps of this kind.
         due: The call at which the graph is proved again.
@@ -60,7 +60,7 @@ class Graph:
 
 
 class Step:
-    """One step of an optimizer: ``loss = step(*args)`` lowers ``objective(*args)`` and reads no value of it.
+    """One step of an optimizer: ``loss = step(*args)`` lowers ``objective(*args)`` without reading its value.
 
     Steps are of the same kind if the shapes of their arguments, the modes of torch and everything that Python sees of
     the model are the same (see ``Surroundings``). The first step of a kind runs eagerly. The second and the third are
@@ -69,13 +69,13 @@ class Step:
     with those of an eager pass. A step that cannot be proved runs eagerly.
 
     Args:
-        objective: From tensors, and Python values that do not change, to a loss of shape [].
-        optimizer: Moves the parameters. ``Adam`` of this package is the fastest.
+        objective: A function from tensors, and from Python values that do not change, to a loss of shape [].
+        optimizer: The optimizer that moves the parameters. ``Adam`` of this package is the fastest.
         modules: Modules and other objects that the objective reads.
         backend: ``"auto"`` (which is fx), ``"eager"``, ``"fx"``, ``"inductor"`` or ``"cudagraph"``.
         elbo: The estimator inside the objective, if it is one of Pyro's.
-        tolerance: The relative error that a compiled step may have, in the norm of the loss and in that of the
-            gradients. A compiler adds in another order, and batch norm amplifies the difference.
+        tolerance: The relative error that the loss and the gradients of a compiled step may have, each in its norm. A
+            compiler adds in another order, and batch norm amplifies the difference.
 
     Attributes:
         reason: Why the last step ran eagerly. None if nothing speaks against a graph.
@@ -140,7 +140,7 @@ class Step:
         return self._first(args, kwargs, values)
 
     def _obstacle(self, values: Sequence[Any]) -> str | None:
-        """Why this one step has to run eagerly. None if nothing speaks against a graph. Looks at the surroundings."""
+        """Look at the surroundings, and return why this one step has to run eagerly. None if a graph is possible."""
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return "gradients are switched off around the step"
         if any(isinstance(value, Tensor) and value.requires_grad for value in values):
@@ -151,7 +151,11 @@ class Step:
         return open_handlers() or last.hooked
 
     def _kind(self, values: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Everything that chooses a graph, as a key."""
+        """The key under which the graph of a step is kept. It holds everything that the choice of a graph depends on.
+
+        Raises:
+            NotStatic: If there are too many kinds of steps, or an argument cannot be part of a graph.
+        """
         if len(self.runs) > GRAPHS:
             raise NotStatic(self._too_many_kinds())
         return *map(_argument_kind, values), *kwargs, self._optimizer_kind(), self.surroundings.number, modes()
@@ -185,7 +189,7 @@ class Step:
         return loss
 
     def _refuse_what_changes_itself(self, before: dict[Any, Any]) -> None:
-        """Refuse a step that changes something in Python for the second time. One change may be a first set-up."""
+        """Refuse a step that changes something in Python for the second time. A single change may be a set-up."""
         after = self.surroundings.look().state
         changes = changed(before, after)
         self.restless.update(changes)
@@ -242,7 +246,7 @@ class Step:
     def _keep(self, kind: Any, known: Any, recording: Recording, found: Pass) -> Graph | None:
         """Keep the first recording of a kind, or the graph that the second one proves.
 
-        The step that was recorded is right even if there is no proof.
+        The recorded step itself is correct even if the proof fails.
         """
         if known is SEEN:
             recording.forget()
@@ -251,7 +255,7 @@ class Step:
         first, moved, idle = known
         try:
             if not _same_objects(moved, found.moved) or not _same_objects(idle, found.idle):
-                raise NotStatic("two recorded steps differ: not the same parameters have a gradient")
+                raise NotStatic("two recorded steps differ: different parameters have a gradient")
             run = prove(first, recording, inductor if self.backend == "inductor" else fx, self.tolerance)
             if not any(bool(gradient.any()) for gradient in found.outputs[1:]):
                 raise NotStatic("every gradient is zero: these are not the parameters that the loss depends on")
@@ -267,8 +271,8 @@ class Step:
 
     def _whole_optimizer(self) -> Any:
         """The Adam that one launch can hold, with one group on a CUDA device. None if there is no such optimizer."""
-        alone = isinstance(self.optimizer, Adam) and len(self.optimizer.param_groups) == 1
-        return self.optimizer if alone and self.parameters[0].is_cuda else None
+        has_one_group = isinstance(self.optimizer, Adam) and len(self.optimizer.param_groups) == 1
+        return self.optimizer if has_one_group and self.parameters[0].is_cuda else None
 
     def _launch(self, graph: Graph, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
         """Capture the whole step, its optimizer included, as one launch. None if the device refuses it."""
@@ -342,13 +346,13 @@ class Step:
                 f"step {self.steps}: the loss is {float(ours[0]):.9g} from the graph and {float(eager.outputs[0]):.9g} "
                 "from the code, or their gradients or random draws differ. Something that the model or the guide reads "
                 f"has changed unseen. Both last agreed at step {graph.proved_at}, and the weights may be wrong since "
-                "then. Turn what changes into a tensor (an argument, or a buffer that is written in place), or choose "
-                "backend='eager'"
+                "then. Turn the value that changes into a tensor (an argument, or a buffer that is written in place), "
+                "or choose backend='eager'"
             )
         return ours, rewind
 
     def _agree(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-        """Whether two losses agree, and the gradients after them. A device may change the order of sums each time."""
+        """Whether two losses agree, and also their gradients. A CUDA device may add in another order each time."""
         on_cpu = all(gradient.device.type == "cpu" for gradient in ours[1:])
         tolerance = self.tolerance if on_cpu else max(self.tolerance, 1e-3)
         return agree(ours[:1], theirs[:1], self.tolerance) and agree(ours[1:], theirs[1:], tolerance)
@@ -381,7 +385,7 @@ def _same_objects(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
 
 
 def _stranger(recording: Recording, parameters: Sequence[Tensor]) -> str | None:
-    """A tensor outside the parameters that an eager step would give a gradient, in words. None if there is none."""
+    """A description of a tensor that needs a gradient and is not among the parameters. None if there is none."""
     known = {id(parameter) for parameter in parameters}
     for tensor in recording.held:
         if tensor.requires_grad and tensor.is_leaf and id(tensor) not in known:

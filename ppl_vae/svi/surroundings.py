@@ -1,4 +1,4 @@
-"""What a step reads beside its arguments, as far as Python can see it: attributes, tensors, hooks and variables.
+"""What a step reads besides its arguments, as far as Python can see it: attributes, tensors, hooks and variables.
 
 A look at the surroundings gives a number. Two looks with the same number saw the same surroundings.
 """
@@ -37,7 +37,7 @@ FEW = 100  # a dictionary with more entries holds data and no settings
 # so are attributes that are added to them.
 PASSIVE = (nn.Linear, nn.Sequential, nn.ModuleList, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 INTERNAL = vars(nn.Module()).keys() - {"training"}  # attributes in which torch keeps tensors, children and hooks
-END = object()  # the last value of a look, so that a dictionary that has grown makes a difference
+END = object()  # the last value of every look: without it, a new last entry would go unnoticed
 
 
 class Look(NamedTuple):
@@ -55,7 +55,7 @@ class Look(NamedTuple):
         flags: For each watched tensor, whether it requires a gradient, its type and its hooks.
         outside: The values that functions read from their closures and globals.
         state: Hashable stand-ins of everything that was seen, by label.
-        hooked: In words, a hook that Python has to call in each step. None if there is none.
+        hooked: A description of a hook that Python has to call in each step. None if there is none.
     """
 
     readers: list[Callable[[Any], Any]]
@@ -73,7 +73,7 @@ class Look(NamedTuple):
 
 
 class Surroundings:
-    """Everything that a step reads beside its arguments, as far as Python can see it.
+    """Everything that a step reads besides its arguments, as far as Python can see it.
 
     It sees attributes of modules and of objects that own a model or a guide, modules and tensors that are replaced,
     ``requires_grad``, hooks, the closures and globals that a function reads, and the entries of dictionaries, data
@@ -131,7 +131,7 @@ class Surroundings:
 
     @contextmanager
     def watching_calls(self) -> Iterator[None]:
-        """Watch each module that is called inside the block, for a model that is a function names none."""
+        """Watch each module that is called inside the block. A model that is a function does not list its modules."""
         with nn.modules.module.register_module_forward_pre_hook(self.watch_module):
             yield
 
@@ -195,7 +195,7 @@ class Surroundings:
             attributes, names = vars(owner), _attribute_names(owner)
             place = id(owner), type(owner).__name__
             if names and type(owner) not in PASSIVE:
-                readers.append(itemgetter(*names, *names[:1]))  # with one name alone it would give no tuple
+                readers.append(itemgetter(*names, *names[:1]))  # with a single name it would not return a tuple
                 read.append(attributes)
             state |= {(*place, name): frozen(attributes[name]) for name in names}
             for view, stand_ins in _contents(owner):
@@ -237,7 +237,7 @@ class Surroundings:
         return [(t.requires_grad, t.dtype, t._backward_hooks, t._post_accumulate_grad_hooks) for t in self.tensors]
 
     def _hooked(self) -> str | None:
-        """A hook that Python has to call in each step, in words. None if there is none."""
+        """A description of a hook that Python has to call in each step. None if there is none."""
         for owner in self._owners():
             hooks = [hook for table in _hooks(owner) for hook in table.values()]
             if not all(map(is_from_torch, hooks)):
@@ -251,7 +251,7 @@ class Surroundings:
         return [value for function in self.functions.values() for value in free_values(function)]
 
     def _labels(self) -> list[Any]:
-        """A label for each of these values, in the same order."""
+        """A label for each value that ``_outside`` returns, in the same order."""
         labels: list[Any] = []
         for place, function in self.functions.items():
             name, code = function.__name__, function.__code__
@@ -317,13 +317,18 @@ def _entries(values: dict[Any, Any]) -> Iterator[tuple[Any, dict[Any, Any]]]:
     """The settings among some values, with their names: short dictionaries, data classes and namespaces."""
     for name, value in values.items():
         internal = isinstance(name, str) and name.startswith("_")  # torch and Pyro keep their own state there
-        entries = value if type(value) is dict else vars(value) if _is_record(value) else None
-        if entries is not None and not internal and len(entries) <= FEW:
+        if type(value) is dict:
+            entries = value
+        elif _is_record(value):
+            entries = vars(value)
+        else:
+            continue
+        if not internal and len(entries) <= FEW:
             yield name, entries
 
 
 def _is_record(value: Any) -> bool:
-    """Whether an object holds settings as attributes: a data class, a namespace, or a class of the user's."""
+    """Whether an object holds settings as attributes: a data class, a namespace, or a class that the user wrote."""
     if isinstance(value, type):
         return is_own(value.__module__)
     return isinstance(value, SimpleNamespace | Namespace) or (is_dataclass(value) and hasattr(value, "__dict__"))
@@ -363,7 +368,8 @@ def changed(before: dict[Any, Any], after: dict[Any, Any]) -> list[str]:
     return [_words(*label) for label in before if label in after and before[label] != after[label]]
 
 
-def _words(_: int, owner: str, *what: Any) -> str:
-    if len(what) == 2:
-        return f"{what[0]} {what[1]!r} of {owner}"
-    return f"the attribute {what[0]!r} of {owner}" if what else owner
+def _words(_: int, owner: str, *parts: Any) -> str:
+    """A label in words. Its last parts are a kind and a name, or the name of an attribute, or nothing."""
+    if len(parts) == 2:
+        return f"{parts[0]} {parts[1]!r} of {owner}"
+    return f"the attribute {parts[0]!r} of {owner}" if parts else owner

@@ -26,11 +26,11 @@ GRADED = WeakIdKeyDictionary()  # the parameters that have had a gradient, in an
 class SVI(pyro.infer.SVI):
     """``pyro.infer.SVI`` with a step that runs from a graph if the model and the guide are static.
 
-    The gradients equal those of Pyro to the last bit. Static means what it means to ``jax.jit``: what changes from
-    step to step is a tensor, either an argument or a buffer that is written in place. Shapes, modes, attributes and
-    hooks choose a graph. If the model or the guide is seen to be not static, the step runs eagerly, and ``reason``
-    says why. A change that Python cannot see, of a number in a file for example, is found when the graph is compared
-    with the eager step at growing intervals (see ``Step``), and raises ``Stale``.
+    The gradients equal those of Pyro to the last bit. As in ``jax.jit``, a program is static if everything that changes
+    from step to step is a tensor, either an argument or a buffer that is written in place. Shapes, modes, attributes
+    and hooks choose a graph. If the model or the guide turns out not to be static, the step runs eagerly, and
+    ``reason`` says why. Python cannot see some changes, such as a number in a file. They are found when the graph is
+    compared with the eager step, which happens at growing intervals (see ``Step``), and raise ``Stale``.
 
     Losses that are lists, estimators without a differentiable loss and all optimizers of ``pyro.optim`` work as in
     Pyro. ``step`` returns a tensor of shape [], which prints and compares like the float that Pyro returns.
@@ -40,13 +40,13 @@ class SVI(pyro.infer.SVI):
         guide: The guide q.
         optim: An optimizer of ``pyro.optim``, or a function from parameters to an optimizer of torch.
         loss: An ELBO, or a function ``loss(model, guide, *args)`` to differentiate.
-        loss_and_grads: As in Pyro. With it, steps run eagerly.
+        loss_and_grads: As in Pyro. If it is given, steps run eagerly.
         num_samples, num_steps: As in Pyro, for the deprecated method ``run``.
         backend: What runs a step: ``"auto"`` (which is fx), ``"eager"``, ``"fx"`` (torch's kernels one by one),
             ``"inductor"`` (compiled) or ``"cudagraph"`` (one launch per step).
 
     Raises:
-        ValueError: If the backend or the optimizer cannot be used. The message says what can.
+        ValueError: If the backend or the optimizer cannot be used. The message says which ones can.
 
     Example:
         >>> import pyro, torch
@@ -104,7 +104,7 @@ class SVI(pyro.infer.SVI):
         return {"optim": self.optim.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state of ``state_dict``. A parameter that is not known yet takes its part in its first step."""
+        """Load a state that ``state_dict`` returned. An unknown parameter gets its part of it at its first step."""
         waiting = dict(state["optim"])
         if not isinstance(self.optim, Joint):
             for parameter, optimizer in self.optim.optim_objs.items():
@@ -134,7 +134,7 @@ class _PairStep(Step):
         self.refused = self.refused or reason
         self.found: dict[Tensor, str] = {}  # the parameters of the last pass, with their names
         self.kept: list[Tensor] = []  # those among them that are in Pyro's store
-        self.names: list[str] = []  # the names of these
+        self.names: list[str] = []  # the names of ``kept``
         self.marked: Sequence[Tensor] = ()  # the parameters that were last entered into GRADED
 
     @property
@@ -232,7 +232,7 @@ def _as_tensor(loss: Any) -> Any:
 
 
 def _optimizer(optim: Any) -> PyroOptim:
-    """An optimizer of Pyro, made from a function from parameters to a torch optimizer if need be."""
+    """An optimizer of Pyro. A function from parameters to a torch optimizer is wrapped in a ``Joint``."""
     if isinstance(optim, PyroOptim):
         return optim
     if isinstance(optim, Optimizer) or not callable(optim):

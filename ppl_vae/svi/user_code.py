@@ -22,7 +22,7 @@ UNBOUND = object()  # the content of a closure's variable that has no value yet
 
 
 def is_own(module: str | None) -> bool:
-    """Whether a module, by its name, is the user's. torch, Pyro and this library do not change between steps."""
+    """Whether the user wrote the module of this name. torch, Pyro and this library do not change between steps."""
     return (module or "").partition(".")[0] not in ("torch", "pyro", "builtins", "ppl_vae", "numpy", "typing")
 
 
@@ -38,7 +38,7 @@ def own_classes(owner: Any) -> dict[str, Any]:
 
 
 def own_methods(owner: Any) -> list[Any]:
-    """Everything that stands in the user's classes of an object, methods among it."""
+    """All attributes of the classes that ``own_classes`` finds, methods included."""
     return [value for family in own_classes(owner).values() for value in vars(family).values()]
 
 
@@ -70,7 +70,7 @@ def content(cell: Any) -> Any:
 
 @functools.cache
 def global_names(code: CodeType) -> tuple[str, ...]:
-    """The globals that the code of a function reads, those of the functions inside it included."""
+    """The globals that the code of a function reads, including those that its inner functions read."""
     read = [line.argval for line in dis.get_instructions(code) if line.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in global_names(part)]
     return tuple(dict.fromkeys([*read, *inner]))

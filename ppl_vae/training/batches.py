@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.arrays import finite_numbers
 from ..data.items import stack_of
 from ..snapshot import Snapshot
 from ..streams import seeded
@@ -19,19 +20,19 @@ __all__ = ["Batches", "norm_of_rows"]
 
 
 class Batches:
-    """The training data in batches; iterate once per epoch.
+    """The training data in batches [rows, *x_shape], in the model's units and in random order.
 
-    A tensor stays on the device as a whole. A Dataset comes through a DataLoader.
+    Iterate over it once per epoch. A tensor stays on the device as a whole. A Dataset is read by a DataLoader.
 
     Args:
         variant: The pair, which gives the batches their units, dtype and device.
         data: The data [rows, *x_shape] in the model's units, or a Dataset of items in the data's units.
         batch_size: The number of rows per batch. The last batch may be short. If it has one row, and a batch norm
-            cannot train on one, the row joins the batch before it.
-        draw: Whether the values are probabilities, of which each batch is a fresh Bernoulli draw.
+            cannot train on a single row, the row joins the batch before it.
+        draw: Whether the values are probabilities. Each batch is then a fresh Bernoulli draw of its probabilities.
 
     Raises:
-        ValueError: If a batch norm would have to train on a single row, because ``data`` or ``batch_size`` is 1 row.
+        ValueError: If a batch norm would have to train on a single row, because there is one row, or one per batch.
     """
 
     def __init__(self, variant: Variant, data: Tensor | Dataset[Any], batch_size: int, *, draw: bool = False) -> None:
@@ -77,8 +78,13 @@ class Batches:
     def _of_dataset(self, dataset: Dataset[Any]) -> Iterator[Tensor]:
         device = next(self.variant.model.parameters()).device
         pin = device.type == "cuda"
-        loader = DataLoader(dataset, self.batch_size, shuffle=True, collate_fn=stack_of, pin_memory=pin)
+        loader = DataLoader(dataset, self.batch_size, shuffle=True, collate_fn=_checked_stack, pin_memory=pin)
         return (self.variant.in_model_units(batch.to(device, non_blocking=True)) for batch in loader)
+
+
+def _checked_stack(items: list[Any]) -> Tensor:
+    """Items of a Dataset as rows, whose numbers are checked when they are read: nobody has seen them before."""
+    return finite_numbers(stack_of(items), "a batch of the Dataset")
 
 
 def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -94,9 +100,10 @@ def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def norm_of_rows(variant: Variant) -> str | None:
-    """The class of the batch norm that would refuse to train on a single row; None where there is no such norm.
+    """The class of the batch norm that would refuse to train on a single row. None if there is no such norm.
 
-    A row is tried out, because a norm over pixels can train on one image, and a frozen norm does not train.
+    The networks are tried on a single row, because the class alone does not decide: a norm over pixels can train on one
+    image, and a frozen norm does not train.
     """
     like = next(variant.model.parameters())
     before = Snapshot(variant)

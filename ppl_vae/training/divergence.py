@@ -1,4 +1,4 @@
-"""What a loss that is not finite means: the error to raise, and the term that broke."""
+"""Losses that are not finite: the error to raise, and the term of the loss that is not finite."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ class Diverged(ArithmeticError):
 
 
 def is_sound(variant: Variant, losses: Tensor) -> bool:
-    """Whether every loss of the epoch and every weight after it is finite, in one read from the device."""
+    """Whether all losses of an epoch [steps] and all weights of the variant are finite, in one read from the device."""
     weights = [parameter.isfinite().all() for half in variant[:2] for parameter in half.parameters()]
     return bool(torch.stack([losses.isfinite().all(), *weights]).all())
 
 
 @torch.no_grad()
 def broken_term(variant: Variant, y: Tensor, size: int) -> str:
-    """Name the first site whose log density is not finite, with its value.
+    """Say which site is the first whose log density is not finite, and give the value of this log density.
 
     Args:
         variant: The pair.
@@ -38,4 +38,4 @@ def broken_term(variant: Variant, y: Tensor, size: int) -> str:
             total: Any = site.get("log_prob_sum")
             if isinstance(total, Tensor) and not bool(total.isfinite()):
                 return f"log {letter} of site {name!r} is {float(total)}"
-    return "the gradient is not finite, while every term is"
+    return "every term is finite, but the gradient is not"

@@ -28,16 +28,16 @@ __all__ = ["Fit", "fit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """What ``fit`` returns.
+    """A trained pair, with the history and the numbers of its training. ``fit`` returns it.
 
     Attributes:
         variant: The trained pair, in eval mode, with the weights of ``best_epoch``.
         data: The data that it was trained on.
         rows: The history, a dictionary per epoch.
-        best_epoch: The epoch of the best held-out objective; the last one where nothing was held out.
-        settings: The numbers of the run: epochs, steps, batch_size, lr, seed; ``backend``, with the reason where it is
-            eager; ``precision``. Where the precision is lowered, ``precision_error`` is what this changes of the first
-            loss, in nats per datum, with the same noise.
+        best_epoch: The epoch of the best held-out objective, or the last epoch if nothing was held out.
+        settings: The numbers of the run: epochs, steps, batch_size, lr, seed and rows, the number of training data;
+            ``backend``, with the reason if it is eager; and ``precision``. If the precision is lowered,
+            ``precision_error`` is the absolute change of the first loss, in nats per datum, with the same noise.
     """
 
     variant: Variant
@@ -53,13 +53,13 @@ class Fit:
         Both losses are in nats per datum, in the data's units, and go down. The columns are:
 
         * ``loss``, the loss that was optimised, averaged over the steps of the epoch;
-        * ``held_out_loss``, minus the bound of the held-out data, or minus the MAP objective where the guide is a point
-          mass; no weight on the KL and no penalty is part of it;
+        * ``held_out_loss``, minus the bound of the held-out data, or minus the MAP objective if the guide is a point
+          mass. It contains no weight on the KL and no penalty;
         * ``held_out_error``, its standard error over data;
         * ``kl_weight``, the weight of the KL;
-        * ``sigma``, the root mean square of the scale of p(x | z), in the model's units, as in ``evaluate``: over the
-          held-out data, or over the last batch where nothing is held out;
-        * ``seconds`` since the start.
+        * ``sigma``, the root mean square of the scale of p(x | z), in the model's units, as in ``evaluate``. The mean
+          is over the held-out data, or over the last batch if nothing is held out;
+        * ``seconds``, the time since the start.
         """
         import pandas as pd
 
@@ -95,29 +95,36 @@ def fit(
 
     Pyro's global parameter store and the caller's random streams are left alone.
 
-    A module inside the model or the guide is frozen where all of its parameters have ``requires_grad=False``. It stays
-    as it is. It runs in eval mode, whatever mode it came in, so that its running statistics do not move and its dropout
-    does not act. The receipt names what is frozen.
+    A module inside the model or the guide is frozen if all of its parameters have ``requires_grad=False``. It stays as
+    it is. It always runs in eval mode, so that its running statistics do not move and its dropout does not act. The
+    receipt names the frozen modules.
 
     Args:
         variant: A pair from a builder of ``VARIANTS``, or any ``Variant(model, guide, loss)``.
-        data: What ``prepare`` returns; or an array, tensor, data frame or Dataset, in the units of the variant's scale.
+        data: The ``Data`` that ``prepare`` returns; or an array, tensor, data frame or Dataset in the data's units,
+            which the scale of the variant converts.
         epochs: The number of passes over the data.
-        batch_size: The number of rows per step. A short last batch counts by its rows. A last batch of one row joins
-            the batch before it where a batch norm could not train on it.
+        batch_size: The number of rows per step. The weight of a short last batch is proportional to its rows. A last
+            batch of one row joins the batch before it if a batch norm could not train on it.
         lr: The learning rate.
-        schedule: ``"cosine"``, ``"constant"``, or the factor on ``lr`` as a function of the share of training done.
-        patience: Stop after so many epochs without a better held-out objective; None never stops early.
-        validation: The share of the training rows to hold out, or the data to hold out, or None for neither. The rows
-            are drawn at random. Of data that ``prepare`` split by ``"tail"`` they are the last ones.
+        schedule: ``"cosine"``, ``"constant"``, or a function from the share of the training that is done, in [0, 1), to
+            a factor on ``lr``.
+        patience: Stop after this number of epochs without a better held-out objective. None never stops early.
+        validation: The share of the training rows to hold out, or the data to hold out, or None to hold out nothing.
+            Rows are held out at random, or from the end if ``prepare`` split the data by ``"tail"``.
         seed: Seed of the order of the data, of the noise and of the split.
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        progress: Whether to show the loss and the time left; a string is the label under which they are shown.
-        speed: What concerns speed alone, ``backend``, ``precision`` and ``channels_last``: see ``Speed``.
+        device: ``"auto"`` (CUDA if there is a CUDA device, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        progress: Whether to show the loss and the time left. A string is used as the label.
+        speed: The options that concern speed alone, ``backend``, ``precision`` and ``channels_last``; see ``Speed``.
+
+    Returns:
+        The trained pair with its history and its receipt; see ``Fit``.
 
     Raises:
+        TypeError: If a keyword in ``speed`` is unknown.
         ValueError: If the data, an argument or the pair cannot be used. The message says what came and what was wanted.
-        Diverged: If the loss turns non-finite. It names the step and the term, and the last good weights are in place.
+        Diverged: If the loss is no longer finite. The message names the step and the term, and the last good weights
+            are in place.
 
     Example:
         >>> import torch

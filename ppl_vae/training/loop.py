@@ -40,7 +40,8 @@ class Loop:
         epoch: How many epochs have been completed.
         step: How many steps have been taken.
         best_epoch: The epoch of the best held-out objective so far.
-        precision_error: What a lowered precision changes of the first loss, in nats per datum; None in full precision.
+        precision_error: The absolute change of the first loss by a lowered precision, in nats per datum; None in full
+            precision.
     """
 
     def __init__(self, variant: Variant, batches: Batches, validation: Tensor | None, options: FitOptions) -> None:
@@ -64,7 +65,7 @@ class Loop:
 
     @property
     def goes_on(self) -> bool:
-        """Whether epochs are left, and the held-out objective was beaten within ``patience`` epochs."""
+        """Whether epochs are left, and the held-out objective has improved within the last ``patience`` epochs."""
         since_best = self.epoch - self.best_epoch
         patience = self.options.patience
         is_stale = patience is not None and self.best is not None and since_best >= patience
@@ -77,7 +78,7 @@ class Loop:
             Diverged: If a loss, a weight or the held-out objective is not finite. The last good weights are in place.
         """
         set_mode(self.variant, training=True)
-        self.descend.has_looked = False  # the parts of the library change between epochs alone
+        self.descend.has_looked = False  # parts of this library change only between epochs
         before, first_step = Snapshot(self.variant, self.optimizer), self.step
         losses = []
         try:
@@ -96,7 +97,7 @@ class Loop:
         return row
 
     def take_step(self, y: Tensor) -> Tensor:
-        """Take one step on a batch [rows, *x_shape]; returns the loss, nats per datum, without waiting for it."""
+        """Take one step on a batch [rows, *x_shape]. Return the loss [] in nats per datum without waiting for it."""
         share = self.step / self.total
         for half in self.variant[:2]:
             half.advance(self.step, self.total)
@@ -110,10 +111,10 @@ class Loop:
         return loss / self.weight(y)
 
     def objective(self, y: Tensor) -> Tensor:
-        """What a step descends: the loss, nats per datum, times the weight of the batch."""
+        """The objective [] that a step lowers: the loss in nats per datum, times the weight of the batch."""
         model, guide, _ = self.variant
         networks = [guide.encoder, *guide.heads, model.decoder] if self.precision == "bf16" else []
-        # The checks of Pyro cost a fifth of an eager step, so that they run in the first step alone.
+        # The checks of Pyro take a fifth of the time of an eager step, so they run only in the first step.
         with pyro.validation_enabled(self.step == 0), networks_in_bf16(networks), one_step():
             return self.loss(y, self.batches.rows) / self.batches.rows * self.weight(y)
 
@@ -128,7 +129,7 @@ class Loop:
     def summary(self, loss: float) -> dict[str, Any]:
         """The row of the history for the epoch that has just ended."""
         score, error = None, None
-        with evaluating(self.variant), seeded(0):  # the same draws each epoch: epochs differ by their weights alone
+        with evaluating(self.variant), seeded(0):  # the same draws each epoch, so that epochs differ only in weights
             shift = float(log_jacobian(self.variant))
             if self.validation is not None:
                 values = held_out(self.variant, self.validation)
@@ -164,7 +165,7 @@ class Loop:
 
 @torch.no_grad()
 def error_of_precision(loop: Loop, y: Tensor) -> float:
-    """What the lowered precision changes of the loss of a batch, nats per datum, with the same noise."""
+    """The absolute change of the loss of a batch by the lowered precision, in nats per datum, with the same noise."""
     before, state, lowered = Snapshot(loop.variant), stream_states(), loop.precision
     losses = []
     for loop.precision in ("full", lowered):
@@ -176,22 +177,23 @@ def error_of_precision(loop: Loop, y: Tensor) -> float:
 
 
 def refusal(loop: Loop, error: ValueError, before: Snapshot) -> str:
-    """What a distribution said of its parameters in the first step, where the checks of Pyro are on.
+    """The message of ``Diverged`` if a distribution refused its parameters in the first step, the one that Pyro checks.
 
     Raises:
-        ValueError: The error itself, if it says anything else.
+        ValueError: The error itself, if it has another cause.
     """
     line = str(error).partition("\n")[0].partition(", but found")[0]
     if "to satisfy the constraint" not in line:
         raise error
     before.restore(loop.variant, loop.optimizer)
-    return f"step {loop.step + 1} of {loop.total}: {line}. Try scale='standardize', or a smaller lr"
+    return f"step {loop.step + 1} of {loop.total}: {line}. {remedy(loop)}"
 
 
 def replay(loop: Loop) -> str:
-    """Run an epoch that failed again, step by step, and say in which step and at which term it failed.
+    """Repeat a failed epoch step by step, and say which step failed and at which term.
 
-    The weights from before the step that failed are left in place.
+    The weights that are left in place are those from before the step that preceded the failed one, because their loss
+    was finite.
     """
     set_mode(loop.variant, training=True)
     good = before = Snapshot(loop.variant)
@@ -205,5 +207,11 @@ def replay(loop: Loop) -> str:
     good.restore(loop.variant)
     return (
         f"step {loop.step} of {loop.total} (epoch {loop.epoch + 1}): the loss is {float(loss)}; {term}. "
-        f"The last good weights are kept. Try a smaller lr (it is {loop.options.lr:g}) or scale='standardize'"
+        f"The last good weights are kept. {remedy(loop)}"
     )
+
+
+def remedy(loop: Loop) -> str:
+    """What a user can try after a divergence. The values of a probability mass must not be scaled."""
+    smaller = f"Try a smaller lr (it is {loop.options.lr:g})"
+    return smaller if loop.variant.support.is_discrete else f"{smaller} or scale='standardize'"

@@ -14,7 +14,7 @@ GRAIN = 32768  # the fewest elements that torch gives to a thread
 
 @contextmanager
 def threads_for(elements: int) -> Iterator[None]:
-    """Use one thread where a batch has fewer elements than a grain: the others would only be waited for."""
+    """Use one thread inside the block if a batch has fewer elements than ``GRAIN``. More threads would be idle."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if elements < GRAIN else before)

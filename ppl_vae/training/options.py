@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
+from ..models.half import positive
 from ..svi.backends import backend_for
 from ..svi.precision import PRECISIONS
 
@@ -29,8 +30,8 @@ class Speed(TypedDict, total=False):
         precision: ``"full"``; ``"bf16"``, which runs encoder and decoder in bfloat16, and densities, weights and
             recurrent layers in full precision; or ``"bf16_matmul"``, which runs nothing but the matrix products of the
             CPU in bfloat16.
-        channels_last: Whether to hold the kernels of convolutions in that layout while training. CPUs are faster with
-            it.
+        channels_last: Whether to hold the kernels of convolutions in the memory layout channels_last while training.
+            CPUs are faster with it.
     """
 
     backend: str
@@ -61,8 +62,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         _check_counts(epochs=self.epochs, batch_size=self.batch_size, patience=self.patience)
-        if not 0.0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr!r}")
+        positive("lr", self.lr)
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ValueError(f"schedule must be one of {known} or a function of the share, got {self.schedule!r}")
@@ -75,7 +75,11 @@ class FitOptions:
 
     @property
     def place(self) -> torch.device:
-        """The device that ``device`` names; ``"auto"`` is CUDA where there is one."""
+        """The device that ``device`` names. ``"auto"`` is CUDA if torch sees a CUDA device.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:

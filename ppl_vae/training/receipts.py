@@ -1,4 +1,4 @@
-"""The receipt of a fit: what was optimised, with its numbers, and whether it is a bound."""
+"""The receipt of a fit: the objective that was optimised, with its numbers, and whether it is a bound."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ Lines = list[tuple[str, str]]  # each of them a name and a text
 
 
 def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
-    """Write the receipt of a fit.
+    """The receipt of a fit, as text.
 
     Args:
         variant: The pair with the weights that were kept.
@@ -65,11 +65,11 @@ def nature(variant: Variant) -> str:
     if variant.kl_weight != 1.0:
         return f"not the bound: its KL is weighted by {variant.kl_weight:.4g}. The bound that is reported has weight 1"
     if target_of(loss) is None:
-        return f"that of {name}, which ppl_vae.verify can test. The bound that is reported does not depend on it"
+        return f"the objective of {name}, which ppl_vae.verify can test. The bound that is reported does not use it"
     if isinstance(loss, PerDatumELBO) and loss.caution:
         return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
     if len(variant.model.penalties):
-        return "the bound of log p(x) plus the log factors of the penalties: a MAP objective in what they penalise"
+        return "the bound of log p(x) plus the log factors of the penalties: a MAP objective of the penalised values"
     return "a lower bound of log p(x)"
 
 
@@ -85,7 +85,7 @@ def _estimator(variant: Variant) -> str:
 
 
 def _loss(variant: Variant, y: Tensor, size: int) -> Lines:
-    """The loss and the terms that it is the sum of."""
+    """The loss, and the terms whose sum it is."""
     terms = _terms(variant, y, size)
     shift = float(log_jacobian(variant))
     loss = -sum(terms.values()) - shift
@@ -106,11 +106,11 @@ def _terms(variant: Variant, y: Tensor, size: int) -> dict[str, float]:
             if site["type"] != "sample":
                 continue
             kind = "factor of" if name.startswith("penalty") else density
-            terms[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # which makes 0 of -0
+            terms[f"{kind} {name}"] = sign * float(site["log_prob_sum"]) / size + 0.0  # adding 0.0 turns -0.0 into 0.0
     if target_of(variant.loss) not in (None, "elbo"):
         with _as_trained(variant):
             loss = float(variant.loss(variant.model, variant.guide)(y, size)) / size
-        terms["the estimator"] = -loss - sum(terms.values())  # how far it is from the terms of a single draw
+        terms["the estimator"] = -loss - sum(terms.values())  # its difference from the terms of a single draw
     return terms
 
 
@@ -154,12 +154,13 @@ FACTORS = {  # by distribution: the name of its scale, and the power of the KL w
 
 
 def _kl_weight(variant: Variant, y: Tensor) -> Lines:
-    """The weight of the KL, and the scale of p(x | z) that is equivalent to it, where there is one.
+    """The weight of the KL, and the scale of p(x | z) that is equivalent to it, if there is one.
 
-    Divided by its weight w, the objective is that of weight 1 under another scale than s. The new scale is
-    ``sqrt(w) s`` for a normal, whose log density has ``|x - loc|**2 / (2 s**2)``, and ``w s`` for a Laplace, whose log
-    density has ``|x - loc| / s``. What else changes does not depend on the networks. The scale has to be fixed, since
-    training would move it otherwise. The log densities of other distributions are no such functions of w.
+    An objective with weight w on the KL, divided by w, is an objective with weight 1 and another scale of p(x | z), up
+    to a term that does not depend on the networks. If s is the scale, the new scale is ``sqrt(w) s`` for a normal
+    distribution, whose log density has ``|x - loc|**2 / (2 s**2)``. It is ``w s`` for a Laplace distribution, whose log
+    density has ``|x - loc| / s``. Other distributions have no equivalent scale. A scale that is trained has none
+    either, because training moves it.
     """
     if not variant.codes_are_scored:
         return [("KL weight", "none: p(z) is not in the objective")]
@@ -185,7 +186,7 @@ def _fixed_law(variant: Variant, y: Tensor) -> Any:
     return law
 
 
-# What to beware of.
+# Cautions.
 
 
 def _cautions(variant: Variant, y: Tensor) -> Lines:
@@ -198,11 +199,15 @@ def _cautions(variant: Variant, y: Tensor) -> Lines:
         lines.append(("caution", floor))
     if _lacks_minimiser(variant):
         remedy = "penalise the decoder too"
-        lines.append(("caution", f"the objective has no minimiser, as codes can shrink while weights grow: {remedy}"))
+        reason = "because codes can shrink while weights grow"
+        lines.append(("caution", f"the objective has no minimiser, {reason}: {remedy}"))
     return lines
 
 
 def _lacks_minimiser(variant: Variant) -> bool:
-    """Whether codes are penalised and the decoder is not: z / c, decoded as c z was, then pays ever less for c > 1."""
+    """Whether the codes are penalised and the decoder is not.
+
+    Codes z / c with a decoder that multiplies them by c then give the same x, and their penalty falls as c grows.
+    """
     is_held = len(variant.model.penalties) > 0 or any(map(is_parametrized, variant.model.decoder.modules()))
     return not variant.has_bound and variant.codes_are_scored and not is_held

@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out to validate, checked against the likelihood."""
+"""The rows to train on and the rows that are held out for validation, checked against the likelihood."""
 
 from typing import Any
 
@@ -21,25 +21,30 @@ def hold_out(variant: Variant, data: Data, validation: Any) -> tuple[Tensor | Da
 
     Args:
         variant: The pair to be trained.
-        data: The data, of which ``data.train`` is split.
-        validation: The share of the rows to hold out, or data to hold out, or None for neither.
+        data: The data. Their training rows, ``data.train``, are split.
+        validation: The share of the rows to hold out, or data to hold out, or None to hold out nothing.
 
     Returns:
-        The rows to train on, and the rows held out or None, both in the model's units. A Dataset to train on is in the
-        data's units. Probabilities are left as they are in the first, and drawn in the second.
+        The rows to train on, and the rows that are held out or None, [rows, *x_shape] each, in the model's units. A
+        Dataset to train on stays in the data's units. If the data are probabilities, the rows to train on stay as they
+        are, and the rows that are held out are Bernoulli draws of them.
+
+    Raises:
+        ValueError: If the share is not in (0, 1), there are fewer than 2 rows to split, or the data do not suit the
+            likelihood.
     """
     train: Any = data.train
     if isinstance(train, Tensor):
-        train, _ = _admitted(variant, data, tensor_of(train, data.name))
+        train, _ = _admitted(variant, data, tensor_of(train, data.name), data.name)
     if validation is None:
         return train, None
     if not isinstance(validation, float | int):
-        _, held_out = _admitted(variant, data, tensor_of(validation, "validation"))
+        _, held_out = _admitted(variant, data, tensor_of(validation, "validation"), "validation")
         return train, held_out
     train, held_out = _split(train, validation, data.split)
     if isinstance(train, Tensor):
         return train, _drawn(data, held_out)
-    _, held_out = _admitted(variant, data, held_out)
+    _, held_out = _admitted(variant, data, held_out, data.name)
     return train, held_out
 
 
@@ -51,7 +56,7 @@ def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
     """
     rows = len(train)
     if not 0.0 < share < 1.0:
-        raise ValueError(f"validation is a share of the rows in (0, 1), got {share!r}")
+        raise ValueError(f"validation must be a share of the rows in (0, 1), got {share!r}")
     if rows < 2:
         raise ValueError(f"{rows} row cannot be split: pass validation=None")
     count = min(max(1, round(share * rows)), rows - 1)
@@ -62,18 +67,18 @@ def _split(train: Any, share: float, split: str) -> tuple[Any, Tensor]:
     return rows_of(train, kept), validation
 
 
-def _admitted(variant: Variant, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
+def _admitted(variant: Variant, data: Data, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Convert data to the model's units, and check that they keep their digits and have a density there.
 
     Returns:
-        The data, and the data with a Bernoulli draw in the place of probabilities, whose density is checked.
+        The data, and the data with probabilities replaced by Bernoulli draws. The density of the latter is checked.
     """
     dtypes = {x.dtype}
     if data.scale.is_identity:
-        dtypes.add(next(variant.model.parameters()).dtype)  # x is cast to it as it stands
+        dtypes.add(next(variant.model.parameters()).dtype)  # an identity scale casts x to this type, without a shift
     for dtype in dtypes:
         check_spacing(x, dtype, data.columns, data.name)
-    y = variant.in_model_units(x)
+    y = variant.in_model_units(x, name)
     drawn = _drawn(data, y)
     check_support(variant, drawn, x)
     check_density(variant, drawn)

@@ -1,4 +1,4 @@
-"""Is this estimator what it says? Its value and gradient are held against the truth, and compared with others."""
+"""Does an estimator give what it should? Its value and gradient are compared with the truth and with others."""
 
 from .estimator_table import EstimatorComparison, compare_estimators
 from .exact_pair import linear_pair

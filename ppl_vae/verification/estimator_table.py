@@ -1,4 +1,4 @@
-"""Which estimator is best for a pair? Bias, variance, time and memory of several, at the same fixed parameters."""
+"""Which estimator is best for a pair? Bias, variance, time and memory of estimators at the same fixed parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ..data.data_set import tensor_of
 from ..elbo import estimator as estimator_of
 from ..estimate import Number, standard_error
 from ..files import whole_file
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "EstimatorComparison", "compare_estimators"]
 
 DEFAULT = ("trace", "mean_field", "stl", "iwae", "dreg", "miwae", "piwae", "ciwae", "renyi")
-BATCHES = 10  # batches of replicates: the spread between them gives the error of a variance and of a ratio
-LONG = 4  # a long run has this many times the replicates of an estimator
+BATCHES = 10  # batches of replicates; the spread between them gives the error of a variance and of a ratio
+LONG = 4  # a long run has LONG times as many replicates as an estimator
 
 
 @dataclass(frozen=True)
 class EstimatorComparison:
-    """What ``compare_estimators`` found.
+    """The table that ``compare_estimators`` returns.
 
     Attributes:
         rows: One dictionary per estimator, with the columns of ``table``.
@@ -56,23 +55,25 @@ class EstimatorComparison:
 
         Columns of the value, in nats per datum and in the data's units:
 
-        * ``target``: name of what the estimator estimates; ``K``: draws per datum.
+        * ``target``: name of the bound that is estimated; ``K``: draws per datum.
         * ``value``: mean over the replicates.
-        * ``value_bias``: difference from the truth; ``reference`` says whether that is a closed form or a long run.
+        * ``value_bias``: difference from the truth; ``reference`` says whether the truth is a closed form or a long
+          run.
         * ``value_variance``: variance of one evaluation.
 
         Columns of the gradient, for each group G of parameters:
 
         * ``bias_G``: length of the mean gradient's difference from the truth, relative to the length of the truth.
-        * ``noise_G``: what ``bias_G`` would be for an estimator without bias.
+        * ``noise_G``: the size that ``bias_G`` would have for an estimator without bias, because of noise.
         * ``variance_G``: variance of one evaluation, summed over coordinates.
         * ``snr_G``: signal-to-noise ratio ``|mean| / sd``, averaged over coordinates. It is biased upwards, because
           ``|mean|`` is.
-        * ``snr_floor``: the average ``snr_G`` of a gradient that is noise alone. A value near it shows no signal, and
-          more draws lower it.
+        * ``snr_floor``: the average ``snr_G`` of a gradient that is noise alone. An ``snr_G`` near it shows no signal.
+          More draws lower it.
 
-        ``seconds`` and ``megabytes`` are those of one step. A column that ends in ``_error`` is a standard error. That
-        of ``snr_G`` is a jackknife over ten batches of draws, and near the floor it is up to 1.5 times too large.
+        ``seconds`` and ``megabytes`` are the time and the peak memory of one value and its gradient. A column that ends
+        in ``_error`` is a standard error. The error of ``snr_G`` is a jackknife over ten batches of draws, and near the
+        floor it is up to 1.5 times too large.
         """
         import pandas as pd
 
@@ -85,7 +86,7 @@ class EstimatorComparison:
         floor = f"for noise alone it is {snr_floor(self.draws):.3g} with {self.draws} draws"
         notes = [
             f"{self.draws} draws of each on the same {self.data} data, with the same noise; ± standard error",
-            "bias is against a closed form or a long run of what the estimator is meant to estimate",
+            "bias is the difference from a closed form or a long run of the bound that is to be estimated",
             f"SNR is |mean| / sd, averaged over coordinates: {floor}, and a value near that shows no signal",
         ]
         return "\n".join([head, *(self._line(row) for row in self.rows), *notes])
@@ -152,15 +153,15 @@ def compare_estimators(
 ) -> EstimatorComparison:
     """Draw the value and the gradient of each estimator many times, at fixed parameters and in eval mode.
 
-    Replicate r of every estimator has the same seed, so that all have the same random numbers. The bias is against a
-    closed form for a linear-Gaussian pair and a target that has one. Otherwise it is against a long run of the target's
-    plain gradient, which uses no code of the estimator.
+    Replicate r of every estimator has the same seed, so that all estimators use the same random numbers. The bias is
+    the difference from a closed form, if the pair is linear-Gaussian and the target has a closed form. Otherwise it is
+    the difference from a long run of the target's plain gradient, which uses no code of the estimator.
 
     Args:
         variant: A pair whose guide has a density. It is copied, and not changed.
         x: The batch [rows, *x_shape], in the data's units.
-        estimators: Names with options (``"dreg:num_particles=64"``), ELBOs of Pyro, or ELBOs of your own. A dictionary
-            gives them other names in the table.
+        estimators: Names with options (``"dreg:num_particles=64"``), ELBOs of Pyro, or ELBOs of your own. The keys of a
+            dictionary are used as names in the table.
         draws: Replicates of each estimator.
         seed: Seed of all draws. The caller's random streams are left as they were.
         progress: Whether to show the time left.
@@ -177,7 +178,7 @@ def compare_estimators(
     losses = {name: estimator_of(loss) if isinstance(loss, str) else loss for name, loss in named.items()}
     estimands = {name: estimand_of(loss) for name, loss in losses.items()}
     variant = frozen(variant)
-    y = variant.in_model_units(tensor_of(x))
+    y = variant.admit(x)
     truths: dict[Estimand, Truth] = {}
     rows = []
     with Progress("estimators", draws * len(losses), shown=progress, unit="draw") as bar:
@@ -204,7 +205,7 @@ def _label(loss: str | ELBO) -> str:
 
 
 def _megabytes(variant: Variant, loss: ELBO, y: Tensor) -> float:
-    """The most memory that the tensors of one value and its gradient hold at once; gradients are cleared before."""
+    """The most memory in megabytes that the tensors of one value and its gradient hold at once."""
     variant.model.zero_grad()
     variant.guide.zero_grad()
     with seeded(0):
@@ -212,7 +213,7 @@ def _megabytes(variant: Variant, loss: ELBO, y: Tensor) -> float:
 
 
 class _Drawn:
-    """The replicates of one estimator. Their gradients are summed by batch, and not kept."""
+    """The replicates of one estimator. Their gradients are added up by batch, and are not kept one by one."""
 
     def __init__(self, draws: int) -> None:
         zero = torch.zeros(())
@@ -238,7 +239,7 @@ class _Drawn:
 
 
 def _columns(variant: Variant, drawn: _Drawn, expected: Truth, data: int) -> dict[str, Any]:
-    """The columns of ``EstimatorComparison.table`` that are found from the draws."""
+    """The columns of ``EstimatorComparison.table`` that are computed from the draws."""
     row = _value_columns(torch.tensor(drawn.values).double(), expected, data, float(log_jacobian(variant)))
     row |= {"reference": "closed form" if expected.exact else "long run", "snr_floor": snr_floor(drawn.draws)}
     rounding = torch.finfo(next(variant.model.parameters()).dtype).eps * abs(expected.value)

@@ -1,4 +1,4 @@
-"""Which pairs have exact answers? Those of a linear-Gaussian model and a Gaussian guide: build one, recognise one."""
+"""Which pairs have exact answers? Those of a linear-Gaussian model and a Gaussian guide are built and recognised."""
 
 from typing import Any, cast
 
@@ -21,8 +21,8 @@ def linear_pair(
 
     Args:
         exact: The model.
-        guide: ``FullRank``, which is the posterior itself, or ``MeanField``, which is the posterior where the columns
-            of the loading are orthogonal.
+        guide: ``FullRank``, whose best member is the posterior, or ``MeanField``, whose best member is the posterior if
+            the columns of the loading are orthogonal.
         shift: Number that is added to the mean of the best guide of the family.
         stretch: Factor on the standard deviations of the best guide of the family.
     """

@@ -12,7 +12,7 @@ __all__ = ["peak_bytes"]
 
 
 class _Watch(TorchDispatchMode):
-    """Counts the storages that operations make, until they are freed. Storages that existed before count nothing."""
+    """Count the bytes of the storages that operations make, until they are freed. Earlier storages do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Watch(TorchDispatchMode):
         return out
 
     def _hold(self, storage: UntypedStorage, size: int) -> None:
-        """Note a storage that is seen for the first time, until it is freed: another may then have its address."""
+        """Note a new storage until it is freed. After that, another storage may have its address."""
         address = storage._cdata
         if address not in self.held:
             self.held[address] = size

@@ -11,7 +11,7 @@ __all__ = ["Moments", "jackknife_error", "signal_to_noise", "snr_floor"]
 
 @dataclass(frozen=True)
 class Moments:
-    """The number of draws, their sum and the sum of their squares. They add up, so that no draw need be kept.
+    """The number of draws, their sum and the sum of their squares. Moments can be added, so no draw has to be kept.
 
     Attributes:
         count: Number of draws, [..., 1].
@@ -60,5 +60,5 @@ def snr_floor(draws: int) -> float:
 
 
 def jackknife_error(left_out: Tensor) -> Tensor:
-    """Standard error of a figure, from its values [batches] computed without one batch of the draws each."""
+    """Standard error of a figure, from values [batches], each computed from the draws of all batches but one."""
     return left_out.std(correction=0) * math.sqrt(len(left_out) - 1)

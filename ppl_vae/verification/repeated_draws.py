@@ -23,7 +23,7 @@ class Replicate(NamedTuple):
     Attributes:
         value: The loss, in nats summed over the data set.
         gradient: The gradient of the loss, [parameters], in the order of ``parameters``.
-        seconds: Time of the draw.
+        seconds: Time that the draw took.
     """
 
     value: float
@@ -32,7 +32,7 @@ class Replicate(NamedTuple):
 
 
 def frozen(variant: Variant) -> Variant:
-    """Return a copy in eval mode, in which the model is p(x, z) and nothing else. The pair itself is not changed."""
+    """Return a copy in eval mode, in which the model has no factors besides p(x, z). The pair itself is not changed."""
     model, guide, loss = copy.deepcopy(variant)
     return Variant(model.eval(), guide.eval(), loss)
 
@@ -62,7 +62,7 @@ def spans(variant: Variant) -> dict[str, slice]:
 
 
 def loss_and_grads(variant: Variant, estimator: ELBO, args: Sequence[Any]) -> float:
-    """Return one value of the loss, and add its gradient to that of the parameters, as Pyro's ``SVI`` does."""
+    """Return one value of the loss, and add its gradient to the ``.grad`` of the parameters, as Pyro's ``SVI`` does."""
     with pyro.get_param_store().scope(), poutine.trace(param_only=True):  # Pyro takes no gradient without this trace
         return float(estimator.loss_and_grads(variant.model, variant.guide, *args))  # type: ignore[attr-defined]
 

@@ -23,18 +23,18 @@ from .repeated_draws import parameters
 
 __all__ = ["TARGETS", "Estimand", "Target", "Terms", "Truth", "estimand_of", "truth"]
 
-BATCHES = 50  # the fewest batches of a long run: the spread between them gives its error
+BATCHES = 50  # the fewest batches of a long run; the spread between them gives its error
 CODES = 40_000  # the most codes in one batch of a long run
 NUMBERS = 4_000_000  # the most numbers of x in one batch of a long run
 
 
 class Terms(NamedTuple):
-    """What a formula reads: log densities [draws, K, rows], or their expectations [1, 1, rows].
+    """The terms that a formula reads: log densities [draws, K, rows], or their expectations [1, 1, rows], in nats.
 
     Attributes:
         likelihood: log p(x | z).
         kl: log q(z | x) - log p(z).
-        kl_per_dim: KL(q || p) of each coordinate in closed form, [rows, z_dim]; None where torch has no closed form.
+        kl_per_dim: KL(q || p) of each coordinate in closed form, [rows, z_dim]; None if torch has no closed form.
     """
 
     likelihood: Tensor
@@ -105,7 +105,7 @@ def _beta(terms: Terms, beta: float) -> Tensor:
 def _free_bits(terms: Terms, floor: float) -> Tensor:
     if terms.kl_per_dim is None:
         raise ValueError(
-            "free bits have a truth only where the KL of each coordinate has a closed form, and this pair has none: "
+            "free bits have a truth only if the KL of each coordinate has a closed form, and this pair has none: "
             "use a guide and a prior whose coordinates are independent"
         )
     return terms.likelihood.mean(1) - terms.kl_per_dim.mean(0).clamp_min(floor).sum()
@@ -141,7 +141,7 @@ TARGETS = {
 
 
 class Estimand(NamedTuple):
-    """What an estimator estimates. ``truth`` receives this and not the estimator, so that equal ones share a truth.
+    """The quantity that an estimator estimates. Estimators of the same quantity share one ``truth``.
 
     Attributes:
         target: Name of the target in ``TARGETS``.
@@ -155,7 +155,7 @@ class Estimand(NamedTuple):
 
 
 def estimand_of(estimator: ELBO, target: str | None = None) -> Estimand:
-    """Return what an estimator estimates.
+    """Return the quantity that an estimator estimates.
 
     Args:
         estimator: The estimator, from which the options of the target are read.
@@ -197,7 +197,7 @@ class Truth(NamedTuple):
 
 
 def truth(variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: int = 0, draws: int = 2000) -> Truth:
-    """Compute what an estimator should give: in closed form where there is one, otherwise by a long run.
+    """Compute the value and gradient that an estimator should give, in closed form if there is one, else by a long run.
 
     There is a closed form for an ``exact`` target on a linear-Gaussian pair. A long run takes the plain gradient of the
     target's formula at draws of the guide. It reads the distributions of the pair, and uses no traces and no plates.
@@ -206,9 +206,12 @@ def truth(variant: Variant, y: Tensor, size: int, estimand: Estimand, *, seed: i
         variant: A ``frozen`` pair.
         y: The data [rows, *x_shape], in the model's units.
         size: Number of data in the whole set.
-        estimand: What is estimated; see ``estimand_of``.
+        estimand: The quantity that is estimated; see ``estimand_of``.
         seed: Seed of the long run.
         draws: Replicates in the long run.
+
+    Raises:
+        ValueError: If the target is free bits, and the KL of each coordinate has no closed form.
     """
     scale = size / len(y)
     with seeded(seed):

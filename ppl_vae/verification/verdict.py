@@ -1,6 +1,6 @@
-"""Does an estimator pass? Its value and gradient are held against a truth that is known.
+"""Does an estimator pass? Its value and its gradient are compared with the truth.
 
-``verify`` does this on a linear-Gaussian pair, ``hold_against_truth`` on a pair and data of your choice.
+``verify`` does this on a linear-Gaussian pair, and ``hold_against_truth`` on a pair and data of your choice.
 """
 
 from typing import Any, NamedTuple
@@ -23,15 +23,15 @@ __all__ = ["LIMIT", "Verdict", "hold_against_truth", "largest_z_score", "verify"
 LIMIT = 5.0  # an estimator fails above this |z|, which a normal error exceeds once in two million
 FEWEST = 100  # the fewest draws of a verdict
 PART = 5  # the plate's scale is tried on 1 / PART of a data set, with 1 / PART of the draws
-ROUNDING = 1e-12  # relative error of sums in double precision, which counts where an estimator has no variance
+ROUNDING = 1e-12  # relative error of sums in double precision, which matters if an estimator has no variance
 
 
 class Verdict(NamedTuple):
-    """What ``verify`` found.
+    """The result of ``verify``.
 
     Attributes:
-        z: The z-score of the value and the largest z-score of each group of parameters' gradient. Each is given twice:
-            for the whole data set, and for a part of a data set that the plate scales up.
+        z: The z-score of the value, and the largest z-score of the gradient of each group of parameters, by name. Each
+            is given twice: for the whole data set, and for a part of a data set that the plate scales up.
         draws: Replicates of the estimator.
     """
 
@@ -50,26 +50,30 @@ class Verdict(NamedTuple):
 
 
 def verify(estimator: ELBO | str, *, target: str | None = None, draws: int = 600, seed: int = 0) -> Verdict:
-    """Hold an estimator's value and gradient against the truth on a linear-Gaussian pair.
+    """Compare an estimator's value and gradient with the truth on a linear-Gaussian pair.
 
-    The default number of draws is enough to detect, beyond 5 standard errors, an error of 5 % in the value, in its KL
-    alone or in the gradient. It also detects a plate's scale that stands inside the importance weights.
+    With the default number of draws, an error of 5 % in the value, in its KL alone or in the gradient exceeds 5
+    standard errors, so it is detected. A plate's scale inside the importance weights is detected too.
 
     Args:
         estimator: Any ``pyro.infer.ELBO`` with ``loss_and_grads``, or the name of an estimator as in ``pair``.
-        target: Name in ``TARGETS`` of what the estimator estimates. By default it is the estimator's attribute
-            ``target``, Renyi's bound for Pyro's ``RenyiELBO``, and the ELBO for an estimator that names no target.
+        target: Name in ``TARGETS`` of the bound that the estimator estimates. By default it is the estimator's
+            attribute ``target``, Renyi's bound for Pyro's ``RenyiELBO``, and the ELBO for an estimator that names no
+            target.
         draws: Replicates of the estimator.
         seed: Seed of the pair, the data and all draws.
+
+    Returns:
+        The z-scores, and whether all of them pass; see ``Verdict``.
+
+    Raises:
+        ValueError: If the estimator is not an ELBO, the target is unknown, the estimator lacks an option of the
+            target, or ``draws`` is below 100.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
         >>> verify(Trace_ELBO(), draws=100).passed
         True
-
-    Raises:
-        ValueError: If the estimator is not an ELBO, the target is unknown, the estimator lacks an option of the
-            target, or ``draws`` is below 100.
     """
     with seeded(seed):
         model = LinearGaussian(torch.randn(5, 2).double(), torch.randn(5).double(), torch.tensor(0.6).double())
@@ -81,7 +85,7 @@ def verify(estimator: ELBO | str, *, target: str | None = None, draws: int = 600
 def hold_against_truth(
     variant: Variant, y: Tensor, estimator: ELBO | str, *, target: str | None = None, draws: int = 600, seed: int = 0
 ) -> Verdict:
-    """Hold an estimator against the truth on a pair and data [rows, *x_shape], given in the model's units.
+    """Compare an estimator with the truth on a pair and data y [rows, *x_shape], given in the model's units.
 
     The other arguments and the errors are those of ``verify``.
     """
@@ -127,7 +131,7 @@ def _z_scores(found: list[Replicate], expected: Truth, groups: dict[str, slice])
 
 
 def largest_z_score(samples: Tensor, expected: Tensor, expected_error: Tensor, size: float = 0.0) -> float:
-    """The largest z-score of the mean of samples [draws, n] against what is expected, [n].
+    """The largest z-score of the mean of samples [draws, n] against the expected mean [n].
 
     There is one z-score per coordinate, and one for the component of the mean along ``expected``. The samples' error is
     estimated, so that a score follows Student's distribution. It is transformed to the score that has the same tail
@@ -137,8 +141,8 @@ def largest_z_score(samples: Tensor, expected: Tensor, expected_error: Tensor, s
         samples: Independent samples [draws, n].
         expected: The expected mean, [n].
         expected_error: Standard error of ``expected``, [n].
-        size: Size of the numbers whose differences the samples are. It sets the rounding error where it is larger than
-            ``expected`` itself.
+        size: Magnitude of the numbers from whose differences the samples were computed. It sets the rounding error if
+            it is larger than the norm of ``expected``.
 
     References:
         Wallace, Bounds on Normal Approximations to Student's and the Chi-Square Distributions, 1959.
@@ -157,6 +161,6 @@ def largest_z_score(samples: Tensor, expected: Tensor, expected_error: Tensor, s
 
 
 def _normal_score(t: Tensor, freedom: int) -> Tensor:
-    """The normal score whose tail probability is that of Student's ``t`` with so many degrees of freedom."""
+    """The normal score with the tail probability of ``t`` under Student's law with ``freedom`` degrees of freedom."""
     correction = (8 * freedom + 1) / (8 * freedom + 3)
     return (freedom * (t.square() / freedom).log1p()).sqrt() * correction
