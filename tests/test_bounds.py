@@ -225,7 +225,7 @@ def test_the_importance_weighted_bound_is_below_the_evidence_and_rises_with_k() 
 def test_what_the_importance_weighted_bound_lacks_is_chi_squared_over_two_k() -> None:
     """The next term of the series is tested too. ``log_ratio.expm1()``, of expectation 0, is a control variate."""
     num_particles = 50
-    model, x = problem(2_000_000 // num_particles)
+    model, x = problem(1_000_000 // num_particles)
     variant = program(model, **OFF)
 
     log_ratio = bounds(variant, x, num_particles, at_once=200_000).importance_weighted - model.log_evidence(x)

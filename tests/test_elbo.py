@@ -1030,12 +1030,6 @@ class StuckIWAE(DReG):
         return Weights(weight, weight)
 
 
-class WrongSign(DReG):
-    def weights(self, log_weight: Tensor) -> Weights:
-        weight = log_weight.softmax(0)
-        return Weights(weight, weight, -weight)
-
-
 def failing(loss: ELBO, draws: int = 100) -> list[str]:
     return [name for name, z in verify(loss, draws=draws).z.items() if abs(z) >= 5]
 
@@ -1054,9 +1048,8 @@ def test_a_kl_off_by_a_twentieth_is_seen() -> None:
     assert "value" in failing(HeavierKL(1.05), draws=600)
 
 
-def test_the_score_is_seen_to_be_left_out_or_turned_round() -> None:
-    for wrong in (StuckIWAE(8), WrongSign(8)):
-        assert set(failing(wrong)) == {"gradient, encoder", "gradient, encoder, 1 / 5 of the data"}
+def test_the_score_is_seen_to_be_left_out() -> None:
+    assert set(failing(StuckIWAE(8))) == {"gradient, encoder", "gradient, encoder, 1 / 5 of the data"}
 
 
 def test_a_scale_inside_the_logarithm_is_seen_on_a_part_of_the_data_alone() -> None:

@@ -100,7 +100,7 @@ def test_an_encoder_at_the_optimum_leaves_nothing_to_amortisation() -> None:
     assert exact.min() > 0.1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["mean_field", "constant_variance"])
 def test_a_guide_beside_the_optimum_lacks_exactly_its_divergence(family: str) -> None:
     model, x = problem()
     variant = program(model, family, shift=0.5, stretch=1.6)

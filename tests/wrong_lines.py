@@ -287,6 +287,12 @@ ELBO = [
     ),
     WrongLine(
         "ppl_vae/elbo/path.py",
+        "surrogate = surrogate - (score",
+        "surrogate = surrogate + (score",
+        ("tests/test_elbo.py::test_a_value_and_its_gradients_are_those_of_the_formula_draw_by_draw",),
+    ),
+    WrongLine(
+        "ppl_vae/elbo/path.py",
         ".flatten(0, 1) / self.groups",
         ".flatten(0, 1)",
         ("tests/test_elbo.py::test_piwae_takes_its_model_from_iwae_and_its_guide_from_miwae",),
