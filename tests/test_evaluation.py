@@ -899,7 +899,7 @@ def test_rows_that_were_trained_on_are_said() -> None:
 
     assert evaluate(vae, x, 2).notes == evaluate(vae, x[11:], 2, train=train).notes == []
     assert evaluate(vae, x, 2, train=train).notes == [
-        "8 of 30 held-out rows also stand among the training rows: figures of these flatter the model"
+        "8 of 30 held-out rows also stand among the training rows: their scores are too good"
     ]
     assert "8 of 30 held-out rows" in str(evaluate(vae, x, 2, train=train))
 
@@ -909,8 +909,8 @@ def test_repeats_of_data_with_few_values_are_said_to_be_usual() -> None:
     x, train = torch.randint(2, (30, 3)).double(), torch.randint(2, (400, 3)).double()
 
     assert evaluate(VARIANTS["bernoulli_vae"]((3,), 1), x, 2, train=train).notes == [
-        "30 of 30 held-out rows also stand among the training rows: so do 98% of the training rows among themselves, "
-        "as is usual where values are few"
+        "30 of 30 held-out rows also stand among the training rows: 98% of the training rows repeat each other too, as "
+        "in data with few distinct values"
     ]
 
 

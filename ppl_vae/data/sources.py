@@ -190,7 +190,7 @@ def _check_csv(frame: Any, path: Path) -> None:
 
     first = str(frame.columns[0])
     if len(frame.columns) == 1 and ";" in first:
-        raise ValueError(f"{path} has no commas, and the separator ';' may stand for them: write it with commas")
+        raise ValueError(f"{path} has no commas and looks separated by ';': write it with commas")
     if any(name.startswith("Unnamed: ") for name in column_names(frame)):
         raise ValueError(f"{path} has a column without a name, which may be an index: drop the column, or name it")
     if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas took the first column for the names of the rows

@@ -91,7 +91,7 @@ def evaluate(
         x: Held-out data [rows, *x_shape], in the data's units: an array, a tensor or a data frame. ``Data`` stands for
             its test part and its pictures.
         num_particles: The number K of draws per datum for the bounds. Exactly K draws are used.
-        train: Training data in the data's units. They are the reference of the floor and of nearest neighbours, and
+        train: Training data in the data's units. They are the reference of "F real" and of nearest neighbours, and
             they are searched for rows of x. ``Data`` stands for its training part. If a Dataset is too large for
             memory, 10,000 of its rows are drawn at random.
         ex_post: The density that ``ex_post.fit`` returns, for samples from it and a bound under it.
@@ -157,8 +157,9 @@ def _notes(y: Tensor, train: Tensor, rows: int) -> list[str]:
     known = set(seen)
     repeats = sum(row.tobytes() in known for row in (y + 0.0).flatten(1).cpu().numpy())
     if repeats:
-        line = f"{repeats} of {len(y)} held-out rows also stand among the training rows"
-        within = 1 - len(known) / len(seen)
-        usual = f": so do {within:.0%} of the training rows among themselves, as is usual where values are few"
-        notes.append(line + (usual if within >= repeats / len(y) / 2 else ": figures of these flatter the model"))
+        share_within = 1 - len(known) / len(seen)  # of the training rows, those that repeat another training row
+        few_values = share_within >= repeats / len(y) / 2
+        usual = f"{share_within:.0%} of the training rows repeat each other too, as in data with few distinct values"
+        meaning = usual if few_values else "their scores are too good"
+        notes.append(f"{repeats} of {len(y)} held-out rows also stand among the training rows: {meaning}")
     return notes
