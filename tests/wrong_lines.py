@@ -257,8 +257,8 @@ DATA = [
 ELBO = [
     WrongLine(
         "ppl_vae/elbo/importance.py",
-        "log_weight.logsumexp(0) - math.log(len(log_weight))",
-        "log_weight.logsumexp(0)",
+        "log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])",
+        "log_weight.logsumexp(dim)",
         ("tests/test_elbo.py::test_a_value_and_its_gradients_are_those_of_the_formula_draw_by_draw",),
     ),
     WrongLine(
@@ -469,9 +469,9 @@ CHECKPOINT = [
         ("tests/test_checkpoint.py::test_tensors_that_do_not_match_are_named",),
     ),
     WrongLine(
-        "ppl_vae/checkpoint.py",
-        "            os.replace(earlier, path)",
-        "            pass",
+        "ppl_vae/files.py",
+        "                os.replace(earlier, path)",
+        "                pass",
         ("tests/test_checkpoint.py::test_a_failed_save_leaves_what_was_there",),
     ),
     WrongLine(
@@ -535,9 +535,9 @@ CONTRACTS = [
 
 EVALUATION = [
     WrongLine(
-        "ppl_vae/evaluation/lower_bounds.py",
-        "(1 / ess - 1 / count)",
-        "(1 / ess)",
+        "ppl_vae/evaluation/pareto.py",
+        "(1 / effective_sample_size(log_weights) - 1 / draws)",
+        "(1 / effective_sample_size(log_weights))",
         ("tests/test_bounds.py::test_the_errors_are_the_spread_over_repetitions",),
     ),
     WrongLine(
@@ -566,8 +566,8 @@ EVALUATION = [
     ),
     WrongLine(
         "ppl_vae/evaluation/annealing.py",
-        "math.log(len(self.reverse.log_weight)) - (-self.reverse.log_weight)",
-        "-math.log(len(self.reverse.log_weight)) - (-self.reverse.log_weight)",
+        "-log_mean(-self.reverse.log_weight)",
+        "log_mean(-self.reverse.log_weight)",
         ("tests/test_annealing.py::test_from_the_posterior_both_sides_of_a_bracket_are_the_evidence",),
     ),
     WrongLine(
