@@ -784,7 +784,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "short-header.csv": ("columns.csv", b"a,b\n1,2,3\n4,5,6\n7,8,9\n", "header"),
     "text-column.csv": ("text.csv", b"a,name\n1,x\n3,y\n", r"text\.csv: columns name are not real numbers: drop"),
     "missing-value.csv": ("gap.csv", b"a,b\n1,\n2,4\n3,5\n", r"gap\.csv: column 'b' holds nan in data row 1"),
-    "semicolons.csv": ("semi.csv", b"a;b\n1;2\n3;4\n", "separator ';'"),
+    "semicolons.csv": ("semi.csv", b"a;b\n1;2\n3;4\n", "looks separated by ';'"),
     "index.csv": ("index.csv", b",a\n0,1.5\n1,2.5\n2,1\n", "a column without a name"),
     "header-only.csv": ("head.csv", b"a,b\n", r"head.*(no rows|at least one row)"),
 }
