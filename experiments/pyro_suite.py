@@ -394,7 +394,8 @@ class Suite:
         """The path of a job's log. Its folder depends on the side, the versions, the machine and our code of SVI."""
         parts = [side, str(self.template.quick), json.dumps(self.environment, sort_keys=True)]
         if side == "ours":
-            parts += [path.read_text() for path in sorted((Path(ppl_vae.__file__).parent / "svi").glob("*.py"))]
+            package = Path(ppl_vae.__file__).parent
+            parts += [path.read_text() for path in [package / "streams.py", *sorted((package / "svi").glob("*.py"))]]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
         stem = "".join(letter if letter.isalnum() else "_" for letter in name)
         return self.work / f"{side}-{digest}" / f"{stem}.jsonl"

@@ -51,9 +51,8 @@ def share_over_data(values: Tensor) -> Number:
     This error is then ``2 / (n + 4)``: two errors have the length of a 95 % interval for such a share (Wilson, 1927).
     """
     found = mean_over_data(values)
-    if found.value is None or found.error:
-        return found
-    return found._replace(error=2 / (len(values) + 4))
+    all_equal = found.error == 0.0  # a single share has no error at all
+    return found._replace(error=2 / (len(values) + 4)) if all_equal else found
 
 
 def rows_named(rows: list[int]) -> str:

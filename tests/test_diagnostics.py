@@ -610,6 +610,7 @@ def test_the_error_of_a_share_is_not_zero() -> None:
     found = share_over_data(torch.ones(96))
 
     assert found == Number(1.0, 0.02)
+    assert share_over_data(torch.ones(1)).error is None
 
 
 def test_the_noise_of_a_mass_is_left_out() -> None:

@@ -459,7 +459,7 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     ),
     "floor_above_the_spread": (
         lambda: built(likelihood=LearnedSigma(floor=2.5, scale=20.0)),
-        r"sigma: the floor of sigma, 12, is \d+\.?\d* times the spread of x, so that no code helps",
+        r"sigma: the floor of sigma, 12, is \d+\.?\d* times the spread of x in all .*, so that no code helps",
     ),
     "scale_above_the_spread": (
         lambda: built(likelihood=Gaussian(100.0)),

@@ -67,9 +67,9 @@ def _too_wide(run: Pass, scale: Tensor) -> str | None:
     if floor is None and scale.requires_grad:
         return None  # the scale is learned, and its lower bound is not known
     least = float(scale.detach().max()) if floor is None else floor
-    width = spread(run.y)
-    total = width * math.sqrt(run.y[0].numel())
+    total = spread(run.y) * math.sqrt(run.y[0].numel())
     if not 0.0 < total < least:
         return None
     name = "sigma" if floor is None else "the floor of sigma"
-    return f"{name}, {least:.2g}, is {least / width:.3g} times the spread of x, so that no code helps (use {STANDARD})"
+    times = f"{least / total:.3g} times the spread of x in all coordinates together"
+    return f"{name}, {least:.2g}, is {times}, so that no code helps (use {STANDARD})"
