@@ -463,7 +463,7 @@ BROKEN: dict[str, tuple[Callable[[], Variant], str]] = {
     ),
     "scale_above_the_spread": (
         lambda: built(likelihood=Gaussian(100.0)),
-        r"sigma: sigma, 1e\+02, is \d+ times the spread of x, .*scale='standardize'",
+        r"sigma: sigma, 1e\+02, is \d+\.?\d* times the spread of x .*scale='standardize'",
     ),
     # Importance weights.
     "weights_of_a_point_mass": (lambda: built(guide=PointMass, loss=IWAE(4)), "importance weights: .*point mass"),
