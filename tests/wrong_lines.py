@@ -503,8 +503,8 @@ CONTRACTS = [
     ),
     WrongLine(
         "ppl_vae/contracts/widths.py",
-        "width * math.sqrt(run.y[0].numel())",
-        "width",
+        "spread(run.y) * math.sqrt(run.y[0].numel())",
+        "spread(run.y)",
         ("tests/test_preflight.py::test_a_scale_is_too_wide_above_the_root_of_the_total_variance",),
     ),
     WrongLine(
