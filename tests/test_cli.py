@@ -570,6 +570,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     assert [path.name for path in Path("folder", "rae").iterdir()] == ["thesis"]
 
 
+@pytest.mark.process
 def test_checks_hold_under_optimisation(table: Path, tmp_path: Path) -> None:
     """In a process under ``python -O``, which drops assertions."""
     command = ("train", "bernoulli_vae", "--data", str(table), "--out", str(tmp_path / "out"))

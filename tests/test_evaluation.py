@@ -120,6 +120,7 @@ assert stream_states() == before, "ex_post.fit"
 """
 
 
+@pytest.mark.process
 def test_the_first_call_of_a_process_leaves_the_random_streams_too() -> None:
     """A library that is imported on first use may draw while it is imported."""
     root = Path(ppl_vae.__file__).parents[1]

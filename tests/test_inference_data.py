@@ -178,6 +178,7 @@ def test_a_file_that_could_not_be_written_whole_is_not_left_behind(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_arviz_is_imported_without_a_message(tmp_path: Path) -> None:
     """The cache is empty, because arviz 0.23 announces its successor only on the first import of a day."""
     code = "import ppl_vae.diagnosis.inference_data as d, sys; assert 'arviz' not in sys.modules; d.import_arviz()"

@@ -134,6 +134,7 @@ def test_a_log_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path: Path) -
     assert read(log)[1:] == (None, True, True)
 
 
+@pytest.mark.process
 def test_svi_is_replaced_before_the_file_is_imported(tmp_path: Path) -> None:
     (tmp_path / "test_file.py").write_text(FILE)
     job = Job("ours", "test_file.py", str(tmp_path / "log"), limit=300.0)

@@ -11,6 +11,7 @@ from ppl_vae.catalogue import VARIANTS, entries
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.process
 def test_the_python_of_the_readme_runs_as_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
