@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..contracts import check_support
 from ..data.data_set import Data, tensor_of
 from ..estimate import Number
-from ..models.networks import is_image
 from ..streams import seeded
 from ..variant import Variant
 from .features import Features, principal_components
@@ -123,7 +122,7 @@ def evaluate(
         features.name,
         kl_per_dim,
         subject.bounds[0].elbo.tolist() if variant.has_bound else [],
-        is_image(variant.model.x_shape),
+        subject.shows_means,
         [] if seen is None else _notes(real, seen, _rows_of(train) or len(seen)),
         active_per_dim,
     )

@@ -25,6 +25,7 @@ from ..files import writable, write_text
 from ..streams import seeded
 from ..training.divergence import Diverged
 from ..training.fitting import fit
+from ..training.options import FitOptions
 from ..variant import Variant
 from .document import comparison_page
 from .results import Refused, Result
@@ -153,7 +154,7 @@ def compare(
     out = writable(out)
     for name in names:
         refuse_other(out / name)
-    seed = int(training.get("seed", 0))
+    seed = int(training.get("seed", FitOptions.seed))
     space = features_for(data.scale(data.resident), data.labels, features, seed)
     judging = Judging(components, num_particles, space, seed)
     results: list[Result | Refused] = []
