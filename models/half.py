@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .schedules import Schedule
 from .steps import collects_parameters
 
-__all__ = ["Half", "in_range", "is_point_mass", "of_pyro", "positive"]
+__all__ = ["Half", "in_range", "is_point_mass", "of_pyro", "positive", "whole"]
 
 LOWEST, HIGHEST = -20.0, 10.0  # log scales between these are left unchanged
 ROOM = 5.0  # how far a log scale can get beyond them
@@ -45,6 +45,17 @@ def positive(name: str, value: float) -> float:
     """
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return value
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number that has to be at least ``least``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return value
 
 

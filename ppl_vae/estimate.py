@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Number", "mean_over_data", "rows_named", "share_over_data", "standard_error"]
+__all__ = ["Number", "mean_over_data", "p_value", "rounded", "rows_named", "share_over_data", "standard_error"]
+
+MINUS = "\N{MINUS SIGN}"
+ROUNDING = 1e-9  # an error below this share of the value is rounding, and is not printed
 
 
 class Number(NamedTuple):
@@ -27,9 +30,35 @@ class Number(NamedTuple):
         return f"{self.value:.5g}" if self.error is None else f"{self.value:.5g} ± {self.error:.2g}"
 
 
+def rounded(value: float, error: float | None = None) -> tuple[str, str]:
+    """A value to two digits of its error, and the error; or a value to four digits, and an empty text, without one.
+
+    Example:
+        >>> rounded(12.3456, 0.0789)
+        ('12.346', '0.079')
+    """
+    if error is None or not ROUNDING * max(1.0, abs(value)) < error < math.inf:
+        return f"{value:.4g}".replace("-", MINUS), ""
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f}".replace("-", MINUS), f"{error:.{decimals}f}"
+
+
 def standard_error(values: Tensor, dim: int = 0) -> Tensor:
     """The standard error of the mean along the axis ``dim``, which is left out of the result."""
     return values.std(dim) / math.sqrt(values.shape[dim])
+
+
+def p_value(difference: float, error: float | None, count: int) -> float:
+    """The two-sided p-value of Student's test that a mean difference of ``count`` replicates is 0.
+
+    It is below 5 % beyond 2.78 errors for five replicates. A single replicate has no error and decides nothing, so it
+    gives 1.
+    """
+    from scipy.special import stdtr  # type: ignore[import-untyped,unused-ignore]
+
+    if error is None or difference == 0.0:
+        return 1.0
+    return float(2 * stdtr(count - 1, -abs(difference) / error)) if error > 0.0 else 0.0
 
 
 def mean_over_data(values: Tensor) -> Number:

@@ -166,6 +166,7 @@ ROOMS = (
     "evaluation",
     "training",
     "verification",
+    "studies",
     "report",
     "diagnosis",
     "front door",

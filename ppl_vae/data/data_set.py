@@ -1,7 +1,9 @@
 """A data set in its own units, and the function that converts every input to a checked tensor."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +72,22 @@ class Data:
     def resident(self) -> Tensor:
         """``train`` as a tensor. Of a streamed Dataset it has 10,000 random rows, or fewer if a row is large."""
         return self.train if isinstance(self.train, Tensor) else part_of(self.train)
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the numbers, the split and the scale, 16 hexadecimal digits. Equal data have equal digests.
+
+        Of a streamed Dataset it covers the number of items and 100 of them.
+        """
+        train = self.train if isinstance(self.train, Tensor) else part_of(self.train, 100)
+        parts: dict[str, Any] = {"train": train, "test": self.test, "pictures": self.pictures, "labels": self.labels}
+        parts |= {f"scale.{name}": tensor for name, tensor in self.scale.state_dict().items()}
+        found = hashlib.sha256(f"{len(self.train)} {self.binarize} {self.split}".encode())  # type: ignore[arg-type]
+        for name, tensor in parts.items():
+            if tensor is not None:
+                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def binarized(self, how: str, seed: int = 0) -> "Data":
         """The same data in {0, 1}. Values on the unit scale are cut at 1/2, or are probabilities of Bernoulli draws.

@@ -1,17 +1,13 @@
 """The table of a report: printed numbers in rows, and rows in groups of comparable bounds."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..estimate import Number
+from ..estimate import Number, rounded
 from ..evaluation.metrics import COLUMNS
 from .results import Refused, Result, by_measure, colour
 
 __all__ = ["Cell", "Group", "Row", "groups_of", "printed"]
-
-MINUS = "\N{MINUS SIGN}"
-ROUNDING = 1e-9  # an error below this share of the value is rounding, and is not printed
 
 
 class Cell(NamedTuple):
@@ -54,11 +50,7 @@ def printed(number: Number, *, best: bool = False) -> Cell:
     """
     if number.value is None:
         return Cell("", reason=number.reason)
-    value, error = number.value, number.error
-    if error is None or not ROUNDING * max(1.0, abs(value)) < error < math.inf:
-        return Cell(f"{value:.4g}".replace("-", MINUS), best=best)
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return Cell(f"{value:.{decimals}f}".replace("-", MINUS), f"{error:.{decimals}f}", best=best)
+    return Cell(*rounded(number.value, number.error), best=best)
 
 
 def groups_of(results: Sequence[Result | Refused]) -> list[Group]:

@@ -1,0 +1,28 @@
+"""How are many fits run, kept and compared?
+
+A cell is one fit and its evaluation. ``study`` runs cells, keeps each of them in a folder of its own, and compares
+contestants over seeds.
+"""
+
+from .cells import Cell, Contestant, Judging, grid
+from .claims import Claim, Verdict, judged
+from .driver import study
+from .results import Refused, Result
+from .summary import Pair, Ranking
+from .table import Study
+
+__all__ = [
+    "Cell",
+    "Claim",
+    "Contestant",
+    "Judging",
+    "Pair",
+    "Ranking",
+    "Refused",
+    "Result",
+    "Study",
+    "Verdict",
+    "grid",
+    "judged",
+    "study",
+]
