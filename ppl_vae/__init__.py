@@ -1,7 +1,8 @@
 """Variational and regularised autoencoders as Pyro programs.
 
 A variant consists of a model p(x, z), a guide q(z | x) and an estimator of the bound. ``VARIANTS`` holds the named
-variants, ``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it.
+variants, ``pair`` builds one from parts, ``fit`` trains it and ``evaluate`` judges it. ``compare`` trains and judges
+several over seeds, and writes a report.
 """
 
 from .assembly import pair, with_prior
@@ -14,6 +15,8 @@ from .data import Data, prepare
 from .description import describe
 from .diagnosis import collapse, diagnose, sbc, to_inferencedata
 from .evaluation import Evaluation, annealed, bounds, bracket, evaluate, ex_post, gaps, paired, stack
+from .report import compare
+from .studies import Contestant, Study, grid, study
 from .svi import SVI
 from .training import Fit, fit
 from .variant import Variant
@@ -22,15 +25,18 @@ from .verification import compare_estimators, verify
 __all__ = [
     "SVI",
     "VARIANTS",
+    "Contestant",
     "Data",
     "Evaluation",
     "Fit",
+    "Study",
     "Variant",
     "annealed",
     "bounds",
     "bracket",
     "check",
     "collapse",
+    "compare",
     "compare_estimators",
     "convert",
     "describe",
@@ -40,6 +46,7 @@ __all__ = [
     "ex_post",
     "fit",
     "gaps",
+    "grid",
     "load",
     "pair",
     "paired",
@@ -49,6 +56,7 @@ __all__ = [
     "save",
     "sbc",
     "stack",
+    "study",
     "to_inferencedata",
     "verify",
     "with_prior",

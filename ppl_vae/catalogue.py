@@ -1,7 +1,7 @@
 """VARIANTS: every named variant. Each is written as a function that takes its own options and returns its parts."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from inspect import Parameter
 from typing import Any
@@ -39,7 +39,6 @@ __all__ = [
     "ae",
     "bernoulli_vae",
     "beta_vae",
-    "check_options",
     "continuous_bernoulli_vae",
     "cv_vae",
     "dreg_vae",
@@ -49,7 +48,7 @@ __all__ = [
     "iwae",
     "l2_vae",
     "optimal_sigma_vae",
-    "own_options",
+    "options_of",
     "rae",
     "rae_gp",
     "rae_l2",
@@ -125,27 +124,10 @@ def _signature(options: Iterable[Parameter]) -> inspect.Signature:
     return inspect.Signature([of_pair["x_shape"], of_pair["z_dim"], *by_keyword, parts], return_annotation=Variant)
 
 
-def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a variant declares itself. The parts, which every variant takes, are left out."""
-    return {option: value for option, value in options.items() if option in _declared(name)}
-
-
-def check_options(names: Sequence[str], options: Iterable[str]) -> None:
-    """Refuse an option that none of the named variants declares.
-
-    Raises:
-        ValueError: If there is such an option. The message lists the options that the variants declare.
-    """
-    known = list(dict.fromkeys(option for name in names for option in _declared(name)))
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        wanted = ", ".join(known) or "none"
-        raise ValueError(f"{unknown[0]!r} is not an option of {', '.join(names)}: wanted {wanted}")
-
-
-def _declared(name: str) -> list[str]:
-    parameters = inspect.signature(VARIANTS[name]).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+def options_of(builder: Builder) -> list[str]:
+    """The options that a builder declares itself. The shapes and the parts, which every variant takes, are left out."""
+    parameters = list(inspect.signature(builder).parameters.values())[2:]
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def entries() -> Iterator[dict[str, str]]:

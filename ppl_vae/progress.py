@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "say"]
 
 LINES = 5  # about this many plain lines are printed during a training
 
@@ -64,5 +64,9 @@ class Progress:
         if line and self.shown and not self.console.is_terminal:
             elapsed = time.perf_counter() - self.started
             left = elapsed * (self.epochs - done) / done
-            text = f"{self.label}: {self.unit} {done:,}/{self.epochs:,}  {status}  {left:.0f} s left"
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module prints progress
+            say(f"{self.label}: {self.unit} {done:,}/{self.epochs:,}  {status}  {left:.0f} s left")
+
+
+def say(text: str) -> None:
+    """Show a line of text where progress is shown."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module prints progress

@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from ppl_vae.report.results import colour
 from torch.distributions import kl_divergence
 
 from ppl_vae import VARIANTS, Fit, encode, evaluate, prepare, reconstruct
@@ -20,7 +21,6 @@ from ppl_vae.files import whole_file
 from ppl_vae.models import Mixture
 from ppl_vae.report import Refused, Result, pictures, plots
 from ppl_vae.report.document import comparison_page
-from ppl_vae.report.results import colour
 from ppl_vae.report.table import Cell, groups_of, printed
 
 

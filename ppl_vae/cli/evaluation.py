@@ -7,7 +7,18 @@ import typer
 from ..evaluation import ex_post
 from ..evaluation.evaluation import evaluate as evaluation_of
 from ..evaluation.features import features_for
-from .options import AsJson, Components, FeatureSpace, NumParticles, Run, RunData, Seed, components_of
+from .options import (
+    COMPONENTS,
+    NUM_PARTICLES,
+    AsJson,
+    Components,
+    FeatureSpace,
+    NumParticles,
+    Run,
+    RunData,
+    Seed,
+    components_of,
+)
 from .records import expanded
 
 __all__ = ["evaluate"]
@@ -19,8 +30,8 @@ def evaluate(
     *,
     run_data: RunData,
     seed: Seed = 0,
-    num_particles: NumParticles = 100,
-    components: Components = "10",
+    num_particles: NumParticles = NUM_PARTICLES,
+    components: Components = COMPONENTS,
     features: FeatureSpace = None,
     as_json: AsJson = False,
 ) -> None:

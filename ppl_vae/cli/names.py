@@ -8,7 +8,7 @@ from ..catalogue import VARIANTS
 from ..data.sources import FILES, SETS
 from ..elbo import estimator
 
-__all__ = ["known_data", "known_estimator", "known_estimators", "known_variant", "known_variants"]
+__all__ = ["known_data", "known_estimator", "known_estimators", "known_variant"]
 
 
 def known_variant(name: str) -> str:
@@ -16,13 +16,6 @@ def known_variant(name: str) -> str:
     if name not in VARIANTS:
         raise typer.BadParameter(f"unknown variant {name!r}: wanted one of {', '.join(VARIANTS)}")
     return name
-
-
-def known_variants(names: list[str] | None) -> list[str] | None:
-    """Return names if all of them are in ``VARIANTS``, or raise ``typer.BadParameter``."""
-    for name in names or []:
-        known_variant(name)
-    return names
 
 
 def known_data(source: str | None) -> str | None:

@@ -1,21 +1,22 @@
 """Options that commands share: a record for training, a record for the data of a checkpoint, and single options."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ..catalogue import VARIANTS, check_options, own_options
 from ..checkpoint import load, notes_of
 from ..data.data_set import Binarization, Data
 from ..data.prepared import prepare
 from ..data.sources import FILES, SETS
 from ..data.splits import Split
 from ..data.units import ScaleName
+from ..report.contestants import Contestants, contestants_of
 from ..streams import seeded
+from ..studies import Contestant, Judging
+from ..studies.cells import Z_DIM
 from ..svi.backends import Backend
 from ..svi.precision import Precision
 from ..training.options import FitOptions, Schedule
@@ -23,6 +24,8 @@ from ..variant import Variant
 from .names import known_data, known_estimator
 
 __all__ = [
+    "COMPONENTS",
+    "NUM_PARTICLES",
     "AsJson",
     "Binarize",
     "Components",
@@ -36,6 +39,7 @@ __all__ = [
     "Seed",
     "TrainingOptions",
     "components_of",
+    "read_value",
 ]
 
 DataRoot = Annotated[
@@ -53,6 +57,7 @@ Limit = Annotated[
     int | None, typer.Option(min=2, help="Largest number of training data; the test set is cut in proportion.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
+COMPONENTS, NUM_PARTICLES = str(Judging.components), Judging.num_particles  # how fits are judged by default
 NumParticles = Annotated[int, typer.Option("--num-particles", "-K", min=1, help="Draws per datum for the bounds.")]
 Components = Annotated[
     str,
@@ -71,7 +76,9 @@ FeatureSpace = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a checkpoint, as train and compare write it.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a checkpoint, as train writes it, and compare in cells.")
+]
 
 
 def components_of(text: str) -> int | str:
@@ -111,7 +118,7 @@ class TrainingOptions:
             "in the order of time."
         ),
     ] = "random"
-    z_dim: Annotated[int, typer.Option(min=1, help="Number of coordinates of a code.")] = 8
+    z_dim: Annotated[int, typer.Option(min=1, help="Number of coordinates of a code.")] = Z_DIM
     estimator: Annotated[
         str | None,
         typer.Option(
@@ -125,9 +132,9 @@ class TrainingOptions:
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="NAME=VALUE",
-            help="Set an option of a variant, for example beta=2, for the variants that have it. Can be given several "
-            "times.",
+            metavar="OPTION=VALUE",
+            help="Set an option of a variant, for example beta=2, for the variants that have it, or beta_vae.beta=2 "
+            "for one. Can be given several times.",
         ),
     ] = None
     epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the training data.")] = FitOptions.epochs
@@ -177,37 +184,41 @@ class TrainingOptions:
             root=self.data_root,
         )
 
-    def assigned(self, names: Sequence[str]) -> dict[str, Any]:
-        """The values that ``--set`` assigns to options, by name. A value is read as JSON if it is JSON, else as text.
+    def assigned(self) -> dict[str, Any]:
+        """The values that ``--set`` assigns to options, by name.
 
         Raises:
-            typer.BadParameter: If an assignment is not ``NAME=VALUE``, or none of the variants has such an option.
+            typer.BadParameter: If an assignment is not ``OPTION=VALUE``.
         """
         values = {}
         for assignment in self.assignments or []:
             name, equals, value = assignment.partition("=")
             if not equals:
-                raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE", param_hint="--set")
-            values[name.strip()] = _json_or_text(value)
-        try:
-            check_options(names, values)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--set") from None
+                raise typer.BadParameter(f"{assignment!r} is not OPTION=VALUE", param_hint="--set")
+            values[name.strip()] = read_value(value)
         return values
 
-    def built(self, name: str, x_shape: tuple[int, ...], assigned: Mapping[str, Any]) -> Variant:
-        """Build a variant, before training. It gets only the assigned values of options that it has.
+    def contestants(self, given: Contestants) -> dict[str, Contestant]:
+        """Variants or contestants with the options that ``--set`` and ``--estimator`` give them.
+
+        Raises:
+            typer.BadParameter: If none of them has an option that is set.
+        """
+        try:
+            return contestants_of(given, self.assigned(), self.estimator)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--set") from None
+
+    def built(self, contestant: Contestant, x_shape: tuple[int, ...]) -> Variant:
+        """Build a variant, before training.
 
         Raises:
             typer.BadParameter: If a value has the wrong type.
             ValueError: If a value is out of range.
         """
-        parts = own_options(name, assigned)
-        if self.estimator is not None:
-            parts["loss"] = self.estimator
         try:
             with seeded(self.seed):
-                return VARIANTS[name](x_shape, self.z_dim, **parts)
+                return contestant.builder(x_shape, self.z_dim, **contestant.options)
         except TypeError as error:
             raise typer.BadParameter(str(error), param_hint="--set") from None
 
@@ -226,7 +237,8 @@ class TrainingOptions:
         }
 
 
-def _json_or_text(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """A value as it was typed: JSON if it is JSON, else text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -9,7 +9,7 @@ from ..checkpoint import load
 from ..coding import sample as samples_of
 from ..evaluation import ex_post as density
 from ..files import writable
-from .options import Components, Run, RunData, Seed, components_of
+from .options import COMPONENTS, Components, Run, RunData, Seed, components_of
 from .records import expanded
 
 __all__ = ["sample"]
@@ -25,7 +25,7 @@ def sample(
         bool,
         typer.Option("--ex-post", help="Draw codes from an ex-post mixture, not from the prior."),
     ] = False,
-    components: Components = "10",
+    components: Components = COMPONENTS,
     mean: Annotated[
         bool, typer.Option("--mean", help="Write the means of p(x | z), without observation noise.")
     ] = False,

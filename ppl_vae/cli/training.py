@@ -26,7 +26,7 @@ def train(
     ],
     *,
     options: TrainingOptions,
-    out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint. By default, runs/DATA/VARIANT.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint. By default, runs/DATA-VARIANT.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,10 +34,10 @@ def train(
 
     The history of the training and its receipt are written to the same folder.
     """
-    assigned = options.assigned([variant])
+    contestant = options.contestants([variant])[variant]
     data = options.prepared()
-    pair = options.built(variant, data.x_shape, assigned)
-    folder = out or Path("runs") / data.name / variant
+    pair = options.built(contestant, data.x_shape)
+    folder = out or Path("runs") / f"{data.name}-{variant}"
     writable(folder.parent)
     refuse_other(folder)
     if folder.exists():

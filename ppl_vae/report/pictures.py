@@ -16,8 +16,8 @@ from ..drawing import uri
 from ..evaluation.interpolation import interpolate
 from ..files import whole_file
 from ..models.networks import is_image
+from ..studies import Result
 from ..variant import Variant
-from .results import Result, colour
 
 __all__ = ["Pictures", "grid", "pictures_of", "write_samples"]
 
@@ -34,13 +34,13 @@ class Pictures(NamedTuple):
     Attributes:
         span: The value that is shown as black and the value that is shown as white, in the model's units.
         held_out: Held-out data.
-        rows: For each variant its name, its colour, and four grids: samples from the prior, samples from the ex-post
-            mixture, reconstructions and interpolations.
+        rows: For each contestant its name and four grids: samples from the prior, samples from the ex-post mixture,
+            reconstructions and interpolations.
     """
 
     span: tuple[float, float]
     held_out: str
-    rows: Sequence[tuple[str, str, Sequence[str]]]
+    rows: Sequence[tuple[str, Sequence[str]]]
 
 
 def grid(y: Tensor, columns: int | None = None) -> Tensor:
@@ -53,13 +53,13 @@ def grid(y: Tensor, columns: int | None = None) -> Tensor:
 
 
 def pictures_of(results: Sequence[Result], data: Data) -> Pictures:
-    """Draw the grids of a report. ``data`` are the data that the variants were compared on."""
+    """Draw the grids of a report. ``data`` are the data that the contestants were compared on."""
     side = _side(len(results), data)
     real = data.scale(data.test) if data.pictures is None else data.pictures
     return Pictures(
         span=_span(real),
         held_out=_tiles(real[: 3 * 4 * side], 4 * side, _span(real)),
-        rows=[(result.name, colour(result.name), _grids(result, side)) for result in results],
+        rows=[(result.name, _grids(result, side)) for result in results],
     )
 
 

@@ -12,9 +12,8 @@ from ..coding import encode, sample
 from ..drawing import GREY, LIGHT, blank, embedded, panels, tidy
 from ..models import Mixture
 from ..streams import chosen
-from ..training.fitting import Fit
+from ..studies import Result
 from ..variant import Variant
-from .results import Result, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +26,7 @@ __all__ = [
     "moved",
     "objectives",
     "over_time",
+    "series",
     "table_samples",
 ]
 
@@ -36,10 +36,15 @@ SIDE_BY_SIDE = 5  # small panels, one per variant
 LOSSES = ("loss", "held_out_loss")  # columns of the history that are drawn with a minus sign, as objectives
 
 
-def _series(fit: Fit, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column of the history, one value per epoch; losses are negated, so that higher is better in every curve."""
+Series = np.ndarray[Any, np.dtype[np.float64]]
+Curves = Mapping[str, Sequence[Series]]  # the curves of each contestant, one per seed
+Inks = Mapping[str, str]  # the colour of each contestant
+
+
+def series(history: Sequence[Mapping[str, Any]], key: str) -> Series:
+    """A column of a history, one value per epoch; losses are negated, so that higher is better in every curve."""
     sign = -1.0 if key in LOSSES else 1.0
-    return np.array([math.nan if row[key] is None else sign * row[key] for row in fit.rows], dtype=float)
+    return np.array([math.nan if row[key] is None else sign * float(row[key]) for row in history], dtype=float)
 
 
 def moved(results: Sequence[Result], key: str) -> list[Result]:
@@ -56,21 +61,22 @@ def _limits(series: Sequence[np.ndarray[Any, Any]], share: float) -> tuple[float
     return low - room, high + room
 
 
-def _label_ends(axes: "Axes", height: float, results: Sequence[Result], key: str) -> None:
-    """Write the name of each curve to the right of its end, in its colour, and keep the names apart."""
+def _label_ends(axes: "Axes", height: float, curves: Curves, inks: Inks) -> None:
+    """Write each name to the right of the end of its first curve, in its colour, and keep the names apart."""
     from sklearn.isotonic import isotonic_regression
 
     place = axes.transData + axes.transAxes.inverted()
-    ends = [(len(result.fit.rows), float(_series(result.fit, key)[-1])) for result in results]
+    names = list(curves)
+    ends = [(len(some[0]), float(some[0][-1])) for some in curves.values()]
     wanted = [min(1.0, max(0.0, float(place.transform(end)[1]))) for end in ends]
-    order = sorted(range(len(results)), key=lambda index: wanted[index])
-    gaps = 0.16 / height * np.arange(len(results))
+    order = sorted(range(len(names)), key=lambda index: wanted[index])
+    gaps = 0.16 / height * np.arange(len(names))
     spots = gaps + isotonic_regression(np.array(wanted)[order] - gaps, y_min=0.0, y_max=max(0.0, 1.0 - gaps[-1]))
     for index, spot in zip(order, spots, strict=True):
-        ink = colour(results[index].name)
+        ink = inks[names[index]]
         line = {"arrowstyle": "-", "color": ink, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 1}
         axes.annotate(
-            results[index].name,
+            names[index],
             ends[index],
             (1.06, spot),
             textcoords="axes fraction",
@@ -82,41 +88,41 @@ def _label_ends(axes: "Axes", height: float, results: Sequence[Result], key: str
         )
 
 
-def _curves(axes: "Axes", results: Sequence[Result], key: str) -> None:
-    """Draw a column of each history against epochs."""
-    for result in results:
-        values = _series(result.fit, key)
-        axes.plot(range(1, len(values) + 1), values, color=colour(result.name), lw=1.3)
+def _draw(axes: "Axes", curves: Curves, inks: Inks) -> None:
+    """Draw curves against epochs. Where a contestant has several, they are thin."""
+    for name, some in curves.items():
+        for values in some:
+            axes.plot(range(1, len(values) + 1), values, color=inks[name], lw=1.3 if len(some) == 1 else 0.6)
     axes.set_xlabel("epoch", fontsize=8)
     axes.margins(x=0.02)
     axes.locator_params("x", integer=True)
 
 
-def objectives(groups: Mapping[str, Sequence[Result]]) -> str:
-    """Held-out objectives against epochs, with one panel per kind of objective and a name at the end of each curve."""
+def objectives(groups: Mapping[str, Curves], inks: Inks) -> str:
+    """Held-out objectives against epochs, with one panel per kind of objective and one curve per seed."""
     width, height = 5.6, 2.9
     figure, every = panels(len(groups), 2, width, height)
-    for axes, (title, results) in zip(every, groups.items(), strict=True):
+    for axes, (title, curves) in zip(every, groups.items(), strict=True):
         tidy(axes, title)
-        _curves(axes, results, "held_out_loss")
-        axes.set_ylim(_limits([_series(result.fit, "held_out_loss") for result in results], 0.25))
+        _draw(axes, curves, inks)
+        axes.set_ylim(_limits([values for some in curves.values() for values in some], 0.25))
         axes.set_ylabel("nats per datum", fontsize=8)
-        _label_ends(axes, 0.75 * height, results, "held_out_loss")
+        _label_ends(axes, 0.75 * height, curves, inks)
     return embedded(figure)
 
 
-def convergence(results: Sequence[Result]) -> str:
+def convergence(results: Sequence[Result], inks: Inks) -> str:
     """Held-out objective and minus the training loss against epochs, with one panel and one axis per variant."""
     figure, every = panels(len(results), SIDE_BY_SIDE, 2.24, 1.55)
     for axes, result in zip(every, results, strict=True):
-        tidy(axes, result.name, colour(result.name))
-        held_out, loss = _series(result.fit, "held_out_loss"), _series(result.fit, "loss")
+        tidy(axes, result.name, inks[result.name])
+        held_out, loss = series(result.fit.rows, "held_out_loss"), series(result.fit.rows, "loss")
         epochs = range(1, len(loss) + 1)
         aside = axes if _is_objective(result) else axes.twinx()
         aside.plot(epochs, loss, color=GREY, lw=1, ls=(0, (3, 1.5)))
-        axes.plot(epochs, held_out, color=colour(result.name), lw=1.4)
+        axes.plot(epochs, held_out, color=inks[result.name], lw=1.4)
         best = result.fit.best_epoch
-        axes.plot([best], [held_out[best - 1]], "o", color=colour(result.name), ms=3.5)
+        axes.plot([best], [held_out[best - 1]], "o", color=inks[result.name], ms=3.5)
         axes.margins(x=0.04)
         axes.locator_params("x", integer=True, nbins=5)
         if aside is axes:
@@ -136,12 +142,13 @@ def _is_objective(result: Result) -> bool:
     return not len(result.variant.model.penalties) and weights <= {float(result.variant.codes_are_scored)}
 
 
-def over_time(columns: Mapping[str, tuple[str, Sequence[Result]]]) -> str:
+def over_time(columns: Mapping[str, tuple[str, Sequence[Result]]], inks: Inks) -> str:
     """Columns of the history against epochs, one panel per column.
 
     Args:
         columns: For each column of the history, the title of its panel and the results to be drawn. The axis of
             ``sigma`` is logarithmic if sigma more than doubles or halves.
+        inks: The colour of each contestant.
     """
     from matplotlib.ticker import LogLocator
 
@@ -149,14 +156,15 @@ def over_time(columns: Mapping[str, tuple[str, Sequence[Result]]]) -> str:
     figure, every = panels(len(columns), 2, width, height)
     for axes, (key, (title, some)) in zip(every, columns.items(), strict=True):
         tidy(axes, title)
-        _curves(axes, some, key)
+        curves = {result.name: [series(result.fit.rows, key)] for result in some}
+        _draw(axes, curves, inks)
         low, high = axes.get_ylim()
         if key == "sigma" and high > 2 * low > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.yaxis.set_minor_formatter("")
-        _label_ends(axes, 0.75 * height, some, key)
+        _label_ends(axes, 0.75 * height, curves, inks)
     return embedded(figure)
 
 
@@ -212,7 +220,7 @@ def _ellipses(axes: "Axes", mixture: Mixture, centre: Tensor, directions: Tensor
         axes.add_patch(Ellipse((float(mean[0]), float(mean[1])), *sides, angle=angle, fill=False, ec=ink, lw=0.9))
 
 
-def latent_space(results: Sequence[Result]) -> str:
+def latent_space(results: Sequence[Result], inks: Inks) -> str:
     """Codes of held-out data in their first principal plane, with the components of the ex-post mixture as ellipses."""
     from matplotlib.lines import Line2D
 
@@ -223,11 +231,11 @@ def latent_space(results: Sequence[Result]) -> str:
         z = encode(result.variant, result.data.test[some]).cpu()
         centre, directions, share = _plane(z)
         plane = (z - centre) @ directions.mT
-        inks, legend = _ink(None if result.data.test_labels is None else result.data.test_labels[some], len(z))
-        _dots(axes, plane, inks)
+        dots, legend = _ink(None if result.data.test_labels is None else result.data.test_labels[some], len(z))
+        _dots(axes, plane, dots)
         _ellipses(axes, result.mixture, centre, directions)
         axes.set_aspect("equal", adjustable="datalim")
-        tidy(axes, result.name, colour(result.name))
+        tidy(axes, result.name, inks[result.name])
         axes.set_xlabel(f"{share:.0%} of the variance", fontsize=7, color="#444444", labelpad=2)
     marks = [Line2D([], [], ls="", marker="o", ms=5, color=ink) for ink in legend.values()]
     if marks:
@@ -236,20 +244,20 @@ def latent_space(results: Sequence[Result]) -> str:
     return embedded(figure)
 
 
-def kl_per_unit(results: Sequence[Result]) -> str:
+def kl_per_unit(results: Sequence[Result], inks: Inks) -> str:
     """Bars of the mean KL of each unit of the code, from large to small, filled if the unit is active."""
     figure, every = panels(len(results), SIDE_BY_SIDE, 2.24, 1.5, sharey=True)
     for axes, result in zip(every, results, strict=True):
         kl = result.evaluation.kl_per_dim
-        fills = [colour(result.name) if active else "white" for active in result.evaluation.active_per_dim]
-        axes.bar(range(1, len(kl) + 1), kl, color=fills, edgecolor=colour(result.name), lw=0.9)
-        tidy(axes, f"{result.name}: {result.evaluation['active_units']} of {len(kl)}", colour(result.name))
+        fills = [inks[result.name] if active else "white" for active in result.evaluation.active_per_dim]
+        axes.bar(range(1, len(kl) + 1), kl, color=fills, edgecolor=inks[result.name], lw=0.9)
+        tidy(axes, f"{result.name}: {result.evaluation['active_units']} of {len(kl)}", inks[result.name])
         axes.set_xticks([1, len(kl)] if len(kl) > 1 else [1])
     every[0].set_ylabel("KL, nats", fontsize=8)
     return embedded(figure)
 
 
-def bound_per_datum(groups: Mapping[str, Sequence[Result]]) -> str:
+def bound_per_datum(groups: Mapping[str, Sequence[Result]], inks: Inks) -> str:
     """Box plots and points of the bounds of all held-out data, with one panel per kind of bound."""
     sizes = [len(results) for results in groups.values()]
     figure = blank(11.2, 0.3 * sum(sizes) + 0.75 * len(sizes))
@@ -257,19 +265,19 @@ def bound_per_datum(groups: Mapping[str, Sequence[Result]]) -> str:
     shake = np.random.default_rng(0)
     for axes, (title, results) in zip(every, groups.items(), strict=True):
         tidy(axes, title)
-        _boxes(axes, results, shake)
+        _boxes(axes, results, inks, shake)
         axes.set_xlabel("nats", fontsize=8)
     return embedded(figure)
 
 
-def _boxes(axes: "Axes", results: Sequence[Result], shake: np.random.Generator) -> None:
+def _boxes(axes: "Axes", results: Sequence[Result], inks: Inks, shake: np.random.Generator) -> None:
     """Draw the bounds of each result as a box and as points, from top to bottom; ``shake`` keeps points apart."""
     bounds = [np.array(result.evaluation.bound_per_datum) for result in results]
     places = list(range(len(results), 0, -1))
     for place, result, values in zip(places, results, bounds, strict=True):
         some = values[chosen(len(values), SHOWN, 0).numpy()]
         heights = place + shake.uniform(-0.3, 0.3, len(some))
-        axes.scatter(some, heights, s=3, c=colour(result.name), alpha=0.25, lw=0)
+        axes.scatter(some, heights, s=3, c=inks[result.name], alpha=0.25, lw=0)
     line, mean = {"color": "black", "lw": 1.0}, {"marker": "D", "mfc": "white", "mec": "black", "ms": 3.5}
     look: dict[str, Any] = {f"{part}props": line for part in ("median", "box", "whisker", "cap")}
     look |= {"orientation": "horizontal", "widths": 0.5, "showfliers": False, "showmeans": True, "meanprops": mean}

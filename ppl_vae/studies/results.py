@@ -1,6 +1,6 @@
 """The outcome of a cell: a result, or the reason why there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from ..models import Mixture
 from ..training.fitting import Fit
 from ..variant import Variant
 
-__all__ = ["Refused", "Result", "by_measure"]
+__all__ = ["Refused", "Result"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,3 @@ class Refused:
     seed: int = 0
     measure: ClassVar[str] = ""
     evaluation: ClassVar[None] = None
-
-
-def by_measure(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results in groups of comparable bounds, by a title that names the bounded quantity. MAP objectives are last."""
-    kinds: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: not result.variant.has_bound):
-        title = f"Bounds of the log {result.measure}" if result.variant.has_bound else "MAP objectives (no bounds)"
-        kinds.setdefault(title, []).append(result)
-    return kinds

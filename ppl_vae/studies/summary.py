@@ -11,7 +11,7 @@ import torch
 from ..estimate import p_value, rounded, standard_error
 from ..evaluation.stacking import paired
 
-__all__ = ["LEVEL", "Mean", "Measured", "Pair", "Ranking", "holm", "ranked"]
+__all__ = ["ERRORS", "LEVEL", "Mean", "Measured", "Pair", "Ranking", "holm", "mean_of", "ranked"]
 
 LEVEL = 0.05  # the share of pairs without a difference that are called decided, at most
 ERRORS = 2.0  # a decided difference is beyond this many standard errors over data

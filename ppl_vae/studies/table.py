@@ -24,7 +24,7 @@ from .work import DONE, numbers_of, restored
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Row", "Study", "versions"]
+__all__ = ["Row", "Study", "measured", "versions"]
 
 
 @dataclass(frozen=True, eq=False)
