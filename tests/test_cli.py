@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -20,15 +21,15 @@ from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from ppl_vae import VARIANTS, bounds, ex_post, fit, load, prepare, sample, save
+from ppl_vae import VARIANTS, bounds, compare, ex_post, fit, load, prepare, sample, save
 from ppl_vae.catalogue import entries
 from ppl_vae.checkpoint import notes_of
 from ppl_vae.cli import app, main
 from ppl_vae.cli.options import RunData, TrainingOptions
 from ppl_vae.data.data_set import BINARIZE
 from ppl_vae.evaluation.metrics import COLUMNS
-from ppl_vae.report.comparison import compare
 from ppl_vae.streams import seeded
+from ppl_vae.studies.work import run_cell
 from ppl_vae.training.options import SCHEDULES, Speed
 
 COMMANDS = ["variants", "train", "evaluate", "sample", "diagnose", "compare", "estimators"]
@@ -139,7 +140,8 @@ OPTIONS = {
     for command in ("train", "compare")
 }
 OF_TRAIN = {"variant"}
-OF_COMPARE = {"names", "num_particles", "components", "features"}  # the variants, and how they are evaluated
+OF_COMPARE = {"contestants", "num_particles", "components", "features"}  # the variants, and how they are evaluated
+OF_COMPARE |= {"seeds", "jobs", "threads", "force"}
 
 
 def test_neither_train_nor_compare_lacks_an_option_of_the_other() -> None:
@@ -190,14 +192,15 @@ def test_the_options_of_a_comparison_act_on_the_variants_that_have_them(
     flags = ("--set", "beta=2", "--backend", "eager", "--precision", "bf16_matmul", "--data", table, *SMALL)
     ran = ppl_vae("compare", "sigma_vae", "beta_vae", *flags, "--epochs", 1, "--quiet", "--out", tmp_path)
     found = strict((tmp_path / "table.json").read_text())
-    fits = [notes_of(tmp_path / name)["fit"] for name in ("sigma_vae", "beta_vae")]
+    runs = {name: tmp_path / "cells" / f"tiny-{name}-0" for name in ("sigma_vae", "beta_vae")}
+    fits = [notes_of(run)["fit"] for run in runs.values()]
 
     assert (ran.code, ran.err) == (0, "")
     assert found["settings"]["options"] == {"beta": 2}
     assert (found["settings"]["backend"], found["settings"]["precision"]) == ("eager", "bf16_matmul")
     assert [(made["backend"].split(":")[0], made["precision"]) for made in fits] == [("eager", "bf16_matmul")] * 2
-    assert load(tmp_path / "beta_vae").model.recipe["options"] == {"beta": 2}
-    assert load(tmp_path / "sigma_vae").model.recipe["options"] == {}
+    assert load(runs["beta_vae"]).model.recipe["options"] == {"beta": 2}
+    assert load(runs["sigma_vae"]).model.recipe["options"] == {}
     assert any("beta" in line and "2" in line for line in found["rows"][1]["receipt"])
 
 
@@ -337,20 +340,22 @@ def test_a_comparison_of_which_a_part_fails_reports_the_rest_and_the_reason(comp
     folder, ran = compared
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    columns = ["variant", "data", "measure", "best_epoch", "seconds"]
+    columns = ["variant", "data", "values", "seed", "measure", "best_epoch"]
     columns += [part for name in COLUMNS for part in (name, f"{name}_error")] + ["reason"]
 
     assert ran.code == 1
     assert "Traceback" not in ran.err
-    assert "1/2 sigma_vae: epoch 2/2 " in ran.err
-    assert f"report: {folder / 'report.html'}" in ran.out
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "sigma_vae", "table.csv", "table.json"]
+    assert "compare: cell 1/2  tiny-sigma_vae-0  bound " in ran.err
+    assert f"report: {folder / 'report.html'}\ncheckpoints: {folder / 'cells' / 'tiny-NAME-SEED'}\n" in ran.out
+    assert "\nRefused or diverged\nbernoulli_vae: x holds " in ran.out
+    written = ["cells", "report.html", "study.json", "table.csv", "table.json"]
+    assert sorted(path.name for path in folder.iterdir()) == written
     assert list(rows[0]) == columns
     assert [row["variant"] for row in rows] == ["sigma_vae", "bernoulli_vae"]
     assert rows[0]["reason"] == ""
     assert float(rows[0]["bound"]) <= float(rows[0]["importance_weighted"])
     assert "outside the support of Bernoulli" in rows[1]["reason"]
-    assert {rows[1][name] for name in columns[3:-1]} == {""}
+    assert {rows[1][name] for name in columns[5:-1]} == {""}
 
 
 def test_the_tables_of_a_comparison_agree(compared: tuple[Path, Ran]) -> None:
@@ -379,16 +384,17 @@ def test_a_comparison_keeps_checkpoints_in_single_precision(
     ppl_vae: Callable[..., Ran], compared: tuple[Path, Ran], table: Path
 ) -> None:
     folder, _ = compared
-    ran = ppl_vae("evaluate", folder / "sigma_vae", "--components", 2, "-K", 5, "--json")
+    run = folder / "cells" / "tiny-sigma_vae-0"
+    ran = ppl_vae("evaluate", run, "--components", 2, "-K", 5, "--json")
     with (folder / "table.csv").open() as file:
         row = next(csv.DictReader(file))
 
-    tensors = load_file(folder / "sigma_vae" / "variant.safetensors")
+    tensors = load_file(run / "variant.safetensors")
 
     in_double = {name for name, value in tensors.items() if value.dtype == torch.float64}
     assert in_double == {"model.scale.shift", "model.scale.width"}  # the units of the data keep all their digits
-    assert next(load(folder / "sigma_vae").model.parameters()).dtype == torch.float32
-    assert notes_of(folder / "sigma_vae")["data"]["source"] == str(table)
+    assert next(load(run).model.parameters()).dtype == torch.float32
+    assert notes_of(run)["data"]["source"] == str(table)
     assert strict(ran.out)["bound"] == pytest.approx(float(row["bound"]), rel=1e-5)  # single precision
 
 
@@ -400,10 +406,10 @@ def test_a_comparison_of_pictures_binarises_them_where_it_must(ppl_vae: Callable
 
     assert (ran.code, ran.err) == (0, "")
     assert said["settings"]["report"] == str(tmp_path / "digits" / "report.html")
-    assert {path.name for path in (tmp_path / "digits").iterdir()} >= {"report.html", "sigma_vae", "bernoulli_vae"}
+    assert said["settings"]["checkpoints"] == str(tmp_path / "digits" / "cells" / "digits-NAME-SEED")
     assert rows["sigma_vae"]["measure"] == "density"
     assert rows["bernoulli_vae"]["measure"] == "mass of binarized x"
-    assert "Bernoulli draw" in rows["bernoulli_vae"]["data"]
+    assert "Bernoulli draw" in rows["bernoulli_vae"]["values"]
     assert (rows["sigma_vae"]["bits_per_dim"] is None, rows["bernoulli_vae"]["bits_per_dim"] is None) == (True, False)
 
 
@@ -435,12 +441,134 @@ def test_a_handful_of_data_is_enough_to_train(
     assert row["held_out_error"] is None
 
 
+# A comparison is a study: it has seeds and contestants, and it goes on.
+
+
+@pytest.fixture(scope="module")
+def study_command(tmp_path_factory: pytest.TempPathFactory, table: Path) -> list[Any]:
+    """A comparison of a variant with itself, under another name and with another option, over two seeds."""
+    folder = tmp_path_factory.mktemp("runs") / "study"
+    flags = ["--data", table, *SMALL, "--epochs", 1, "--seed", 4, "--seeds", 2, "--out", folder]
+    return ["compare", "beta_vae", "wide=beta_vae:beta=0.5,sigma=0.3", *flags, "--set", "beta_vae.sigma=0.2"]
+
+
+def test_a_study_has_rows_for_contestants_and_seeds_and_a_second_run_repeats_none(
+    ppl_vae: Callable[..., Ran], study_command: list[Any], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ppl_vae(*study_command)
+    folder = study_command[study_command.index("--out") + 1]
+    found = strict((folder / "table.json").read_text())
+    cells = {path.name: path for path in (folder / "cells").iterdir()}
+    monkeypatch.setattr("ppl_vae.studies.executors.run_cell", lambda *_: pytest.fail("trained again"))
+    second = ppl_vae(*study_command)
+
+    assert (first.code, second.code) == (0, 0)
+    rows = [("beta_vae", 4), ("wide", 4), ("beta_vae", 5), ("wide", 5)]
+    assert [(row["variant"], row["seed"]) for row in found["rows"]] == rows
+    assert sorted(cells) == sorted(f"tiny-{name}-{seed}" for name, seed in rows)
+    options = {name: load(cells[f"tiny-{name}-5"]).model.recipe["options"] for name in ("beta_vae", "wide")}
+    assert options == {"beta_vae": {"sigma": 0.2}, "wide": {"beta": 0.5, "sigma": 0.3}}
+    origins = [notes_of(path)["data"] for path in cells.values()]
+    assert [origin["seed"] for origin in origins] == [4] * 4  # the split is that of --seed for all seeds
+    assert {notes_of(path)["fit"]["seed"] for path in cells.values()} == {4, 5}
+    assert second.err == "compare: all 4 fits are done, and nothing is trained again\n"
+    assert second.out == first.out
+
+
+def test_the_printed_table_has_means_over_seeds_in_80_columns(
+    ppl_vae: Callable[..., Ran], study_command: list[Any]
+) -> None:
+    ran = ppl_vae(*study_command, "--quiet")
+    folder = study_command[study_command.index("--out") + 1]
+    found = strict((folder / "table.json").read_text())
+    lines = ran.out.splitlines()
+    place = lines.index("Bounds of the log density")
+    [values] = [[row["bound"] for row in found["rows"] if row["variant"] == "wide"]]
+    mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2  # the standard error of two values
+
+    assert lines[:place][0].startswith("Over 2 seeds, ")
+    assert lines[place + 1].split() == ["contestant", "bound", "RMSE", "F", "ex", "post"]
+    name, value, _, spread, *_ = lines[place + 3].replace("\N{MINUS SIGN}", "-").split()
+    assert name == "wide"
+    assert (float(value), float(spread)) == pytest.approx((mean, error), abs=0.06 * error)
+    assert max(map(len, lines[place : place + 4])) <= 80
+    assert "± is the standard error of the mean over 2 seeds." in ran.out
+
+
+def test_more_seeds_train_those_that_are_missing(
+    ppl_vae: Callable[..., Ran], study_command: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ppl_vae(*study_command, "--quiet")
+    trained: list[str] = []
+    monkeypatch.setattr(
+        "ppl_vae.studies.executors.run_cell", lambda cell, *rest: trained.append(cell.label) or run_cell(cell, *rest)
+    )
+    ran = ppl_vae(*study_command, "--seeds", 3)  # the last one counts
+
+    assert ran.code == 0
+    assert ran.err.startswith("compare: 4 of 6 fits are done, and the others are run\n")
+    assert trained == ["tiny-beta_vae-6", "tiny-wide-6"]
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
+def test_a_comparison_that_is_stopped_keeps_what_is_done(
+    ppl_vae: Callable[..., Ran],
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sign: signal.Signals,
+    code: int,
+) -> None:
+    """The signal comes in the second of two trainings."""
+
+    def stopped(cell: Any, *rest: Any) -> Any:
+        if cell.contestant.build == "rae":
+            signal.raise_signal(sign)
+        return run_cell(cell, *rest)
+
+    command = ["compare", "sigma_vae", "rae", "--data", table, *SMALL, "--epochs", 1, "--out", tmp_path]
+    with monkeypatch.context() as patched:
+        patched.setattr("ppl_vae.studies.executors.run_cell", stopped)
+        ran = ppl_vae(*command, "--quiet")
+    again = ppl_vae(*command)
+
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err == "ppl-vae: stopped with 1 of 2 fits done; the same call goes on\n"
+    assert again.code == 0
+    assert again.err.startswith("compare: 1 of 2 fits are done, and the others are run\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_folder_that_holds_something_else_needs_force(
+    ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("folder", "thesis").write_text("years of work")
+    command = ("compare", "rae", "--data", "real.csv", "--epochs", 1, *SMALL, "--quiet", "--out", "folder")
+    refused = ppl_vae(*command)
+    forced = ppl_vae(*command, "--force")
+
+    assert refused.code == 1
+    assert refused.err.startswith("ppl-vae: folder holds something else than a study, and is left as it is: ")
+    assert "--force" in refused.err
+    assert forced.code == 0
+    assert Path("folder", "thesis").read_text() == "years of work"
+    assert Path("folder", "report.html").is_file()
+
+
 # Usage errors end with 2.
 
 USAGE: dict[str, tuple[list[Any], str]] = {
     "no-such-command": (["trian"], "No such command 'trian'"),
     "unknown-variant": (["train", "gamma_vae"], f"unknown variant 'gamma_vae': wanted one of {', '.join(VARIANTS)}"),
     "unknown-among-known": (["compare", "rae", "gamma_vae"], "unknown variant 'gamma_vae': wanted one of"),
+    "unknown-under-a-name": (["compare", "rae", "b=gamma_vae:beta=2"], "unknown variant 'gamma_vae': wanted one of"),
+    "twice": (["compare", "rae", "rae"], "two contestants are called 'rae': give each its own name, NAME=rae"),
+    "no-option-value": (["compare", "b=rae:sigma"], "cannot read 'sigma' in 'b=rae:sigma': wanted VARIANT or NAME="),
+    "no-variant-under-a-name": (["compare", "b="], "cannot read 'b=': wanted VARIANT or NAME=VARIANT:option=value"),
+    "no-such-option-under-a-name": (["compare", "b=rae:gamma=1"], "'gamma' is not an option of rae: wanted sigma"),
+    "no-such-contestant": (["compare", "rae", "--set", "iwae.sigma=1"], "'iwae.sigma' is for no contestant: wanted"),
+    "no-seeds": (["compare", "rae", "--seeds", 0], "--seeds"),
+    "no-jobs": (["compare", "rae", "--jobs", 0], "--jobs"),
     "unknown-data": (["train", "rae", "--data", "mnisst"], "'mnisst': wanted digits, mnist, fashion_mnist, cifar10,"),
     "unknown-suffix": (["train", "rae", "--data", "x.xlsx"], ".npy, .npz, .csv, .parquet"),
     "unknown-option": (["train", "rae", "--epoch", 3], "No such option: --epoch"),
@@ -455,7 +583,7 @@ USAGE: dict[str, tuple[list[Any], str]] = {
     "unknown-scale": (["train", "rae", "--scale", "log"], "--scale"),
     "unknown-schedule": (["train", "rae", "--schedule", "steps"], "--schedule"),
     "unknown-picture": (["sample", "run", "--out", "x.jpeg"], "a file ending in .npy or .png, got x.jpeg"),
-    "no-equals": (["train", "rae", "--set", "sigma"], "'sigma' is not NAME=VALUE"),
+    "no-equals": (["train", "rae", "--set", "sigma"], "'sigma' is not OPTION=VALUE"),
     "no-such-option-of-the-variant": (["train", "rae", "--set", "gamma=1"], "'gamma' is not an option of rae: wanted"),
     "no-such-option-of-any-variant": (
         ["compare", "rae", "beta_vae", "--set", "gamma=1"],
@@ -558,15 +686,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     ppl_vae: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Otherwise, the time of the training would be lost."""
-    for name in ("ppl_vae.cli.training.fit", "ppl_vae.report.comparison.fit"):
+    for name in ("ppl_vae.cli.training.fit", "ppl_vae.studies.executors.run_cell"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("trained"))
     Path("folder", "rae").mkdir()
     Path("folder", "rae", "thesis").write_text("years of work")
-    out = "folder/rae" if command == "train" else "folder"
-    ran = ppl_vae(command, "rae", "--data", "real.csv", "--quiet", "--out", out)
+    ran = ppl_vae(command, "rae", "--data", "real.csv", "--quiet", "--out", "folder/rae")
 
     assert ran.code == 1
-    assert "rae exists and is no checkpoint" in ran.err
+    assert ("rae exists and is no checkpoint" in ran.err) == (command == "train")
+    assert ("rae holds something else than a study" in ran.err) == (command == "compare")
     assert [path.name for path in Path("folder", "rae").iterdir()] == ["thesis"]
 
 

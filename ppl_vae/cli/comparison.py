@@ -33,6 +33,7 @@ SHOWN = ("bound", "rmse", "frechet_ex_post")  # so many columns stay within 80 c
 
 
 @expanded
+@ended_in_one_line()
 def compare(
     contestants: Annotated[
         list[str] | None,
@@ -71,26 +72,28 @@ def compare(
         options.built(contestant, data.x_shape)
     training = options.fit_arguments()
     first = training.pop("seed")
-    with ended_in_one_line():
-        found = comparison_of(
-            given,
-            data,
-            out or Path("runs") / data.name,
-            seeds=range(first, first + seeds),
-            jobs=jobs,
-            threads=threads,
-            z_dim=options.z_dim,
-            components=components_of(components),
-            num_particles=num_particles,
-            features=features,
-            estimator=options.estimator,
-            options=options.assigned(),
-            replace=force,
-            progress=not quiet,
-            command=" ".join(["ppl-vae", *sys.argv[1:]]),
-            **training,
-        )
-    places = {"report": str(found.path / "report.html"), "checkpoints": str(found.path / "cells" / f"{data.name}-NAME-SEED")}
+    found = comparison_of(
+        given,
+        data,
+        out or Path("runs") / data.name,
+        seeds=range(first, first + seeds),
+        jobs=jobs,
+        threads=threads,
+        z_dim=options.z_dim,
+        components=components_of(components),
+        num_particles=num_particles,
+        features=features,
+        estimator=options.estimator,
+        options=options.assigned(),
+        replace=force,
+        progress=not quiet,
+        command=" ".join(["ppl-vae", *sys.argv[1:]]),
+        **training,
+    )
+    places = {
+        "report": str(found.path / "report.html"),
+        "checkpoints": str(found.path / "cells" / f"{data.name}-NAME-SEED"),
+    }
     if as_json:
         typer.echo(found.as_json(places))
     else:

@@ -151,12 +151,11 @@ def _trained(study: Study, shown: Sequence[Row]) -> str:
 
 def _judged(shown: Sequence[Row]) -> str:
     evaluation, judging = shown[0].record["evaluation"], shown[0].cell.judging
-    by_rule = {"held_out": "chosen by held-out codes", "bic": "chosen by BIC"}
-    components = by_rule.get(str(judging.components), str(judging.components))
+    components = judging.components if isinstance(judging.components, int) else f"by {judging.components}"
     return (
         f"All fits are judged on the same {evaluation['rows']} held-out data, with the same draws. Bounds use K = "
-        f"{judging.num_particles} draws per datum. The ex-post density is a mixture of Gaussians on the codes, whose "
-        f"number is {components}. Frechet distances are computed in {evaluation['features']}."
+        f"{judging.num_particles} draws per datum. The ex-post density is a mixture of Gaussians on the codes "
+        f"(components: {components}). Frechet distances are computed in {evaluation['features']}."
     )
 
 

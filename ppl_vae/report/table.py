@@ -43,15 +43,16 @@ class Place(NamedTuple):
     Attributes:
         number: Its place, from 1.
         name: The contestant.
-        mean: The mean over seeds, with its standard error over seeds.
-        over_data: The standard error of the mean over data.
+        value: The mean over seeds.
+        over_seeds, over_data: Its standard errors, or empty texts where they are not known.
         seeds: The number of seeds.
         open: The places of the contestants that it is not told apart from.
     """
 
     number: int
     name: str
-    mean: Cell
+    value: str
+    over_seeds: str
     over_data: str
     seeds: int
     open: Sequence[int]
@@ -83,8 +84,9 @@ class Group(NamedTuple):
             Place(
                 numbers[mean.name],
                 mean.name,
-                printed(Number(mean.value, mean.error_over_seeds)),
-                "" if mean.error_over_data is None else rounded(mean.value, mean.error_over_data)[1],
+                rounded(mean.value, mean.error_over_seeds or mean.error_over_data)[0],
+                rounded(mean.value, mean.error_over_seeds)[1],
+                rounded(mean.value, mean.error_over_data)[1],
                 mean.seeds,
                 [numbers[name] for name in numbers if name != mean.name and {name, mean.name} not in apart],
             )
