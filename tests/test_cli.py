@@ -565,7 +565,7 @@ USAGE: dict[str, tuple[list[Any], str]] = {
     "twice": (["compare", "rae", "rae"], "two contestants are called 'rae': give each its own name, NAME=rae"),
     "no-option-value": (["compare", "b=rae:sigma"], "cannot read 'sigma' in 'b=rae:sigma': wanted VARIANT or NAME="),
     "no-variant-under-a-name": (["compare", "b="], "cannot read 'b=': wanted VARIANT or NAME=VARIANT:option=value"),
-    "no-such-option-under-a-name": (["compare", "b=rae:gamma=1"], "'gamma' is not an option of rae: wanted sigma"),
+    "no-such-option-under-a-name": (["compare", "b=rae:gamma=1"], "'gamma' is not an option of b: wanted sigma"),
     "no-such-contestant": (["compare", "rae", "--set", "iwae.sigma=1"], "'iwae.sigma' is for no contestant: wanted"),
     "no-seeds": (["compare", "rae", "--seeds", 0], "--seeds"),
     "no-jobs": (["compare", "rae", "--jobs", 0], "--jobs"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ..catalogue import options_of
+from ..report.contestants import contestants_of
 from ..studies import Contestant
 from .names import known_variant
 from .options import read_value
@@ -41,13 +41,11 @@ def _read(text: str) -> tuple[str, Contestant]:
     if name != name.strip() or not variant or (colon and not rest) or head.startswith("="):
         raise typer.BadParameter(f"cannot read {text!r}: {WANTED}")
     options = dict(_assignment(text, each) for each in re.split(r",(?=\w+=)", rest)) if rest else {}
-    contestant = Contestant(known_variant(variant), options)
-    for option in options:
-        known = options_of(contestant.builder)
-        if option not in known:
-            wanted = ", ".join(known) or "none"
-            raise typer.BadParameter(f"{option!r} is not an option of {variant}: wanted {wanted}")
-    return name or text, contestant
+    name = name or text
+    try:
+        return name, contestants_of({name: known_variant(variant)}, options)[name]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _assignment(text: str, each: str) -> tuple[str, object]:
