@@ -52,7 +52,8 @@ def compare(
         out: The folder of the comparison.
         seeds: The seeds of the training, or their number. The first one is also the seed of the judging, whose draws
             are the same for all.
-        jobs: The number of local processes, where there is no executor.
+        jobs: The number of local processes, where there is no executor. They import the script that calls, so that the
+            call has to stand below ``if __name__ == "__main__":``.
         executor: An executor of ``concurrent.futures`` to train on; see ``study``.
         threads: The number of threads of each fit.
         z_dim: Size of a code.
