@@ -9,6 +9,7 @@ from typing import Any
 from ..catalogue import VARIANTS
 from ..data.data_set import Data
 from ..estimate import Number
+from ..evaluation.features import Features
 from ..models.half import whole
 from ..training.fitting import Fit, fit
 from ..training.options import FitOptions
@@ -50,15 +51,18 @@ class Contestant:
         options: The options of the builder.
         version: The version of your own code. A study looks at the import path of a function, not at its text: raise
             the version when the text changes, so that its cells run again.
+        training: Arguments of the training that differ from those of the study.
         train: How the pair is trained, with the arguments of ``fit``. By default it is ``fit``.
-        extra: A function from a ``Result`` to further numbers by name, or None. They stand in the row of the cell.
+        extra: A function ``(result, features)`` of the ``Result`` and the feature space of its evaluation, which
+            returns further numbers by name. They stand in the row of the cell.
     """
 
     build: str | Callable[..., Variant]
     options: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+    training: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[..., Fit] = fit
-    extra: Callable[[Result], Mapping[str, Number]] | None = None
+    extra: Callable[[Result, Features], Mapping[str, Number]] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.build, str) and self.build not in VARIANTS:
@@ -179,7 +183,7 @@ def grid(
     judging = Judging() if judging is None else judging
     every = {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in named.items()}
     return [
-        Cell(name, one, some, seed, z_dim, judging, training)
+        Cell(name, one, some, seed, z_dim, judging, {**training, **one.training})
         for seed in seeds
         for some in sets
         for name, one in every.items()

@@ -131,7 +131,7 @@ def _result(cell: Cell, features: Features) -> Result:
     if cell.contestant.extra is None:
         return result
     with seeded(judging.seed):
-        return replace(result, extra=dict(cell.contestant.extra(result)))
+        return replace(result, extra=dict(cell.contestant.extra(result, features)))
 
 
 def _suited(variant: Variant, data: Data, seed: int) -> Data:
