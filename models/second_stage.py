@@ -1,4 +1,4 @@
-"""A prior p(z) that is a second VAE on the codes of the first, as in the two-stage VAE, and the bound that trains it."""
+"""A prior p(z) that is a second VAE on the codes of the first, as in the two-stage VAE, and its objective."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,20 +28,24 @@ class SecondStage(nn.Module):
     is the penalty ``SecondStageBound``, so the two always come together.
 
     In training mode ``forward`` returns ``first_stage``, the standard normal, so that the first VAE trains as if it
-    were alone. In eval mode it returns the second VAE as p(z), a ``SecondStageLaw``. Only this one counts in every bound
-    and every sample of the pair. A prior that is frozen by ``requires_grad_(False)`` is in eval mode during training
-    too, and is then the p(z) of the first VAE.
+    were alone. In eval mode it returns the second VAE as p(z), a ``SecondStageLaw``, which counts in every bound and
+    every sample of the pair. A prior that is frozen by ``requires_grad_(False)`` is in eval mode during training too,
+    and is then the p(z) of the first VAE.
 
-    In the paper, the second VAE is trained after the first. Here both are trained side by side. The optimum is the same:
-    the objective of the first VAE does not depend on the second, and no gradient of the second reaches the first, so at
-    the end the second VAE is left with the codes of the finished first VAE, which is the paper's second stage. On the
-    way it follows codes that still move. To train one after the other, train once, freeze the guide, the decoder and
-    the likelihood with ``requires_grad_(False)``, and train again. The networks here are plain perceptrons, without the
-    paper's connection from the input to the last layer.
+    In the paper, the second VAE is trained after the first. Here both are trained side by side. The optimum is the
+    same: the objective of the first VAE does not depend on the second, and no gradient of the second reaches the first,
+    so at the end the second VAE is left with the codes of the finished first VAE, which is the paper's second stage. On
+    the way it follows codes that still move. To train one after the other, train once, freeze the guide, the decoder
+    and the likelihood with ``requires_grad_(False)``, and train again. The networks here are plain perceptrons, without
+    the paper's connection from the input to the last layer.
 
     Args:
         z_dim: Size of a code.
         width: Units of a hidden layer of the two networks.
+        gamma: The initial standard deviation of p(z | u). It should be well below that of the codes. Codes that follow
+            the standard normal have the covariance I, for which ``W W^T = (1 - gamma**2) I`` gives linear networks the
+            same p(z) for every gamma up to 1. From gamma = 1 nothing then pulls u into use, and the second VAE stays at
+            the standard normal.
 
     Attributes:
         exact_density: False, because log p(z) in eval mode is an estimate. See ``SecondStageLaw``.
@@ -56,13 +60,19 @@ class SecondStage(nn.Module):
     exact_density = False
     formula = "second VAE: Normal(loc(u), gamma), u ~ Normal(0, 1), gamma learned"
 
-    def __init__(self, z_dim: int, width: int = WIDTH) -> None:
+    def __init__(self, z_dim: int, width: int = WIDTH, gamma: float = 0.2) -> None:
         super().__init__()
         self.z_dim, self.width = z_dim, width
         self.first_stage = StandardNormal(z_dim)
         self.encoder = perceptron(z_dim, (z_dim,), outputs=2, width=width)
         self.decoder = perceptron(z_dim, (z_dim,), width=width)
-        self.likelihood = LearnedSigma()
+        self.likelihood = LearnedSigma(gamma)
+
+    @property
+    def gamma(self) -> Tensor:
+        """The standard deviation of p(z | u), which is learned, shape []."""
+        gamma: Tensor = self.likelihood.scale
+        return gamma
 
     def u_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """The guide q(u | z) for z [..., z_dim]."""
@@ -88,7 +98,7 @@ class SecondStage(nn.Module):
         return self.first_stage() if self.training else SecondStageLaw(self)
 
     def extra_repr(self) -> str:
-        return f"{self.z_dim}, width={self.width}"
+        return f"{self.z_dim}, width={self.width}, gamma={float(self.gamma.detach()):.4g}"
 
 
 class SecondStageLaw(TorchDistribution):
@@ -103,8 +113,8 @@ class SecondStageLaw(TorchDistribution):
 
     which is the importance weight of the model p(x, z, u) under the guide q(z | x) q(u | z). Its mean is p(x). By
     Jensen's inequality, the mean of its logarithm and the log of the mean of K such weights are below log p(x) in
-    expectation (Burda et al., 2016, theorem 1). For the same reason, ``E log_prob(z) <= log p(z)``, so that a KL that is
-    computed from ``log_prob`` is too large, by ``KL(q(u | z) || p(u | z))`` on average.
+    expectation (Burda et al., 2016, theorem 1). For the same reason, ``E log_prob(z) <= log p(z)``. A KL from p(z) that
+    is computed from ``log_prob`` is therefore too large, by ``KL(q(u | z) || p(u | z))`` on average.
 
     Args:
         stage: The second VAE.

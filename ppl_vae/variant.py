@@ -174,9 +174,10 @@ def needs_prior_density(variant: Variant, name: str) -> None:
     Raises:
         ValueError: If log p(z) is an estimate.
     """
-    if not has_prior_density(variant.model.prior):
+    prior = variant.model.prior
+    if not has_prior_density(prior):
         raise ValueError(
-            f"{name} needs log p(z) as a function of z, and {type(variant.model.prior).__name__} estimates it anew in each call: use "
+            f"{name} needs log p(z) as a function of z, and {type(prior).__name__} estimates it anew in each call: use "
             "the importance-weighted bound, for which an unbiased estimate of p(z) is enough"
         )
 

@@ -12,7 +12,15 @@ from ..elbo.importance import log_mean
 from ..elbo.reading import Draws
 from ..estimate import standard_error
 from ..streams import seeded, stream_seed
-from ..variant import Variant, densities, evaluating, has_prior_density, log_jacobian, needs_density, needs_prior_density
+from ..variant import (
+    Variant,
+    densities,
+    evaluating,
+    has_prior_density,
+    log_jacobian,
+    needs_density,
+    needs_prior_density,
+)
 from .annealing import annealed_weights
 from .pareto import effective_sample_size, log_mean_error, psis
 
