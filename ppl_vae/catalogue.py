@@ -305,14 +305,14 @@ def l2_vae(tau: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> Parts:
 
 
 @variant(source="Dai and Wipf, 2019")
-def two_stage_vae(prior_width: int = WIDTH, gamma: float = 0.2) -> Parts:
+def two_stage_vae(prior_width: int = WIDTH, gamma: float = 0.5) -> Parts:
     """A VAE whose p(z) is a second VAE on its codes, so that samples come from where the codes are.
 
     Both are trained side by side with separate gradients. See ``models.SecondStage``.
 
     Args:
         prior_width: Units of a hidden layer of the second VAE.
-        gamma: The initial standard deviation of p(z | u) in the second VAE.
+        gamma: The initial standard deviation of p(z | u) in the second VAE, between 0 and 1.
     """
     prior = partial(SecondStage, width=prior_width, gamma=gamma)
     return {"likelihood": LearnedSigma(), "prior": prior, "penalties": [SecondStageBound()]}
