@@ -21,7 +21,8 @@ def convert(variant: Variant) -> Variant:
 
     An autoencoder gets a head for ``log scale`` that starts as a constant, so that the reconstruction at the guide's
     mean is unchanged. The new loss is the bound, without the penalties and the KL weight of the autoencoder. A VAE
-    loses the noise of its guide, and its loss becomes that of RAE, ``-log p(x, z)``.
+    loses the noise of its guide, and its loss becomes that of RAE, ``-log p(x, z)``. A second VAE on the codes is left
+    behind, because the codes change.
 
     Args:
         variant: A pair whose guide is ``PointMass`` or ``MeanField``.
@@ -41,7 +42,8 @@ def convert(variant: Variant) -> Variant:
         True
     """
     old = copy.deepcopy(variant.model)
-    model = LatentVariableModel(old.prior, old.decoder, old.likelihood, old.x_shape)
+    prior = getattr(old.prior, "first_stage", old.prior)
+    model = LatentVariableModel(prior, old.decoder, old.likelihood, old.x_shape)
     model.scale = old.scale
     guide = copy.deepcopy(variant.guide)
     loc, *rest = guide.heads
