@@ -2,17 +2,21 @@
 
 import copy
 import math
+from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .elbo import PathwiseELBO
-from .guides import MeanField, PointMass
+from .guides import Guide, MeanField, PointMass
 from .guides.networks import width_of
 from .models import LatentVariableModel
+from .recipes import PAIR, recipe, with_part
 from .variant import Variant
 
 __all__ = ["convert"]
 
+NETWORKS = ("encoder", "decoder", "width")  # the options of ``pair`` that concern networks
 SPREAD = 0.1  # initial standard deviation of q(z | x) in a converted autoencoder
 
 
@@ -55,7 +59,23 @@ def convert(variant: Variant) -> Variant:
         converted = PointMass(*arguments, heads=[loc])
     else:
         raise ValueError(f"convert takes PointMass and MeanField guides, got {type(guide).__name__}")
+    model.recipe = _recipe(variant, converted)
     return Variant(model, converted, PathwiseELBO())
+
+
+def _recipe(variant: Variant, guide: Guide) -> dict[str, Any] | None:
+    """The recipe of the converted pair, with the likelihood, the prior and the networks of the pair before.
+
+    It is None if the pair before has no recipe, or if its decoder was changed after it was built.
+    """
+    old, model = variant.model.recipe, variant.model
+    if old is None or any(map(is_parametrized, model.decoder.modules())):
+        return None
+    made = recipe(PAIR, model.x_shape, variant.z_dim, {"likelihood": model.likelihood, "prior": model.prior})
+    made = with_part(made, "guide", type(guide))
+    networks = {name: option for name, option in old["options"].items() if name in NETWORKS}
+    own = [name for name in old["parts"] if name in NETWORKS]
+    return {**made, "options": {**made["options"], **networks}, "parts": [*made["parts"], *own]}
 
 
 def _constant_head(variant: Variant) -> nn.Module:
