@@ -159,7 +159,7 @@ def test_stock_pyro_trains_every_parameter_of_every_variant(name: str) -> None:
     before = values(variant)
 
     with pyro.get_param_store().scope():
-        steps(variant, torch.randint(2, (ROWS, 5)).double())
+        steps(variant, torch.randint(2, (ROWS, 5)).double(), 2)  # a layer below one that starts at 0 moves second
 
     assert unmoved(variant, before) == []
 
@@ -273,7 +273,7 @@ def test_eight_vectorised_particles_train_every_variant(name: str) -> None:
     before = values(variant)
 
     with pyro.get_param_store().scope():
-        steps(variant, torch.randint(2, (ROWS, 5)).double())
+        steps(variant, torch.randint(2, (ROWS, 5)).double(), 2)  # a layer below one that starts at 0 moves second
 
     assert unmoved(variant, before) == []
 

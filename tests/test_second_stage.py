@@ -350,6 +350,26 @@ def test_a_frozen_second_vae_is_the_prior_of_the_first_and_no_longer_a_term_of_i
     assert "model.prior" in trained.receipt()
 
 
+def test_with_the_first_vae_frozen_the_second_trains_on_its_codes_alone() -> None:
+    """The order of the paper: first one VAE, then the other."""
+    variant = VARIANTS["two_stage_vae"]((X_DIM,), Z_DIM, width=16, prior_width=16)
+    x = torch.randn(200, 2) @ torch.randn(2, X_DIM)
+    fit(variant, x, epochs=2, progress=False)
+    for part in (variant.guide, variant.model.decoder, variant.model.likelihood):
+        part.requires_grad_(False)
+    before = copy.deepcopy([half.state_dict() for half in variant[:2]])
+
+    fit(variant, x, epochs=2, validation=None, progress=False)
+
+    moved = {
+        name.startswith("prior.")
+        for half, old in zip(variant[:2], before, strict=True)
+        for name, value in half.state_dict().items()
+        if not torch.equal(value, old[name])
+    }
+    assert moved == {True}
+
+
 def test_trained_side_by_side_the_second_vae_is_the_better_prior_and_draws_codes_like_those_of_the_data() -> None:
     """Data on a ring: the codes of the first VAE are not normal, and half of N(0, I) has no data near it."""
     angle = 2 * math.pi * torch.rand(2000)
