@@ -59,19 +59,18 @@ def convert(variant: Variant) -> Variant:
         converted = PointMass(*arguments, heads=[loc])
     else:
         raise ValueError(f"convert takes PointMass and MeanField guides, got {type(guide).__name__}")
-    model.recipe = _recipe(variant, converted)
+    model.recipe = _recipe(variant.model.recipe, model, converted)
     return Variant(model, converted, PathwiseELBO())
 
 
-def _recipe(variant: Variant, guide: Guide) -> dict[str, Any] | None:
-    """The recipe of the converted pair, with the likelihood, the prior and the networks of the pair before.
+def _recipe(old: dict[str, Any] | None, model: LatentVariableModel, guide: Guide) -> dict[str, Any] | None:
+    """The recipe of the converted pair, with the networks of the recipe of the pair before.
 
     It is None if the pair before has no recipe, or if its decoder was changed after it was built.
     """
-    old, model = variant.model.recipe, variant.model
     if old is None or any(map(is_parametrized, model.decoder.modules())):
         return None
-    made = recipe(PAIR, model.x_shape, variant.z_dim, {"likelihood": model.likelihood, "prior": model.prior})
+    made = recipe(PAIR, model.x_shape, guide.z_dim, {"likelihood": model.likelihood, "prior": model.prior})
     made = with_part(made, "guide", type(guide))
     networks = {name: option for name, option in old["options"].items() if name in NETWORKS}
     own = [name for name in old["parts"] if name in NETWORKS]
