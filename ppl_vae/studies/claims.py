@@ -72,7 +72,7 @@ class Verdict(NamedTuple):
         if self.error_over_data is not None:
             text += f", ± {rounded(self.difference, self.error_over_data)[1] or '0'} over data"
         within = "" if self.margin is None else f"; equal means within {self.margin:.3g}"
-        return f"{text}; {self.seeds} seeds{within}"
+        return f"{text}; {self.seeds} seed{'' if self.seeds == 1 else 's'}{within}"
 
 
 def judged(claims: Sequence[Claim]) -> list[Verdict]:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,6 +44,7 @@ class Scale:
         z_dim: The largest size of a code.
         judging: How each fit is judged.
         is_wide: Whether the networks have the width of the papers.
+        training: Further arguments of ``fit``.
     """
 
     name: str
@@ -55,12 +56,13 @@ class Scale:
     z_dim: int
     judging: Judging
     is_wide: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("smoke", 120, 60, 1, 32, 2, 4, Judging(2, 5)),
+        Scale("smoke", 120, 60, 1, 32, 2, 4, Judging(2, 5), training={"backend": "eager"}),
         Scale("reduced", 2000, 1000, 20, 32, 5, 64, Judging(10, 20)),
         Scale("full", 50_000, 10_000, 100, 100, 5, 64, Judging(10, 100), is_wide=True),
     )
@@ -114,7 +116,7 @@ def cells_of(
         scale.seeds,
         z_dim=min(z_dim, scale.z_dim),
         judging=scale.judging,
-        **{"epochs": scale.epochs, "batch_size": scale.batch_size, **training},
+        **{"epochs": scale.epochs, "batch_size": scale.batch_size, **scale.training, **training},
     )
 
 
