@@ -1,5 +1,6 @@
 """Builders and trainings for the tests of studies. They stand in a module, so that other processes can import them."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Fit, Variant, fit, pair
 from ppl_vae.estimate import Number
-from ppl_vae.models import LearnedSigma
+from ppl_vae.models import LearnedSigma, StudentT
 from ppl_vae.studies import Result
 from ppl_vae.training.divergence import Diverged
 
@@ -65,6 +66,13 @@ def diverging(variant: Variant, data: Any, **training: Any) -> Fit:
     raise Diverged("step 3: log p of site 'x' is nan")
 
 
+def refusing(variant: Variant, data: Any, *, log: str, **training: Any) -> Fit:
+    """A training that diverges, and writes a line for each call."""
+    with Path(log).open("a") as file:
+        file.write("fit\n")
+    return diverging(variant, data, **training)
+
+
 def stepped(variant: Variant, data: Any, *, lr: float = 1e-2, **training: Any) -> Fit:
     """A training by ``fit`` with another learning rate."""
     return fit(variant, data, lr=lr, **training)
@@ -114,9 +122,22 @@ class Shifted(LearnedSigma):
         return super().forward(loc + self.shift)
 
 
-SHARED = nn.Linear(3, 4)
+def values() -> dict[str, Any]:
+    """Options whose order, address or hash could differ between processes."""
+    return {
+        "set": {"a", "b", "c", ("d", 1)},
+        "part": StudentT(3.0),
+        "path": Path("a/b"),
+        "own": Shifted(1.0),
+        "function": functools.partial(stepped, lr=0.1),
+        "in": lambda x: x in {"p", "q", "r"},
+        "number": 0.1,
+    }
+
+
+SHARED = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64))
 
 
 def sharing(x_shape: tuple[int, ...], z_dim: int) -> Variant:
     """A builder that puts the same module into every pair."""
-    return pair(x_shape, z_dim, encoder=SHARED)
+    return plain(x_shape, z_dim, encoder=SHARED)

@@ -4,9 +4,9 @@ import copy
 import dataclasses
 import enum
 import functools
-import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import subprocess
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,13 @@ import study_parts as parts
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Data, fit, pair, prepare
+from ppl_vae import VARIANTS, Data, pair, prepare
 from ppl_vae.estimate import p_value
-from ppl_vae.models import Mixture, StudentT
+from ppl_vae.models import StudentT
 from ppl_vae.streams import seeded
 from ppl_vae.studies import Cell, Claim, Contestant, Judging, Refused, Result, Study, grid, judged, ranked, study
 from ppl_vae.studies.declarations import declared, key_of
 from ppl_vae.studies.summary import Measured, holm
-from ppl_vae.studies.work import built
 
 JUDGING = Judging(components=1, num_particles=2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,9 +67,9 @@ def weights(result: Any) -> list[Tensor]:
     return [tensor for half in result.variant[:2] for tensor in half.state_dict().values()]
 
 
-def counting(log: Path, **options: Any) -> dict[str, Any]:
+def counting(log: Path, train: Any = parts.counted, **options: Any) -> dict[str, Any]:
     """A contestant whose trainings are counted in a file."""
-    return {"one": Contestant("sigma_vae", train=functools.partial(parts.counted, log=str(log)), **options)}
+    return {"one": Contestant("sigma_vae", train=functools.partial(train, log=str(log)), **options)}
 
 
 def count(log: Path) -> int:
@@ -81,29 +80,30 @@ def count(log: Path) -> int:
 
 
 def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    first = run(cells_of(counting(log), 2), out)
+    """The training that is counted diverges, because a cell that is refused is finished too, and takes no time."""
+    out, log, counted = tmp_path / "out", tmp_path / "log", functools.partial(counting, train=parts.refusing)
+    first = run(cells_of(counted(log), 2), out)
     before = files(out / "cells")
     assert count(log) == 2
-    assert run(cells_of(counting(log), 2), out).as_csv() == first.as_csv()
+    assert run(cells_of(counted(log), 2), out).as_csv() == first.as_csv()
     assert count(log) == 2
     assert files(out / "cells") == before
 
     changed = [
-        cells_of(counting(log, options={"width": 5})),
-        cells_of(counting(log, version=2)),
-        cells_of(counting(log), data=table(seed=1)),
-        cells_of(counting(log), [7]),
-        cells_of(counting(log), judging=Judging(components=1, num_particles=3)),
-        cells_of(counting(log), judging=Judging(components=1, num_particles=2, seed=1)),
-        cells_of(counting(log), lr=1e-4),
-        cells_of(counting(log, extra=parts.far)),
+        cells_of(counted(log, options={"width": 5})),
+        cells_of(counted(log, version=2)),
+        cells_of(counted(log), data=table(seed=1)),
+        cells_of(counted(log), [7]),
+        cells_of(counted(log), judging=Judging(components=1, num_particles=3)),
+        cells_of(counted(log), judging=Judging(components=1, num_particles=2, seed=1)),
+        cells_of(counted(log), lr=1e-4),
+        cells_of(counted(log, extra=parts.far)),
     ]
     for number, cells in enumerate(changed, 3):
         run(cells, out)
         assert count(log) == number
     assert before.items() <= files(out / "cells").items()  # nothing that was finished before is lost
-    assert run(cells_of(counting(log), 2), out).as_csv() == first.as_csv()
+    assert run(cells_of(counted(log), 2), out).as_csv() == first.as_csv()
     assert count(log) == 2 + len(changed)
 
 
@@ -150,13 +150,14 @@ def test_a_part_that_cells_share_carries_no_weights_between_them(tmp_path: Path)
     assert both.rows[0].record["evaluation"] == both.rows[1].record["evaluation"]
     moved = both.rows[0].result()
     assert isinstance(moved, Result)
-    assert not torch.equal(moved.variant.model.likelihood.state_dict()["log_scale"], before["log_scale"])
+    after = moved.variant.model.likelihood.state_dict()
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def test_a_builder_that_returns_the_same_module_twice_is_refused(tmp_path: Path) -> None:
     status, reason = reason_of(Contestant(parts.sharing), tmp_path)
     assert status == "refused"
-    assert reason == "the builder returns the same network.weight every time: make every module inside the builder"
+    assert reason == "the builder returns the same network.0.weight every time: make every module inside the builder"
     part = StudentT()
     status, reason = reason_of(Contestant(lambda x_shape, z_dim: pair(x_shape, z_dim, likelihood=part)), tmp_path)
     assert (status, "every time" in reason) == ("refused", True)
@@ -408,12 +409,12 @@ def test_a_result_is_read_as_it_was(tmp_path: Path, contestant: Contestant) -> N
 def test_a_builder_that_changes_a_pair_of_the_catalogue_is_asked_again(tmp_path: Path) -> None:
     def cut(x_shape: tuple[int, ...], z_dim: int) -> Any:
         variant = parts.plain(x_shape, z_dim)
-        variant.model.likelihood.lowest = 0.25  # the recipe does not know
+        variant.model.likelihood.mark = "cut"  # the recipe does not know
         return variant
 
     result = run(cells_of({"cut": Contestant(cut)}), tmp_path).results()[0]
     assert isinstance(result, Result)
-    assert result.variant.model.likelihood.lowest == 0.25
+    assert result.variant.model.likelihood.mark == "cut"
 
 
 ODD = [
@@ -436,11 +437,11 @@ ODD = [
 
 def test_odd_names_are_names(tmp_path: Path) -> None:
     out = tmp_path / "inside" / "out"
-    contestants = {name: Contestant("sigma_vae", {"width": 3 + i}, extra=None) for i, name in enumerate(ODD)}
+    contestants = {name: Contestant("sigma_vae", version=i, train=parts.diverging) for i, name in enumerate(ODD)}
     cells = cells_of(contestants, data=table("../da/ta"))
     found = run(cells, out)
     assert found.frame["variant"].tolist() == ODD
-    assert [row.record["status"] for row in found.rows] == ["done"] * len(ODD)
+    assert len({row.folder for row in found.rows}) == len(ODD)
     assert sorted(path.name for path in tmp_path.rglob("cell.json")) == ["cell.json"] * len(ODD)
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -536,6 +537,14 @@ def test_a_study_that_cannot_be_run_trains_nothing(tmp_path: Path, make: Any, op
     with pytest.raises(ValueError, match=message):
         run(make(), tmp_path / "out", **options)
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is still importing the script has this mark."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match='put it under if __name__ == "__main__":'):
+        run(cells_of(["rae"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Declarations.
@@ -647,29 +656,18 @@ def test_two_lambdas_of_one_line_are_two_contestants(tmp_path: Path) -> None:
 
 
 KEY = """
-import torch, study_parts as parts, functools
-from pathlib import Path
-from ppl_vae.models import StudentT
+import torch, study_parts as parts
 from ppl_vae.studies.declarations import declared, key_of
 torch.set_default_dtype(torch.float64)
-values = {
-    "set": {"a", "b", "c", ("d", 1)}, "part": StudentT(3.0), "path": Path("a/b"), "own": parts.Shifted(1.0),
-    "function": functools.partial(parts.stepped, lr=0.1), "in": lambda x: x in {"p", "q", "r"}, "number": 0.1,
-}
-print(key_of(declared(values)))
+print(key_of(declared(parts.values())))
 """
 
 
 @pytest.mark.process
 def test_a_key_is_the_same_in_every_process() -> None:
-    keys = set()
-    for number in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": number, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        ran = subprocess.run(
-            [sys.executable, "-O", "-c", KEY], env=environment, capture_output=True, text=True, check=True
-        )
-        keys.add(ran.stdout)
-    assert len(keys) == 1
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ran = subprocess.run([sys.executable, "-c", KEY], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == key_of(declared(parts.values()))
 
 
 # The summary.
@@ -771,18 +769,18 @@ def test_a_ranking_asks_for_what_there_is(tmp_path: Path) -> None:
 def student(rows: int, seed: int) -> Tensor:
     """Rows of a factor model with Student-t noise."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, 1)) @ np.array([[1.0, -1.0, 0.5]]) + 0.3 * rng.standard_t(2, size=(rows, 3))
+    x = rng.normal(size=(rows, 1)) @ np.array([[1.0, -1.0, 0.5]]) + 0.3 * rng.standard_t(2.5, size=(rows, 3))
     return torch.as_tensor(x)
 
 
 def test_the_likelihood_that_made_the_data_wins_and_no_contestant_beats_itself(tmp_path: Path) -> None:
-    data = dataclasses.replace(prepare(student(400, 0)), name="student")
+    data = dataclasses.replace(prepare(student(300, 0)), name="student")
     contestants = {
         "Gaussian": Contestant("sigma_vae"),
         "Student": Contestant("sigma_vae", {"likelihood": StudentT()}),
         "again": Contestant("sigma_vae", {"likelihood": StudentT()}),
     }
-    found = run(cells_of(contestants, 5, data, epochs=12, lr=1e-2), tmp_path).ranking()[0]
+    found = run(cells_of(contestants, 5, data, epochs=8, lr=1e-2), tmp_path).ranking()[0]
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     won, same = pairs["Student", "Gaussian"], pairs["Student", "again"]
     assert won.decided
@@ -851,17 +849,40 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Cell],
     """Cells, and the table that they give in this process, in double precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    cells = cells_of({"sigma": "sigma_vae", "own": Contestant(parts.plain, {"likelihood": StudentT()})}, 2)
+    cells = cells_of({"sigma": "sigma_vae", "own": Contestant(parts.plain, {"likelihood": StudentT()})})
     yield cells, run(cells, tmp_path_factory.mktemp("here")).as_csv()
     torch.set_default_dtype(before)
 
 
 @pytest.mark.process
-def test_local_processes_and_a_pool_of_the_user_give_the_same_table(here: Any, tmp_path: Path) -> None:
+def test_local_processes_give_the_same_table_and_one_that_dies_is_a_row_which_is_tried_again(
+    here: Any, tmp_path: Path
+) -> None:
     cells, table_here = here
-    assert run(cells, tmp_path / "jobs", jobs=2).as_csv() == table_here
+    flag = tmp_path / "flag"
+    flag.touch()
+    dying = cells_of({"dying": Contestant(parts.dying, {"flag": str(flag)})})
+    found = run([*cells, *dying], tmp_path / "out", jobs=2)
+    assert [row.record["status"] for row in found.rows] == ["done"] * len(cells) + ["failed"]
+    assert found.rows[-1].reason.startswith("its process died")
+    assert found.as_csv().splitlines()[:-1] == table_here.splitlines()
+    before = {path: path.stat().st_mtime_ns for row in found.rows[:-1] for path in row.folder.iterdir()}
+    flag.unlink()
+    again = run([*cells, *dying], tmp_path / "out")
+    assert [row.record["status"] for row in again.rows] == ["done"] * (len(cells) + 1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.process
+def test_a_pool_of_the_user_gives_the_same_table_and_if_it_breaks_rows_with_a_reason(here: Any, tmp_path: Path) -> None:
+    cells, table_here = here
+    flag = tmp_path / "flag"
+    flag.touch()
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         assert run(cells, tmp_path / "pool", executor=pool).as_csv() == table_here
+        more = cells_of({"dying": Contestant(parts.dying, {"flag": str(flag)}), "good": "rae"})
+        found = run(more, tmp_path / "pool", executor=pool)
+    assert all(row.reason.startswith("its process died") for row in found.rows)
 
 
 @pytest.mark.process
@@ -872,32 +893,6 @@ def test_a_dask_cluster_gives_the_same_table(here: Any, tmp_path: Path) -> None:
     options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "local_directory": str(tmp_path)}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         assert run(cells, tmp_path / "out", executor=client.get_executor()).as_csv() == table_here
-
-
-@pytest.mark.process
-def test_a_worker_that_dies_is_a_row_which_is_tried_again(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    flag.touch()
-    dying = Contestant(parts.dying, {"flag": str(flag)})
-    cells = cells_of({"good": "sigma_vae", "dying": dying, "rae": "rae"})
-    found = run(cells, tmp_path / "out", jobs=2)
-    assert [row.record["status"] for row in found.rows] == ["done", "failed", "done"]
-    assert found.rows[1].reason.startswith("its process died")
-    flag.unlink()
-    before = {path: path.stat().st_mtime_ns for path in found.rows[0].folder.iterdir()}
-    again = run(cells, tmp_path / "out")
-    assert [row.record["status"] for row in again.rows] == ["done"] * 3
-    assert {path: path.stat().st_mtime_ns for path in again.rows[0].folder.iterdir()} == before
-
-
-@pytest.mark.process
-def test_a_pool_of_the_user_that_breaks_gives_rows_with_a_reason(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    flag.touch()
-    cells = cells_of({"dying": Contestant(parts.dying, {"flag": str(flag)}), "good": "sigma_vae"})
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        found = run(cells, tmp_path / "out", executor=pool)
-    assert all(row.reason.startswith("its process died") for row in found.rows)
 
 
 STORM = """
@@ -924,7 +919,7 @@ def start(out, end=None):
                 if seen == end:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
-        cells = grid(["sigma_vae", "rae"], prepare(x), 2, z_dim=2, judging=Judging(1, 2), epochs=1)
+        cells = grid(["rae"], prepare(x), 2, z_dim=2, judging=Judging(1, 2), epochs=1)
         found = study(cells, out, progress=False)
         (root / "table").write_text(found.as_csv())
         (root / "seen").write_text(str(seen))
@@ -934,7 +929,7 @@ def start(out, end=None):
 
 whole = start(root / "whole")
 events = int((root / "seen").read_text())
-assert events > 30, events
+assert events > 20, events
 kills = 0
 for number in range(10):
     out = root / f"out{number}"
@@ -1023,18 +1018,3 @@ def test_a_driver_that_ends_leaves_no_worker_and_no_half_written_cell(tmp_path: 
         assert json.loads((folder / "cell.json").read_text())["status"] == "done"
     if signal_number == 2:
         assert not list(out.rglob("*.part*"))
-
-
-@pytest.mark.process
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(JOBS.replace('if __name__ == "__main__":', "if True:").replace(", 40,", ", 1,"))
-    ran = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert 'put it under if __name__ == "__main__":' in ran.stderr
-    assert ran.returncode == 0

@@ -15,6 +15,7 @@ from .work import FAILED, Finished, digests_of, threads_of
 __all__ = ["StudyFolder"]
 
 MARK, RECORD, CELLS, FEATURES = "study.json", "cell.json", "cells", "features"
+UNFINISHED = ".study.part.json"  # the mark of a study that was killed while it wrote the mark
 FORMAT = 1
 LONGEST = 120  # bytes of the readable part of a file name
 
@@ -121,7 +122,7 @@ def refuse_anything_else(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"cannot write to {path}: it is a file; name another --out")
-    if path.is_dir() and any(path.iterdir()) and not is_study(path):
+    if path.is_dir() and any(file.name != UNFINISHED for file in path.iterdir()) and not is_study(path):
         raise ValueError(
             f"{path} holds something else than a study, and is left as it is: name another --out, or use --force "
             "(replace=True in Python)"
