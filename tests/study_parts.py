@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Fit, Variant, fit, pair
+from ppl_vae import VARIANTS, Fit, Variant, fit
 from ppl_vae.estimate import Number
 from ppl_vae.models import LearnedSigma, StudentT
 from ppl_vae.studies import Result

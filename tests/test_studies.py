@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ppl_vae import VARIANTS, Data, pair, prepare
 from ppl_vae.estimate import p_value
+from ppl_vae.files import whole_folder
 from ppl_vae.models import StudentT
 from ppl_vae.streams import seeded
 from ppl_vae.studies import Cell, Claim, Contestant, Judging, Refused, Result, Study, grid, judged, ranked, study
@@ -157,7 +158,7 @@ def test_a_part_that_cells_share_carries_no_weights_between_them(tmp_path: Path)
 def test_a_builder_that_returns_the_same_module_twice_is_refused(tmp_path: Path) -> None:
     status, reason = reason_of(Contestant(parts.sharing), tmp_path)
     assert status == "refused"
-    assert reason == "the builder returns the same network.0.weight every time: make every module inside the builder"
+    assert reason == "the builder returns the same encoder.0.weight every time: make every module inside the builder"
     part = StudentT()
     status, reason = reason_of(Contestant(lambda x_shape, z_dim: pair(x_shape, z_dim, likelihood=part)), tmp_path)
     assert (status, "every time" in reason) == ("refused", True)
@@ -387,6 +388,25 @@ def test_a_folder_that_was_not_written_to_its_end_is_not_read(tmp_path: Path) ->
     run(cells, out)
     assert count(log) == 2
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_interrupt_between_two_folders_brings_the_earlier_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with whole_folder(tmp_path / "cell") as fresh:
+        (fresh / "file").write_text("earlier")
+    replace, calls = os.replace, list[Path]()
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "cell") as fresh:
+        (fresh / "file").write_text("later")
+    assert files(tmp_path) == {"cell/file": b"earlier"}
 
 
 @pytest.mark.parametrize("contestant", [Contestant("rae"), Contestant(parts.plain, {"likelihood": parts.Shifted(2.0)})])
@@ -769,18 +789,18 @@ def test_a_ranking_asks_for_what_there_is(tmp_path: Path) -> None:
 def student(rows: int, seed: int) -> Tensor:
     """Rows of a factor model with Student-t noise."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, 1)) @ np.array([[1.0, -1.0, 0.5]]) + 0.3 * rng.standard_t(2.5, size=(rows, 3))
+    x = rng.normal(size=(rows, 1)) @ np.array([[1.0, -1.0, 0.5]]) + 0.3 * rng.standard_t(2, size=(rows, 3))
     return torch.as_tensor(x)
 
 
 def test_the_likelihood_that_made_the_data_wins_and_no_contestant_beats_itself(tmp_path: Path) -> None:
     data = dataclasses.replace(prepare(student(300, 0)), name="student")
     contestants = {
-        "Gaussian": Contestant("sigma_vae"),
-        "Student": Contestant("sigma_vae", {"likelihood": StudentT()}),
-        "again": Contestant("sigma_vae", {"likelihood": StudentT()}),
+        "Gaussian": Contestant("sigma_vae", {"width": 16}),
+        "Student": Contestant("sigma_vae", {"width": 16, "likelihood": StudentT(2.5)}),
+        "again": Contestant("sigma_vae", {"width": 16, "likelihood": StudentT(2.5)}),
     }
-    found = run(cells_of(contestants, 5, data, epochs=8, lr=1e-2), tmp_path).ranking()[0]
+    found = run(cells_of(contestants, 5, data, epochs=10, lr=3e-2), tmp_path).ranking()[0]
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     won, same = pairs["Student", "Gaussian"], pairs["Student", "again"]
     assert won.decided
@@ -927,6 +947,8 @@ def start(out, end=None):
     _, status = os.waitpid(child, 0)
     return None if os.WIFSIGNALED(status) else (root / "table").read_text()
 
+warm = grid(["rae"], prepare(x), 1, z_dim=2, judging=Judging(1, 2), epochs=1)
+study(warm, root / "warm", progress=False).as_csv()  # so that no child has to import anything
 whole = start(root / "whole")
 events = int((root / "seen").read_text())
 assert events > 20, events
