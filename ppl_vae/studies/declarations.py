@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..recipes import NotOurs, described
 
-__all__ = ["address", "declared", "is_importable", "key_of"]
+__all__ = ["ADDRESSES", "address", "declared", "is_importable", "key_of"]
 
+ADDRESSES = ("function", "module", "object", "enum")  # the keys under which declarations hold import paths
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the attributes that torch itself gives to a module
 
 

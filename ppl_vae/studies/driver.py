@@ -43,7 +43,7 @@ def study(
             need no shared disk.
         executor: Any executor of ``concurrent.futures``, such as dask's ``Client.get_executor()``, or one like it, such
             as that of submitit, whose ``submit`` returns what has ``done()``, ``result()`` and ``cancel()``. A cell
-            that cannot be sent there, for example because of a lambda or of a function of ``__main__``, runs in this
+            with a function that a worker cannot import, such as a lambda or a function of ``__main__``, runs in this
             process, with a warning.
         jobs: The number of local processes, where there is no executor. They import the script again, so that the study
             must stand under ``if __name__ == "__main__":``.

@@ -1,23 +1,20 @@
 """Where cells run: in this process, in local processes, or on an executor that the user hands over."""
 
-import io
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
-import types
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from ..data.arrays import reason_of
-from ..data.data_set import Data
 from ..evaluation.features import Features
 from .cells import Cell
+from .declarations import ADDRESSES, address
 from .work import FAILED, Finished, run_cell
 
 __all__ = ["Task", "run_all"]
@@ -37,121 +34,75 @@ class Task(NamedTuple):
     threads: int
 
 
-class Parcel(NamedTuple):
-    """A task as it is sent to another process. Cells on the same data share the bytes of the data."""
-
-    cell: bytes
-    data: bytes
-    features: bytes
-    threads: int
-
-
-class Sent(NamedTuple):
-    """A task with its parcel."""
-
-    task: Task
-    parcel: Parcel
-
-
 def run_all(tasks: Sequence[Task], jobs: int, executor: Executor | None) -> Outcomes:
     """Run cells, and yield the outcome of each as soon as it is there.
 
-    A cell that cannot be sent to another process, for example because of a lambda, runs in this process.
+    A cell with a function or a class that another process cannot import, such as a lambda, runs in this process.
 
     Args:
         tasks: The cells.
         jobs: The number of local processes. With one job and without an executor, all cells run in this process.
         executor: An executor to run the cells on.
     """
-    sent: list[Sent] = []
+    away: list[Task] = []
     here = list(tasks)
     if executor is not None or jobs > 1:
-        sent, here = _packed(tasks)
-    if sent and executor is not None:
-        yield from _on_executor(sent, executor)
-    elif sent:
-        yield from _in_processes(sent, jobs)
+        away, here = _split(tasks)
+    if away and executor is not None:
+        yield from _on_executor(away, executor)
+    elif away:
+        yield from _in_processes(away, jobs)
     for task in here:
         yield task.cell, run_cell(*task)
 
 
-# Parcels.
-
-
-class _Packer(pickle.Pickler):
-    """A pickler that leaves out the data ``apart``, and refuses what another process would not find in ``__main__``."""
-
-    def __init__(self, buffer: io.BytesIO, apart: Data | None) -> None:
-        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
-        self.apart = apart
-
-    def persistent_id(self, value: Any) -> str | None:
-        return "data" if value is self.apart and value is not None else None
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type | types.FunctionType) and value.__module__ == "__main__":
-            raise pickle.PicklingError(f"{value.__qualname__} stands in __main__: move it into a module")
-        return NotImplemented
-
-
-class _Unpacker(pickle.Unpickler):
-    def __init__(self, content: bytes, data: bytes) -> None:
-        super().__init__(io.BytesIO(content))
-        self.data = data
-
-    def persistent_load(self, name: Any) -> Data:
-        found: Data = pickle.loads(self.data)
-        return found
-
-
-def _pack(value: Any, apart: Data | None = None) -> bytes:
-    buffer = io.BytesIO()
-    _Packer(buffer, apart).dump(value)
-    return buffer.getvalue()
-
-
-def _packed(tasks: Sequence[Task]) -> tuple[list[Sent], list[Task]]:
-    """The tasks that can be sent, with their parcels, and those that cannot."""
-    sent, here, reasons = [], [], []
-    parts: dict[int, bytes] = {}  # the data and the features, which many cells share
-    for task in tasks:
-        data = task.cell.data
-        try:
-            if id(data) not in parts:
-                parts[id(data)] = _pack(data)
-            if id(task.features) not in parts:
-                parts[id(task.features)] = _pack(task.features)
-            parcel = Parcel(_pack(task.cell, apart=data), parts[id(data)], parts[id(task.features)], task.threads)
-        except Exception as error:  # noqa: BLE001 - pickle passes on whatever a user's own object raises
-            here.append(task)
-            reasons.append(reason_of(error))
-        else:
-            sent.append(Sent(task, parcel))
+def _split(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """The tasks that can be sent to another process, and those that stay here, with a warning."""
+    reasons = [(task, _reason_to_stay(task.cell)) for task in tasks]
+    away = [task for task, reason in reasons if reason is None]
+    here = [(task, reason) for task, reason in reasons if reason is not None]
     if here:
+        first, reason = here[0]
         warnings.warn(
-            f"{len(here)} of {len(tasks)} cells run in the process of the study, because they cannot be sent to "
-            f"another one, {here[0].cell.label} for example: {reasons[0]}",
+            f"{len(here)} of {len(tasks)} cells run in the process of the study, because another one cannot import "
+            f"their functions or classes, {first.cell.label} for example: {reason} (move it to the top of a module)",
             stacklevel=4,
         )
-    return sent, here
+    return away, [task for task, _ in here]
 
 
-def run_parcel(parcel: Parcel) -> Finished:
-    """Run the cell in a parcel. A worker calls this."""
-    cell = _Unpacker(parcel.cell, parcel.data).load()
-    return run_cell(cell, pickle.loads(parcel.features), parcel.threads)
+def _reason_to_stay(cell: Cell) -> str | None:
+    """The first function or class of a cell that another process cannot import, by its address, or None."""
+    kind = address(type(cell.data.train))
+    return next((found for found in (kind, *_addresses(cell.declaration)) if _is_here(found)), None)
+
+
+def _is_here(found: str) -> bool:
+    return found.startswith("__main__:") or "<locals>" in found or "<lambda>" in found
+
+
+def _addresses(declaration: Any) -> Iterator[str]:
+    """The addresses of functions and classes in a declaration, at any depth."""
+    if isinstance(declaration, dict):
+        for name, value in declaration.items():
+            if name in ADDRESSES and isinstance(value, str):
+                yield value
+            yield from _addresses(value)
+    elif isinstance(declaration, list):
+        for value in declaration:
+            yield from _addresses(value)
 
 
 # Executors.
 
 
-def _on_executor(waiting: Sequence[Sent], executor: Executor) -> Outcomes:
+def _on_executor(waiting: Sequence[Task], executor: Executor) -> Outcomes:
     """Submit all cells at once. The executor decides what runs when."""
     running: dict[Any, Task] = {}
     try:
-        for task, parcel in waiting:
+        for task in waiting:
             try:
-                running[executor.submit(run_parcel, parcel)] = task
+                running[executor.submit(run_cell, *task)] = task
             except Exception as error:  # noqa: BLE001 - an executor that is broken or closed
                 yield task.cell, _lost(task, f"the executor did not take it: {_named(error)}")
         while running:
@@ -195,7 +146,7 @@ def _lost(task: Task, reason: str) -> Finished:
     return Finished({**record, "threads": task.threads, "seconds": 0.0}, {})
 
 
-def _in_processes(tasks: Sequence[Sent], jobs: int) -> Outcomes:
+def _in_processes(tasks: Sequence[Task], jobs: int) -> Outcomes:
     """Run cells in ``jobs`` local processes.
 
     If a process dies, for example because memory ran out, the cells that were running are repeated one by one, each in
@@ -203,31 +154,31 @@ def _in_processes(tasks: Sequence[Sent], jobs: int) -> Outcomes:
     """
     waiting = list(tasks)
     while waiting:
-        running: dict[Future[Finished], Sent] = {}
+        running: dict[Future[Finished], Task] = {}
         pool = _pool(min(jobs, len(waiting)))
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running[pool.submit(run_parcel, waiting[0].parcel)] = waiting[0]
+                    running[pool.submit(run_cell, *waiting[0])] = waiting[0]
                     waiting.pop(0)
                 for future in _ended(running):
                     if isinstance(future.exception(), BrokenProcessPool):
                         raise BrokenProcessPool
-                    task = running.pop(future).task
+                    task = running.pop(future)
                     yield task.cell, _outcome(future, task)
         except BrokenProcessPool:
             pass
         finally:
             _stop(pool)
-        for task, parcel in running.values():
-            yield task.cell, _alone(task, parcel)
+        for task in running.values():
+            yield task.cell, _alone(task)
 
 
-def _alone(task: Task, parcel: Parcel) -> Finished:
+def _alone(task: Task) -> Finished:
     """Run one cell in a process of its own."""
     pool = _pool(1)
     try:
-        return _outcome(pool.submit(run_parcel, parcel), task)
+        return _outcome(pool.submit(run_cell, *task), task)
     finally:
         _stop(pool)
 
