@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..estimate import p_value, rounded, standard_error
+from ..models.half import positive
 from .summary import ERRORS, LEVEL, holm
 
 __all__ = ["Claim", "Verdict", "judged", "plain"]
@@ -78,11 +79,16 @@ class Verdict(NamedTuple):
 def judged(claims: Sequence[Claim]) -> list[Verdict]:
     """Give the verdict on each claim, with Holm's correction among the claims of one family.
 
+    Raises:
+        ValueError: If a difference is not finite, or a margin is not positive.
+
     Example:
         >>> claim = Claim("X.1", "a is above b", {0: 1.0, 1: 1.2, 2: 0.9, 3: 1.1, 4: 1.0})
         >>> judged([claim])[0].verdict
         'held'
     """
+    for claim in claims:
+        _check(claim)
     found = [_tested(claim) for claim in claims]
     verdicts: dict[int, Verdict] = {}
     families = [claim.family or claim.name for claim in claims]
@@ -92,6 +98,14 @@ def judged(claims: Sequence[Claim]) -> list[Verdict]:
         for place, p in zip(places, adjusted, strict=True):
             verdicts[place] = _verdict(claims[place], *found[place][:3], p)
     return [verdicts[place] for place in range(len(claims))]
+
+
+def _check(claim: Claim) -> None:
+    broken = [seed for seed, difference in claim.differences.items() if not math.isfinite(difference)]
+    if broken:
+        raise ValueError(f"{claim.name}: the difference of seed {broken[0]} is not finite: leave this seed out")
+    if claim.margin is not None:
+        positive(f"{claim.name}: the margin", claim.margin)
 
 
 def _tested(claim: Claim) -> tuple[float, float | None, float, float]:
