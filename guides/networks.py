@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.networks import WIDTH, halvings, is_image, one_tensor
 
-__all__ = ["encoded", "encoder", "width_of"]
+__all__ = ["encoded", "encoder", "published_encoder", "width_of"]
 
 
 def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
@@ -32,6 +32,18 @@ def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
     for (channels, *_), (target, *_) in pairwise(shapes):
         layers += [nn.Conv2d(channels, target, 4, 2, 1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(shapes[-1]), width), nn.ReLU())
+
+
+def published_encoder(x_shape: tuple[int, ...]) -> nn.Sequential:
+    """The encoder of the RAE paper for small images: convolutions with 128, 256, 512 and 1024 channels.
+
+    References:
+        Ghosh et al., From Variational to Deterministic Autoencoders, 2020, appendix.
+    """
+    layers: list[nn.Module] = []
+    for channels, target in pairwise((x_shape[0], 128, 256, 512, 1024)):
+        layers += [nn.Conv2d(channels, target, 4, 2, 1), nn.BatchNorm2d(target), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 HEADS = (

@@ -20,6 +20,7 @@ from .penalties import MMD, JacobianNorm, WeightPrior, spectrally_normalised
 from .priors import Mixture, StandardNormal
 from .scale import Scale
 from .schedules import KLWeight, Masked, Schedule, constant, cyclical, linear, switch
+from .second_stage import SecondStage, SecondStageBound
 
 __all__ = [
     "MMD",
@@ -41,6 +42,8 @@ __all__ = [
     "OptimalSigma",
     "Scale",
     "Schedule",
+    "SecondStage",
+    "SecondStageBound",
     "StandardNormal",
     "StudentT",
     "WeightPrior",

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["WIDTH", "decoder", "halvings", "is_image", "one_tensor"]
+__all__ = ["WIDTH", "decoder", "halvings", "is_image", "one_tensor", "published_decoder"]
 
 WIDTH = 256  # units of a hidden layer, unless a width is given
 
@@ -82,3 +82,23 @@ def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1, width: int =
         layers += [nn.ReLU(), nn.ConvTranspose2d(channels, target, 4, 2, 1, output_padding=padding)]
         channels = target
     return nn.Sequential(*layers)
+
+
+def published_decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1) -> nn.Sequential:
+    """The decoder of the RAE paper for small images: 1024 channels at a quarter of the sides, then 512 and 256.
+
+    Args:
+        z_dim, x_shape, outputs: As in ``decoder``. The sides of an image must be multiples of 4.
+
+    References:
+        Ghosh et al., From Variational to Deterministic Autoencoders, 2020, appendix.
+    """
+    channels, height, width = x_shape
+    smallest = (1024, height // 4, width // 4)
+    return nn.Sequential(
+        nn.Linear(z_dim, math.prod(smallest)),
+        nn.Unflatten(-1, smallest),
+        *(nn.BatchNorm2d(1024), nn.ReLU(), nn.ConvTranspose2d(1024, 512, 4, 2, 1)),
+        *(nn.BatchNorm2d(512), nn.ReLU(), nn.ConvTranspose2d(512, 256, 4, 2, 1)),
+        *(nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, outputs * channels, 5, 1, 2)),
+    )

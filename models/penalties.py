@@ -3,7 +3,8 @@
 A penalty is called as ``penalty(model, x, z)`` and returns a log factor. If its ``per_datum`` is True, the factor
 stands inside the plate of the data and is summed over the whole set. The factor is then a tensor [..., batch], or
 [..., 1] where it is the same for every datum. If its ``per_datum`` is False, the factor stands outside the plate and
-counts once per data set, for any batch size.
+counts once per data set, for any batch size. A penalty may have a text ``nature``, which says in the receipt what the
+objective is with this term.
 """
 
 import math

@@ -16,9 +16,10 @@ from .models.networks import WIDTH
 from .recipes import PAIR, recipe, with_part
 from .variant import Variant
 
-__all__ = ["GuideFamily", "pair", "with_prior"]
+__all__ = ["GuideFamily", "PriorFamily", "pair", "with_prior"]
 
 GuideFamily = Callable[[nn.Module, tuple[int, ...], int], Guide]
+PriorFamily = Callable[[int], nn.Module]
 
 
 def pair(
@@ -27,7 +28,7 @@ def pair(
     *,
     likelihood: nn.Module,
     guide: GuideFamily = MeanField,
-    prior: nn.Module | None = None,
+    prior: nn.Module | PriorFamily | None = None,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     penalties: Iterable[nn.Module] = (),
@@ -42,7 +43,8 @@ def pair(
         z_dim: Size of a code.
         likelihood: The likelihood p(x | z), a module with an attribute ``outputs``. See ``ppl_vae.models``.
         guide: The family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
-        prior: The prior p(z), of event shape [z_dim]. By default it is a standard normal.
+        prior: The prior p(z), of event shape [z_dim], or a callable ``z_dim -> prior`` such as its class. By default it
+            is a standard normal.
         encoder: A module from [rows, *x_shape] to [rows, width]. By default it is chosen by ``x_shape``.
         decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row. By default it is chosen
             by ``x_shape``.
@@ -55,10 +57,11 @@ def pair(
     Raises:
         ValueError: If a shape is empty, the prior's event shape is not [z_dim], or a part is of the wrong kind.
     """
+    x_shape = _checked_shape(x_shape, z_dim)
     parts: dict[str, Any] = {
         "likelihood": likelihood,
         "guide": guide,
-        "prior": prior,
+        "prior": _made_prior(prior, z_dim),
         "encoder": encoder,
         "decoder": decoder,
         "penalties": tuple(penalties),
@@ -66,11 +69,10 @@ def pair(
         "loss": loss,
         "width": width,
     }
-    x_shape = _checked_shape(x_shape, z_dim)
     _check_parts(parts)
 
     units = WIDTH if width is None else width
-    prior = _checked_prior(StandardNormal(z_dim) if prior is None else prior, z_dim)
+    prior = _checked_prior(StandardNormal(z_dim) if prior is None else parts["prior"], z_dim)
     encoder = encoder_for(x_shape, units) if encoder is None else encoder
     outputs: int = likelihood.outputs  # type: ignore[assignment]
     decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
@@ -104,6 +106,12 @@ def _check_parts(parts: dict[str, Any]) -> None:
     if not isinstance(parts["loss"], ELBO | str | None):
         raise ValueError(f"loss must be an instance of pyro.infer.ELBO or a name such as 'dreg', got {parts['loss']!r}")
     _check_width(parts)
+
+
+def _made_prior(prior: Any, z_dim: int) -> Any:
+    """The prior that a family makes for a size of the code. Anything else is returned as it is."""
+    is_family = callable(prior) and not isinstance(prior, nn.Module | torch.distributions.Distribution)
+    return prior(z_dim) if is_family else prior
 
 
 def _check_module(name: str, part: Any) -> None:

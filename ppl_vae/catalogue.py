@@ -10,7 +10,7 @@ from torch import nn
 
 from .assembly import pair
 from .description import describe
-from .elbo import IWAE, DReG
+from .elbo import DIP, IWAE, DReG
 from .guides import ConstantVariance, PointMass
 from .models import (
     MMD,
@@ -23,12 +23,15 @@ from .models import (
     LearnedSigma,
     Masked,
     OptimalSigma,
+    SecondStage,
+    SecondStageBound,
     WeightPrior,
     constant,
     cyclical,
     linear,
     spectrally_normalised,
 )
+from .models.networks import WIDTH
 from .models.schedules import Curve
 from .recipes import recipe
 from .streams import seeded
@@ -41,6 +44,7 @@ __all__ = [
     "beta_vae",
     "continuous_bernoulli_vae",
     "cv_vae",
+    "dip_vae",
     "dreg_vae",
     "entries",
     "gaussian_vae",
@@ -54,6 +58,7 @@ __all__ = [
     "rae_l2",
     "rae_sn",
     "sigma_vae",
+    "two_stage_vae",
     "wae_mmd",
 ]
 
@@ -218,6 +223,19 @@ def dreg_vae(num_particles: int = 8) -> Parts:
     return {"likelihood": LearnedSigma(), "loss": DReG(num_particles)}
 
 
+@variant(source="Kumar et al., 2018")
+def dip_vae(kind: int = 1, off_diagonal: float = 10.0, diagonal: float | None = None) -> Parts:
+    """A VAE whose codes are pulled towards uncorrelated coordinates of variance 1 over all data. See ``elbo.DIP``.
+
+    Args:
+        kind: 1 for the covariance of the means of q(z | x), DIP-VAE-I; 2 for that of its draws, DIP-VAE-II.
+        off_diagonal: The weight of each squared covariance, in nats per datum.
+        diagonal: The weight of each ``(variance - 1)**2``, in nats per datum. By default it is ``10 off_diagonal`` for
+            kind 1 and ``off_diagonal`` for kind 2.
+    """
+    return {"likelihood": LearnedSigma(), "loss": DIP(kind, off_diagonal, diagonal)}
+
+
 @variant(source="Hinton and Salakhutdinov, 2006")
 def ae(sigma: float = 0.1) -> Parts:
     """A plain autoencoder: a point-mass guide, and no penalty on codes or weights."""
@@ -266,3 +284,17 @@ def wae_mmd(sigma: float = 0.1, weight: float = 500.0) -> Parts:
 def l2_vae(tau: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> Parts:
     """A VAE with a Gaussian prior (L2) on the weights of chosen ``layers`` of the model, counted once per data set."""
     return {"likelihood": LearnedSigma(), "penalties": [WeightPrior(tau, tuple(layers))]}
+
+
+@variant(source="Dai and Wipf, 2019")
+def two_stage_vae(prior_width: int = WIDTH, gamma: float = 0.5) -> Parts:
+    """A VAE whose p(z) is a second VAE on its codes, so that samples come from where the codes are.
+
+    Both are trained side by side with separate gradients. See ``models.SecondStage``.
+
+    Args:
+        prior_width: Units of a hidden layer of the second VAE.
+        gamma: The initial standard deviation of p(z | u) in the second VAE, between 0 and 1.
+    """
+    prior = partial(SecondStage, width=prior_width, gamma=gamma)
+    return {"likelihood": LearnedSigma(), "prior": prior, "penalties": [SecondStageBound()]}

@@ -16,7 +16,7 @@ from .files import whole_folder
 from .recipes import PAIR, built
 from .variant import Variant
 
-__all__ = ["load", "notes_of", "refuse_other", "save"]
+__all__ = ["load", "notes_of", "recipe_of", "refuse_other", "save"]
 
 FORMAT = 1
 TENSORS, CONFIG = "variant.safetensors", "variant.json"
@@ -109,6 +109,11 @@ def _part(tensors: dict[str, Tensor], half: str) -> dict[str, Tensor]:
 def notes_of(path: str | Path) -> dict[str, Any]:
     """The notes that ``save`` wrote beside the recipe."""
     return dict(_config(Path(path)).get("notes", {}))
+
+
+def recipe_of(path: str | Path) -> dict[str, Any]:
+    """The recipe that ``save`` wrote, or an empty one if the pair had none."""
+    return dict(_config(Path(path)).get("recipe") or {})
 
 
 def _config(path: Path) -> dict[str, Any]:

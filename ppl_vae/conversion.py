@@ -2,17 +2,21 @@
 
 import copy
 import math
+from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .elbo import PathwiseELBO
-from .guides import MeanField, PointMass
+from .guides import Guide, MeanField, PointMass
 from .guides.networks import width_of
 from .models import LatentVariableModel
+from .recipes import PAIR, recipe, with_part
 from .variant import Variant
 
 __all__ = ["convert"]
 
+NETWORKS = ("encoder", "decoder", "width")  # the options of ``pair`` that concern networks
 SPREAD = 0.1  # initial standard deviation of q(z | x) in a converted autoencoder
 
 
@@ -21,7 +25,8 @@ def convert(variant: Variant) -> Variant:
 
     An autoencoder gets a head for ``log scale`` that starts as a constant, so that the reconstruction at the guide's
     mean is unchanged. The new loss is the bound, without the penalties and the KL weight of the autoencoder. A VAE
-    loses the noise of its guide, and its loss becomes that of RAE, ``-log p(x, z)``.
+    loses the noise of its guide, and its loss becomes that of RAE, ``-log p(x, z)``. A second VAE on the codes is left
+    behind, because the codes change.
 
     Args:
         variant: A pair whose guide is ``PointMass`` or ``MeanField``.
@@ -41,7 +46,8 @@ def convert(variant: Variant) -> Variant:
         True
     """
     old = copy.deepcopy(variant.model)
-    model = LatentVariableModel(old.prior, old.decoder, old.likelihood, old.x_shape)
+    prior = getattr(old.prior, "first_stage", old.prior)
+    model = LatentVariableModel(prior, old.decoder, old.likelihood, old.x_shape)
     model.scale = old.scale
     guide = copy.deepcopy(variant.guide)
     loc, *rest = guide.heads
@@ -53,7 +59,22 @@ def convert(variant: Variant) -> Variant:
         converted = PointMass(*arguments, heads=[loc])
     else:
         raise ValueError(f"convert takes PointMass and MeanField guides, got {type(guide).__name__}")
+    model.recipe = _recipe(variant.model.recipe, model, converted)
     return Variant(model, converted, PathwiseELBO())
+
+
+def _recipe(old: dict[str, Any] | None, model: LatentVariableModel, guide: Guide) -> dict[str, Any] | None:
+    """The recipe of the converted pair, with the networks of the recipe of the pair before.
+
+    It is None if the pair before has no recipe, or if its decoder was changed after it was built.
+    """
+    if old is None or any(map(is_parametrized, model.decoder.modules())):
+        return None
+    made = recipe(PAIR, model.x_shape, guide.z_dim, {"likelihood": model.likelihood, "prior": model.prior})
+    made = with_part(made, "guide", type(guide))
+    networks = {name: option for name, option in old["options"].items() if name in NETWORKS}
+    own = [name for name in old["parts"] if name in NETWORKS]
+    return {**made, "options": {**made["options"], **networks}, "parts": [*made["parts"], *own]}
 
 
 def _constant_head(variant: Variant) -> nn.Module:

@@ -70,8 +70,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, earlier)
         try:
             os.replace(fresh, path)
-        except OSError:
-            if earlier.exists():
+        except BaseException:  # Ctrl-C as well
+            if earlier.exists() and not path.exists():
                 os.replace(earlier, path)
             raise
         shutil.rmtree(earlier, ignore_errors=True)

@@ -23,9 +23,11 @@ __all__ = [
     "densities",
     "evaluating",
     "frozen_parts",
+    "has_prior_density",
     "in_mode",
     "log_jacobian",
     "needs_density",
+    "needs_prior_density",
     "set_mode",
 ]
 
@@ -150,6 +152,33 @@ def needs_density(variant: Variant) -> None:
         raise ValueError(
             "a point-mass guide has no density, so there is no bound: log p(x, z) is a MAP objective. For a bound of "
             "its model, give it a proposal with variant._replace(guide=Laplace(variant.guide, variant.model))"
+        )
+
+
+def has_prior_density(prior: nn.Module) -> bool:
+    """Whether log p(z) of a prior is a function of z.
+
+    It is not for a prior that estimates it with random draws, such as ``SecondStage``. Such a prior declares
+    ``exact_density = False``.
+    """
+    return bool(getattr(prior, "exact_density", True))
+
+
+def needs_prior_density(variant: Variant, name: str) -> None:
+    """Check that log p(z) is a function of z, for a method that compares it at several z or takes its gradient.
+
+    Args:
+        variant: The pair.
+        name: The name of the method in the message.
+
+    Raises:
+        ValueError: If log p(z) is an estimate.
+    """
+    prior = variant.model.prior
+    if not has_prior_density(prior):
+        raise ValueError(
+            f"{name} needs log p(z) as a function of z, and {type(prior).__name__} estimates it anew in each call: use "
+            "the importance-weighted bound, for which an unbiased estimate of p(z) is enough"
         )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Variant, bounds, convert, encode, fit, pair, prepare, reconstruct
+from ppl_vae import VARIANTS, Variant, bounds, convert, encode, fit, load, pair, prepare, reconstruct, save
 from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.evaluation.lower_bounds import held_out
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
@@ -258,3 +259,28 @@ def test_a_learned_prior_and_any_estimator_are_converted() -> None:
     assert torch.equal(autoencoder.model.prior.loc, variant.model.prior.loc)
     autoencoder.loss(autoencoder.model, autoencoder.guide)(torch.randn(ROWS, X_DIM)).backward()
     assert autoencoder.model.prior.loc.grad.abs().sum() > 0
+
+
+# A converted pair in a checkpoint.
+
+
+@pytest.mark.parametrize("name", [name for name in (*AUTOENCODERS, *MEAN_FIELD) if name != "rae_sn"])
+def test_a_converted_pair_is_loaded_by_name(name: str, tmp_path: Path) -> None:
+    variant = convert(used(name, (X_DIM,), width=7))
+
+    again = load(save(tmp_path / "pair", variant))
+
+    assert type(again.guide) is type(variant.guide)
+    for half in ("model", "guide"):
+        kept, found = getattr(variant, half).state_dict(), getattr(again, half).state_dict()
+        assert kept.keys() == found.keys()
+        assert all(torch.equal(kept[key], found[key]) for key in kept)
+
+
+def test_networks_of_your_own_are_wanted_for_a_converted_pair_too(tmp_path: Path) -> None:
+    variant = convert(VARIANTS["ae"]((X_DIM,), Z_DIM, encoder=nn.Linear(X_DIM, 5)))
+    save(tmp_path / "pair", variant)
+
+    with pytest.raises(ValueError, match=r"parts of your own \(encoder\)"):
+        load(tmp_path / "pair")
+    assert type(load(tmp_path / "pair", into=variant).guide) is MeanField

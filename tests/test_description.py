@@ -81,6 +81,10 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
         "-log(mean_k w_k**(1 - alpha)) / (1 - alpha) (alpha = 0.3, K = 6)",
     ),
     "beta": ({"loss": elbo.BetaELBO(3.0)}, "-ELBO (KL times 3)"),
+    "dip": (
+        {"loss": elbo.DIP(1, 2.0)},
+        "-ELBO (less 2 sum of C_ij**2 and 20 sum of (C_ii - 1)**2, C = Cov(E[z given x]))",
+    ),
     "free-bits": ({"loss": elbo.FreeBits(0.2)}, "-ELBO (KL of a coordinate at least 0.2)"),
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ppl_vae import VARIANTS, Variant, fit, pair
 from ppl_vae.elbo import (
     CIWAE,
+    DIP,
     ESTIMATORS,
     IWAE,
     MIWAE,
@@ -48,7 +49,7 @@ Functions = tuple[Callable[[], None], Callable[[], None]]  # a model and a guide
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 PATH = (StickingTheLanding, DReG, CIWAE, PIWAE)
 WEIGHING = (IWAE, MIWAE, Renyi, DReG, CIWAE, PIWAE)
-OURS = (*WEIGHING, StickingTheLanding, MeanFieldELBO, BetaELBO, FreeBits)
+OURS = (*WEIGHING, StickingTheLanding, MeanFieldELBO, BetaELBO, FreeBits, DIP)
 
 
 def problem() -> tuple[LinearGaussian, Tensor]:
@@ -75,6 +76,7 @@ class Hand(NamedTuple):
     z: Tensor
     q: Tensor
     kl: Tensor  # of each coordinate in closed form, [rows, z_dim]
+    covariance: Tensor  # of the draws of all rows together, [z_dim, z_dim]
 
     @property
     def w(self) -> Tensor:
@@ -91,7 +93,17 @@ def by_hand(variant: Variant, x: Tensor, count: int, *, held: bool = False, fixe
     kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1) - log_scale
     law = (loc.detach(), log_scale.detach()) if held else (loc, log_scale)
     decoder, log_sigma = variant.model.decoder, variant.model.likelihood.scale.log()
-    return Hand(normal(x, z @ decoder.weight.mT + decoder.bias, log_sigma), normal(z, 0.0, 0.0), normal(z, *law), kl)
+    second_moment = (loc.mT @ loc + (2 * log_scale).exp().sum(0).diag()) / len(loc)
+    covariance = second_moment - loc.mean(0)[:, None] * loc.mean(0)
+    log_likelihood = normal(x, z @ decoder.weight.mT + decoder.bias, log_sigma)
+    return Hand(log_likelihood, normal(z, 0.0, 0.0), normal(z, *law), kl, covariance)
+
+
+def distance(covariance: Tensor, off_diagonal: float, diagonal: float) -> Tensor:
+    """The weighted squares of C - I, one entry after the other."""
+    cells = [(i, j) for i in range(Z_DIM) for j in range(Z_DIM)]
+    weights = {True: diagonal, False: off_diagonal}
+    return sum(weights[i == j] * (covariance[i, j] - int(i == j)) ** 2 for i, j in cells)
 
 
 def lme(log_weight: Tensor) -> Tensor:
@@ -123,6 +135,7 @@ VALUES: dict[str, tuple[Callable[[int], ELBO], Callable[[Hand], Tensor]]] = {
     "piwae": (lambda k: PIWAE(k, 2), lambda h: lme(h.w)),
     "free_bits": (lambda k: FreeBits(0.4, k), lambda h: h.x.mean(0) - h.kl.mean(0).clamp_min(0.4).sum()),
     "beta": (lambda k: BetaELBO(3.0, k), lambda h: (h.x + 3 * (h.z - h.q)).mean(0)),
+    "dip": (lambda k: DIP(2, 0.5, 2.0, k), lambda h: h.w.mean(0) - distance(h.covariance, 0.5, 2.0)),
 }
 # What differs from the plain gradient of the value: for the guide, log q held or not, and the weights by hand.
 PATHS: dict[str, Callable[[Hand, Hand], Tensor]] = {
@@ -450,7 +463,7 @@ def with_slopes(loss: ELBO, model: Callable[..., Any], guide: Callable[..., Any]
     return [torch.tensor(value), *(slopes[name].grad for name in sorted(slopes))]
 
 
-@pytest.mark.parametrize("name", [name for name in VALUES if name != "free_bits"])
+@pytest.mark.parametrize("name", [name for name in VALUES if name not in ("free_bits", "dip")])
 def test_an_inner_plate_of_x_is_summed(name: str) -> None:
     x = torch.randn(ROWS, X_DIM)
     of, _ = VALUES[name]
@@ -511,7 +524,7 @@ def as_event(x: Tensor) -> Functions:
     return model, guide
 
 
-@pytest.mark.parametrize("name", [name for name in VALUES if name != "free_bits"])
+@pytest.mark.parametrize("name", [name for name in VALUES if name not in ("free_bits", "dip")])
 def test_a_plate_that_z_alone_has_is_summed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers as an event, the noise drawn in the other order."""
     x, noise = torch.randn(ROWS, 1), torch.randn(6, ROWS, 3)
@@ -589,7 +602,8 @@ def test_missing_values_of_x_count_nothing(name: str) -> None:
     with seeded(7):
         z = loc + 0.6 * torch.normal(torch.zeros(6, ROWS), torch.ones(6, ROWS))[..., None]
     pixels = -0.5 * (x - z * loading) ** 2 - HALF_LOG_TAU
-    hand = Hand((seen * pixels).sum(-1), normal(z, 0.0, 0.0), normal(z, loc, math.log(0.6)), torch.zeros(()))
+    unused = torch.zeros(())
+    hand = Hand((seen * pixels).sum(-1), normal(z, 0.0, 0.0), normal(z, loc, math.log(0.6)), unused, unused)
     assert math.isclose(found, -float(formula(hand).sum()), rel_tol=1e-10)
 
 
@@ -746,6 +760,7 @@ SPELLED = {
     "renyi:alpha=-0.5,num_particles=2": "Renyi(alpha=-0.5, num_particles=2)",
     "miwae:num_particles=6,groups=3": "MIWAE(num_particles=6, groups=3)",
     "stl:num_particles=2.0": "StickingTheLanding(num_particles=2)",
+    "dip:kind=2,off_diagonal=3": "DIP(kind=2, off_diagonal=3.0, diagonal=3.0, num_particles=1)",
     "beta:": "BetaELBO(beta=4.0, num_particles=1)",
     "free_bits:floor=1e-1": "FreeBits(floor=0.1, num_particles=1)",
     "trace:num_particles=3,vectorize_particles=true": "PathwiseELBO(num_particles=3)",
@@ -771,6 +786,8 @@ MISSPELLED = {
     "renyi:alpha=NaN": "alpha must be finite",
     "ciwae:beta=1.5": r"beta is a share in \[0, 1\], got 1.5",
     "beta:beta=-1": "beta must be finite and not negative, got -1",
+    "dip:kind=3": "kind must be 1 .DIP-VAE-I. or 2 .DIP-VAE-II., got 3",
+    "dip:diagonal=-1": "diagonal must be finite and not negative, got -1",
     "free_bits:floor=Infinity": "floor is in nats per coordinate, finite and not negative, got inf",
 }
 
@@ -994,7 +1011,7 @@ def test_a_mask_of_the_distribution_is_a_mask() -> None:
 
 # verify: unbiased ones pass, mutations fail.
 
-UNBIASED = (*ESTIMATORS, "free_bits:floor=0.4")
+UNBIASED = (*ESTIMATORS, "free_bits:floor=0.4", "dip:kind=2,off_diagonal=5")
 
 
 @pytest.mark.parametrize("spelled", UNBIASED)

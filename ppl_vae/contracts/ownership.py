@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..models import SecondStage, SecondStageBound
 from .registry import Contract, contract
 from .training_pass import RUNS, Pass, one_pass
 
@@ -45,6 +46,20 @@ def parameters(run: Pass) -> str | None:
         f"the loss depends on a tensor {list(unowned[0].shape)} that is not a parameter of the model or of the guide, "
         "so it is never trained (hold networks as attributes or in nn.ModuleList; call requires_grad_(False) if it "
         "is to stay as it is)"
+    )
+
+
+@contract(OWNERSHIP, "second stage", remedy="give SecondStage and SecondStageBound together")
+def second_stage(run: Pass) -> str | None:
+    """A second VAE that is the prior, and that is not frozen, has its objective among the penalties."""
+    prior, penalties = run.variant.model.prior, run.variant.model.penalties
+    if not isinstance(prior, SecondStage) or not prior.training:
+        return None
+    if any(isinstance(penalty, SecondStageBound) for penalty in penalties):
+        return None
+    return (
+        "the prior SecondStage is trained by a penalty that is missing (add SecondStageBound() to penalties, or freeze "
+        "a trained prior with requires_grad_(False))"
     )
 
 

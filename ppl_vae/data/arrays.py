@@ -25,7 +25,7 @@ DATES = "Mm"  # NumPy's letters for the types of dates and of time differences
 SPACINGS = 100  # a column loses its digits if its spread is below this many spacings of floats
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of an error's message, or the type of the error where it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,5 +1,6 @@
 """Estimators of the bound. Each is a ``pyro.infer.ELBO``, like Pyro's own."""
 
+from .dip import DIP
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO
 from .named import ESTIMATORS, estimator, target_of
@@ -9,6 +10,7 @@ from .per_datum import PerDatumELBO
 
 __all__ = [
     "CIWAE",
+    "DIP",
     "ESTIMATORS",
     "IWAE",
     "MIWAE",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
+from .dip import DIP
 from .importance import IWAE, MIWAE, Renyi
 from .kl import BetaELBO, FreeBits, MeanFieldELBO
 from .path import CIWAE, PIWAE, DReG, StickingTheLanding
@@ -25,6 +26,7 @@ ESTIMATORS: dict[str, Callable[..., ELBO]] = {
     "miwae": MIWAE,
     "free_bits": FreeBits,
     "beta": BetaELBO,
+    "dip": DIP,
 }
 
 

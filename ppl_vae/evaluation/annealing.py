@@ -14,7 +14,7 @@ from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..progress import Progress
 from ..streams import seeded
-from ..variant import Variant, evaluating, log_jacobian, needs_density
+from ..variant import Variant, evaluating, log_jacobian, needs_density, needs_prior_density
 from .pareto import effective_sample_size, log_mean_error
 
 __all__ = ["Annealed", "Bracket", "annealed", "annealed_weights", "bracket", "log_joint"]
@@ -143,7 +143,7 @@ def annealed(
         progress: Whether to show progress.
 
     Raises:
-        ValueError: If the guide is a point mass, a number is too small, or x cannot be used.
+        ValueError: If the guide is a point mass, log p(z) is an estimate, a number is too small, or x cannot be used.
 
     References:
         Neal, Annealed Importance Sampling, 2001, eq. 11. https://arxiv.org/abs/physics/9803008
@@ -199,7 +199,8 @@ def bracket(
         chains, temperatures, leapfrogs, seed, progress: As in ``annealed``.
 
     Raises:
-        ValueError: If the guide is a point mass, ``rows`` is below 2, or another number is too small.
+        ValueError: If the guide is a point mass, log p(z) is an estimate, ``rows`` is below 2, or another number is too
+            small.
 
     References:
         Grosse, Ghahramani and Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, 2015.
@@ -224,6 +225,7 @@ def bracket(
 
 def _check(variant: Variant, chains: int, temperatures: int, leapfrogs: int) -> None:
     needs_density(variant)
+    needs_prior_density(variant, "annealed importance sampling")
     if chains < 2 or temperatures < 1 or leapfrogs < 1:
         wanted = "chains must be at least 2, temperatures and leapfrogs at least 1"
         raise ValueError(f"{wanted}, got {chains!r}, {temperatures!r} and {leapfrogs!r}")

@@ -14,6 +14,7 @@ from ..variant import Variant, evaluating
 __all__ = ["codes", "fit"]
 
 CANDIDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)  # the numbers of components from which a rule chooses
+RULES = ("held_out", "bic")  # the rules that choose the number of components
 STARTS = 3  # starts of k-means, of which the best counts: the likelihood of a mixture has poor local optima
 
 
@@ -51,7 +52,7 @@ def fit(variant: Variant, x: Any, components: int | str = 10, seed: int = 0) -> 
         Ghosh et al., From Variational to Deterministic Autoencoders, 2020, section 4. Lin et al., 2019, section 4.
     """
     is_number = isinstance(components, numbers.Integral)
-    if not is_number and components not in ("held_out", "bic"):
+    if not is_number and components not in RULES:
         raise ValueError(f"components must be a whole number, 'held_out' or 'bic', got {components!r}")
     z = codes(variant, tensor_of(x, part=True), seed).double().cpu()
     shift, width = z.mean(0), z.std(0, correction=0)

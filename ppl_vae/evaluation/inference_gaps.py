@@ -10,7 +10,7 @@ from ..elbo.importance import log_mean
 from ..estimate import standard_error
 from ..guides import Guide
 from ..streams import seeded
-from ..variant import Variant, evaluating, log_jacobian
+from ..variant import Variant, evaluating, log_jacobian, needs_prior_density
 from .annealing import annealed_weights, log_joint
 
 __all__ = ["Gaps", "gaps"]
@@ -88,8 +88,8 @@ def gaps(
         seed: Seed of every draw. The caller's random streams are left as they were.
 
     Raises:
-        ValueError: If the guide has no parameters to refine or no reparametrised draws, or if an argument cannot be
-            used.
+        ValueError: If the guide has no parameters to refine or no reparametrised draws, if log p(z) is an estimate, or
+            if an argument cannot be used.
 
     References:
         Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018, eq. 5.
@@ -181,6 +181,7 @@ def _check(variant: Variant, rows: int, num_particles: int, log_evidence: Tensor
     if not variant.has_bound or type(variant.guide).posterior is not Guide.posterior:
         wanted = "wanted heads from which distribution(*parameters) makes a density, as of MeanField"
         raise ValueError(f"gaps refines parameters of q(z | x), and {type(variant.guide).__name__} has none: {wanted}")
+    needs_prior_density(variant, "gaps")
     if num_particles < 2 or steps < 0:
         wanted = "num_particles must be at least 2, steps at least 0"
         raise ValueError(f"{wanted}, got {num_particles!r} and {steps!r}")

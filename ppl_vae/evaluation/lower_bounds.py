@@ -12,7 +12,15 @@ from ..elbo.importance import log_mean
 from ..elbo.reading import Draws
 from ..estimate import standard_error
 from ..streams import seeded, stream_seed
-from ..variant import Variant, densities, evaluating, log_jacobian, needs_density
+from ..variant import (
+    Variant,
+    densities,
+    evaluating,
+    has_prior_density,
+    log_jacobian,
+    needs_density,
+    needs_prior_density,
+)
 from .annealing import annealed_weights
 from .pareto import effective_sample_size, log_mean_error, psis
 
@@ -20,6 +28,7 @@ __all__ = ["Bounds", "all_bounds", "bounds", "bounds_of", "bounds_under", "draws
 
 
 BLOCK = 64  # the draws of this many data come from one random stream
+PRIOR_STREAM = 500_000  # the streams of a prior that estimates its density, far from those of the codes
 
 
 class Bounds(NamedTuple):
@@ -123,6 +132,9 @@ def _blocks(variant: Variant, y: Tensor, num_particles: int, seed: int, at_once:
             torch.manual_seed(stream_seed(seed, index))
             z = variant.guide.posterior(block).sample((num_particles,))
             scored = _scored(variant, block, z, at_once)
+            torch.manual_seed(stream_seed(seed, PRIOR_STREAM + index))  # now no draw depends on ``at_once``
+            if not has_prior_density(variant.model.prior):
+                scored = scored.under(variant.model.prior)
             yield replace(scored, likelihood=scored.likelihood + shift)
 
 
@@ -184,6 +196,8 @@ def all_bounds(
     at_once: int | None = None,
 ) -> Bounds:
     """Compute ``bounds`` for data y [rows, *x_shape] in the model's units. The bounds are in the data's units."""
+    if temperatures is not None:
+        needs_prior_density(variant, "annealed importance sampling")
     (found,) = bounds_under(variant, [variant.model.prior], y, num_particles, seed=seed, at_once=at_once)
     if temperatures is None:
         return found

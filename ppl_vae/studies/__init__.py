@@ -8,21 +8,24 @@ from .cells import Cell, Contestant, Judging, grid
 from .claims import Claim, Verdict, judged
 from .driver import study
 from .results import Refused, Result
-from .summary import Pair, Ranking
-from .table import Study
+from .summary import Measured, Pair, Ranking, ranked
+from .table import Row, Study
 
 __all__ = [
     "Cell",
     "Claim",
     "Contestant",
     "Judging",
+    "Measured",
     "Pair",
     "Ranking",
     "Refused",
     "Result",
+    "Row",
     "Study",
     "Verdict",
     "grid",
     "judged",
+    "ranked",
     "study",
 ]

@@ -6,19 +6,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from ..assembly import pair
 from ..catalogue import VARIANTS
 from ..data.data_set import Data
 from ..estimate import Number
+from ..evaluation.ex_post import RULES
+from ..evaluation.features import Features
 from ..models.half import whole
 from ..training.fitting import Fit, fit
-from ..training.options import FitOptions
+from ..training.options import FitOptions, Speed
 from ..variant import Variant
-from .declarations import address, declared, is_importable, key_of
+from .declarations import declared, key_of
 from .results import Result
 
 __all__ = ["Z_DIM", "Cell", "Contestant", "Judging", "grid"]
 
 Z_DIM = 8  # the size of a code, unless a study says otherwise
+SEEDS = 2**32  # NumPy takes seeds below this number
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,14 @@ class Judging:
     features: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.components, str) and self.components not in RULES:
+            raise ValueError(f"components must be a whole number or one of {RULES}, got {self.components!r}")
+        if not isinstance(self.components, str):
+            whole("components", self.components)
+        whole("num_particles", self.num_particles)
+        _check_seed(self.seed)
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -47,24 +61,46 @@ class Contestant:
     Attributes:
         build: The name of a variant in the catalogue, or a function ``(x_shape, z_dim, **options) -> Variant``. A
             function that has an argument ``seed`` is given the seed of the cell.
-        options: The options of the builder.
+        options: The options of the builder. A module among them is copied for each cell, and starts with the weights
+            that it has, for every seed. Make it inside the builder if the seed is to move its weights.
         version: The version of your own code. A study looks at the import path of a function, not at its text: raise
             the version when the text changes, so that its cells run again.
+        training: Arguments of the training that differ from those of the study.
         train: How the pair is trained, with the arguments of ``fit``. By default it is ``fit``.
-        extra: A function from a ``Result`` to further numbers by name, or None. They stand in the row of the cell.
+        extra: A function ``(result, features)`` of the ``Result`` and the feature space of its evaluation, which
+            returns further numbers by name. They stand in the row of the cell.
     """
 
     build: str | Callable[..., Variant]
     options: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+    training: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[..., Fit] = fit
-    extra: Callable[[Result], Mapping[str, Number]] | None = None
+    extra: Callable[[Result, Features], Mapping[str, Number]] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.build, str) and self.build not in VARIANTS:
             raise ValueError(f"unknown variant {self.build!r}: wanted one of {', '.join(VARIANTS)}")
         if not isinstance(self.build, str) and not callable(self.build):
             raise ValueError(f"build must be the name of a variant or a function, got {self.build!r}")
+        for name, function in (("train", self.train), ("extra", self.extra or fit)):
+            if not callable(function):
+                raise ValueError(f"{name} must be a function, got {function!r}")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Refuse an option that the builder does not have, before anything is trained."""
+        known = dict(inspect.signature(self.builder).parameters)
+        if isinstance(self.build, str):
+            known |= inspect.signature(pair).parameters
+        takes_any = not isinstance(self.build, str) and _takes_any(self.builder)
+        own = list(known)[2:]  # without the shapes
+        for option in self.options:
+            if option == "seed" and "seed" in known:
+                raise ValueError("seed is no option: every cell gives its own seed to the builder")
+            if option not in own and not takes_any:
+                name = self.build if isinstance(self.build, str) else getattr(self.build, "__name__", "the builder")
+                raise ValueError(f"{name} has no option {option!r}: wanted one of {', '.join(own)}")
 
     @property
     def builder(self) -> Callable[..., Variant]:
@@ -75,13 +111,6 @@ class Contestant:
     def takes_seed(self) -> bool:
         """Whether the builder has an argument ``seed``."""
         return "seed" in inspect.signature(self.builder).parameters
-
-    @property
-    def travels(self) -> bool:
-        """Whether another process can import every function. Otherwise, its cells run in the process of the study."""
-        functions = [self.builder, self.train, self.extra, *filter(callable, self.options.values())]
-        own = [function for function in functions if function is not None and hasattr(function, "__qualname__")]
-        return all(map(is_importable, own))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,27 +135,38 @@ class Cell:
     judging: Judging = field(default_factory=Judging)
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Data):
+            raise ValueError(f"{self.name}: data must be what prepare returns, got {type(self.data).__name__}")
+        _check_seed(self.seed)
+        whole("z_dim", self.z_dim)
+        _check_training(self.contestant.train, self.training)
+
     @cached_property
     def declaration(self) -> dict[str, Any]:
-        """Everything that the numbers of the cell depend on, as plain JSON.
+        """Everything that the numbers of the cell depend on, as plain JSON. The default dtype is among them.
 
         Raises:
             TypeError: If an option is neither JSON, nor an array, nor a part or a function.
         """
         contestant = self.contestant
-        build = contestant.build
-        return {
-            "build": build if isinstance(build, str) else declared(build),
-            "options": declared(contestant.options),
+        found = {
+            "build": contestant.build,
+            "options": contestant.options,
             "version": contestant.version,
-            "train": address(contestant.train),
-            "extra": None if contestant.extra is None else declared(contestant.extra),
+            "train": contestant.train,
+            "extra": contestant.extra,
             "data": self.data.digest,
             "seed": self.seed,
             "z_dim": self.z_dim,
             "judging": vars(self.judging),
-            "training": declared(self.training),
+            "training": self.training,
+            "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         }
+        try:
+            return {name: declared(value) for name, value in found.items()}
+        except RecursionError:
+            raise TypeError(f"{self.name} cannot be declared: an option refers to itself") from None
 
     @cached_property
     def key(self) -> str:
@@ -135,9 +175,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The name of the cell in a message and of its folder."""
-        readable = "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in self.name)
-        return f"{self.data.name}-{readable}-{self.seed}"
+        """The name of the cell in a message."""
+        return f"{self.data.name}-{self.name}-{self.seed}"
 
 
 def grid(
@@ -171,15 +210,17 @@ def grid(
         >>> len(cells), cells[0].label
         (6, 'Tensor-VAE-0')
     """
+    if isinstance(contestants, str):
+        raise ValueError(f"contestants must be a list of names or a table, got the text {contestants!r}")
     named = dict(contestants) if isinstance(contestants, Mapping) else {name: name for name in contestants}
     sets = [data] if isinstance(data, Data) else list(data)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = list(range(whole("seeds", seeds, least=0))) if isinstance(seeds, int) else list(seeds)
     _check(named, sets, seeds)
     FitOptions(**{name: value for name, value in training.items() if name in vars(FitOptions())})
     judging = Judging() if judging is None else judging
     every = {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in named.items()}
     return [
-        Cell(name, one, some, seed, z_dim, judging, training)
+        Cell(name, one, some, seed, z_dim, judging, {**training, **one.training})
         for seed in seeds
         for some in sets
         for name, one in every.items()
@@ -192,9 +233,33 @@ def _check(named: Mapping[str, Any], sets: list[Data], seeds: list[int]) -> None
             f"a study needs a contestant, data and a seed, got {len(named)} contestants, {len(sets)} data sets and "
             f"{len(seeds)} seeds"
         )
+    for one in sets:
+        if not isinstance(one, Data):
+            raise ValueError(f"data must be what prepare returns, got {type(one).__name__}")
     for what, values in (("data sets", [one.name for one in sets]), ("seeds", [str(seed) for seed in seeds])):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
             raise ValueError(f"two {what} have the same name, {min(twice)}: give each its own")
-    for seed in seeds:
-        whole("a seed", seed, least=0)
+
+
+def _check_seed(seed: Any) -> None:
+    if whole("a seed", seed, least=0) >= SEEDS:
+        raise ValueError(f"a seed must be below {SEEDS:,}, got {seed!r}")
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _check_training(train: Callable[..., Fit], training: Mapping[str, Any]) -> None:
+    """Refuse an argument that the training does not have, or that the study gives itself."""
+    for name in training:
+        if name in ("seed", "progress"):
+            raise ValueError(f"{name} is no argument of the training of a study, which gives it itself")
+    known = [*list(inspect.signature(train).parameters)[2:], *Speed.__annotations__]
+    if train is not fit and _takes_any(train):
+        return
+    for name in training:
+        if name not in known:
+            raise ValueError(f"the training has no argument {name!r}: wanted one of {', '.join(known)}")

@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 import torch
 
 from ..estimate import p_value, rounded, standard_error
+from ..models.half import positive
 from .summary import ERRORS, LEVEL, holm
 
-__all__ = ["Claim", "Verdict", "judged"]
+__all__ = ["Claim", "Verdict", "judged", "plain"]
 
 
 class Claim(NamedTuple):
     """A claim about a difference, written so that it holds if the difference is positive.
 
     Attributes:
-        name: The number of the claim, such as ``"RAE.2"``. Claims of one name are one family for Holm's correction.
+        name: The number of the claim, such as ``"RAE.2"``.
         text: What is claimed, in words, with its scale.
         differences: The difference for each seed.
         error_over_data: The standard error of the mean difference for other data, or None where it is not known.
         unit: The unit of the difference.
         margin: For a claim of equality, the largest difference that still counts as equal, written down before the
             run. None for a claim with a sign.
+        family: The claims of one family share Holm's correction. By default, these are the claims of one name.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Claim(NamedTuple):
     error_over_data: float | None = None
     unit: str = ""
     margin: float | None = None
+    family: str = ""
 
 
 class Verdict(NamedTuple):
@@ -46,7 +49,7 @@ class Verdict(NamedTuple):
         error_over_seeds: Its standard error over seeds, or None for a single seed.
         error_over_data: Its standard error over data, or None.
         seeds: The number of seeds.
-        p: The p-value after Holm's correction over the claims of the same name.
+        p: The p-value after Holm's correction over the claims of the same family.
         margin: The margin of a claim of equality, or None.
     """
 
@@ -70,25 +73,39 @@ class Verdict(NamedTuple):
         if self.error_over_data is not None:
             text += f", ± {rounded(self.difference, self.error_over_data)[1] or '0'} over data"
         within = "" if self.margin is None else f"; equal means within {self.margin:.3g}"
-        return f"{text}; {self.seeds} seeds{within}"
+        return f"{text}; {self.seeds} seed{'' if self.seeds == 1 else 's'}{within}"
 
 
 def judged(claims: Sequence[Claim]) -> list[Verdict]:
-    """Give the verdict on each claim, with Holm's correction among the claims of one name.
+    """Give the verdict on each claim, with Holm's correction among the claims of one family.
+
+    Raises:
+        ValueError: If a difference is not finite, or a margin is not positive.
 
     Example:
         >>> claim = Claim("X.1", "a is above b", {0: 1.0, 1: 1.2, 2: 0.9, 3: 1.1, 4: 1.0})
         >>> judged([claim])[0].verdict
         'held'
     """
+    for claim in claims:
+        _check(claim)
     found = [_tested(claim) for claim in claims]
     verdicts: dict[int, Verdict] = {}
-    for name in dict.fromkeys(claim.name for claim in claims):
-        places = [place for place, claim in enumerate(claims) if claim.name == name]
+    families = [claim.family or claim.name for claim in claims]
+    for family in dict.fromkeys(families):
+        places = [place for place, one in enumerate(families) if one == family]
         adjusted = holm([found[place][3] for place in places])
         for place, p in zip(places, adjusted, strict=True):
             verdicts[place] = _verdict(claims[place], *found[place][:3], p)
     return [verdicts[place] for place in range(len(claims))]
+
+
+def _check(claim: Claim) -> None:
+    broken = [seed for seed, difference in claim.differences.items() if not math.isfinite(difference)]
+    if broken:
+        raise ValueError(f"{claim.name}: the difference of seed {broken[0]} is not finite: leave this seed out")
+    if claim.margin is not None:
+        positive(f"{claim.name}: the margin", claim.margin)
 
 
 def _tested(claim: Claim) -> tuple[float, float | None, float, float]:

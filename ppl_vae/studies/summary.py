@@ -83,6 +83,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
+    p_values = [1.0 if math.isnan(p) else p for p in p_values]
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [1.0] * len(p_values), 0.0
     for place, index in enumerate(order):
@@ -148,9 +149,14 @@ class Ranking:
 
     @property
     def best(self) -> list[str]:
-        """The contestants that are not decided to be worse than the first."""
-        first = self.means[0].name
-        worse = {pair.second for pair in self.pairs if pair.first == first and pair.decided}
+        """The contestants that are not decided to be worse than the first.
+
+        Where seeds are missing, the mean of the first can be the best although it lost on the seeds that both have.
+        """
+        first, sign = self.means[0].name, 1.0 if self.up else -1.0
+        worse = {
+            pair.second for pair in self.pairs if pair.first == first and pair.decided and sign * pair.difference > 0
+        }
         return [mean.name for mean in self.means if mean.name not in worse]
 
     def sentences(self) -> list[str]:

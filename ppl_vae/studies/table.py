@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 
+from ..estimate import Number
 from ..evaluation.metrics import COLUMNS
 from ..evaluation.pareto import k_threshold
 from .cells import Cell
@@ -98,13 +99,8 @@ class Study:
     @classmethod
     def of(cls, folder: StudyFolder, cells: Sequence[Cell]) -> "Study":
         """Read the records of finished cells. A cell that failed by chance is a row with its reason."""
-        rows = []
-        done = folder.finished()
-        for cell in cells:
-            place = done.get(cell.key, folder.place(cell))
-            record = folder.record(place)
-            if record is not None and record["key"] == cell.key:
-                rows.append(Row(cell, record, place))
+        found = folder.records({cell.key for cell in cells})
+        rows = [Row(cell, found[cell.key][1], found[cell.key][0]) for cell in cells if cell.key in found]
         return cls(folder.path, rows)
 
     @property
@@ -130,17 +126,21 @@ class Study:
             up: Whether larger is better. By default it is known from the column.
 
         Raises:
-            ValueError: If there is no such column, or neither direction is known to be better.
+            ValueError: If there is no such column or data set, or neither direction is known to be better.
         """
         known = COLUMNS.get(column)
         up = known.up if up is None and known is not None else up
         if f"{column}_error" not in self.columns or up is None:
             ranked_ones = [name for name, one in COLUMNS.items() if one.up is not None]
             raise ValueError(f"cannot rank by {column!r}: wanted one of {', '.join(ranked_ones)}, or up=True or False")
+        names = list(dict.fromkeys(row.cell.data.name for row in self.rows))
+        if data is not None and data not in names:
+            raise ValueError(f"no data set is called {data!r}: wanted one of {', '.join(names)}")
         title, unit = (known.title, known.unit) if known is not None else (column, "")
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
-            if row.is_done and data in (None, row.cell.data.name) and row.numbers[column].value is not None:
+            has_number = row.is_done and row.numbers.get(column, Number(None)).value is not None
+            if has_number and data in (None, row.cell.data.name):
                 groups.setdefault(self._comparable(row, column), []).append(row)
         return [
             ranked(measured(rows, column), title=title, unit=unit, up=up)

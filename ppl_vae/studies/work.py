@@ -1,8 +1,12 @@
 """Run one cell, in any process: build, train and judge a pair, and return the outcome as JSON and tensors."""
 
 import copy
+import hashlib
+import json
 import math
+import numbers
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..checkpoint import load, save as write_checkpoint
+from ..checkpoint import load, recipe_of, save as write_checkpoint
 from ..contracts import check_support
 from ..data.arrays import reason_of
 from ..data.data_set import Data
@@ -22,6 +27,7 @@ from ..estimate import Number
 from ..evaluation import ex_post
 from ..evaluation.evaluation import Evaluation, evaluate
 from ..evaluation.features import Features
+from ..evaluation.metrics import COLUMNS
 from ..models import Mixture
 from ..streams import seeded
 from ..training.fitting import Fit
@@ -35,6 +41,7 @@ __all__ = [
     "REFUSED",
     "Finished",
     "built",
+    "digests_of",
     "evaluation_of",
     "numbers_of",
     "restored",
@@ -44,6 +51,7 @@ __all__ = [
 
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 MIXTURE = "mixture.safetensors"
+TURN = threading.RLock()  # random streams, the default dtype and the number of threads belong to the whole process
 
 
 class Finished(NamedTuple):
@@ -62,6 +70,9 @@ class Finished(NamedTuple):
 def run_cell(cell: Cell, features: Features, threads: int = 1) -> Finished:
     """Run a cell with a number of threads. No error leaves this function: it becomes the reason in the record.
 
+    Cells run one after another in a process, also where an executor has threads. What the cell changes in the process,
+    such as random streams, Pyro's parameter store and the default dtype, is put back.
+
     Args:
         cell: What to run.
         features: The feature space that ``cell.judging`` names.
@@ -70,16 +81,32 @@ def run_cell(cell: Cell, features: Features, threads: int = 1) -> Finished:
     started = time.perf_counter()
     files: dict[str, bytes] = {}
     try:
-        with threads_of(threads):
+        with TURN, _own_state(cell), threads_of(threads):
             result = _result(cell, features)
             found = _of_result(result)
+            json.dumps(found, allow_nan=False)  # before the cell counts as done
             files = _files(cell, result)
     except (ArithmeticError, ValueError) as error:
-        found = {"status": REFUSED, "reason": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever a user's own part raises is the reason of its row
+        found = {"status": REFUSED, "reason": reason_of(error)}
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - what a user's own part raises is the reason of its row
         found = {"status": FAILED, "reason": f"{type(error).__name__}: {reason_of(error)}"}
     record = {"key": cell.key, "declaration": cell.declaration, **found, "threads": threads}
     return Finished({**record, "seconds": time.perf_counter() - started}, files)
+
+
+@contextmanager
+def _own_state(cell: Cell) -> Iterator[None]:
+    """The random streams, the default dtype and the parameter store of a cell. The earlier ones come back after it.
+
+    The dtype is the one that was declared, because another process starts with torch's own.
+    """
+    before = torch.get_default_dtype()
+    with pyro.get_param_store().scope(), seeded(cell.seed):
+        try:
+            torch.set_default_dtype(getattr(torch, cell.declaration["dtype"]))  # noqa: TID251 - put back below
+            yield
+        finally:
+            torch.set_default_dtype(before)  # noqa: TID251
 
 
 @contextmanager
@@ -97,7 +124,7 @@ def threads_of(count: int) -> Iterator[None]:
 
 
 def built(cell: Cell) -> Variant:
-    """The untrained pair of a cell. It shares no module with the pair of another cell."""
+    """The untrained pair of a cell. Its options are copies, so that no other cell trains them too."""
     contestant = cell.contestant
     builder, options = copy.deepcopy((contestant.builder, dict(contestant.options)))
     if contestant.takes_seed:
@@ -113,6 +140,8 @@ def _result(cell: Cell, features: Features) -> Result:
     them.
     """
     variant, judging = built(cell), cell.judging
+    if not isinstance(cell.contestant.build, str):
+        _refuse_shared(variant, built(cell))
     data = _suited(variant, cell.data, judging.seed)
     check_support(variant, data.scale(data.test))
     trained = cell.contestant.train(variant, data, seed=cell.seed, progress=False, **cell.training)
@@ -131,7 +160,40 @@ def _result(cell: Cell, features: Features) -> Result:
     if cell.contestant.extra is None:
         return result
     with seeded(judging.seed):
-        return replace(result, extra=dict(cell.contestant.extra(result)))
+        return replace(result, extra=_checked(cell.contestant.extra(result, features)))
+
+
+def _refuse_shared(variant: Variant, again: Variant) -> None:
+    """Refuse a builder that returns the same parameters twice: a cell would start from the weights of another one."""
+    first, second = ({id(one): name for name, one in _learned(each)} for each in (variant, again))
+    shared = [name for place, name in first.items() if place in second]
+    if shared:
+        raise ValueError(f"the builder returns the same {shared[0]} every time: make every module inside the builder")
+
+
+def _learned(variant: Variant) -> Iterator[tuple[str, Tensor]]:
+    for half in variant[:2]:
+        yield from ((name, one) for name, one in half.named_parameters() if one.requires_grad)
+
+
+def _checked(extra: Mapping[str, Any]) -> dict[str, Number]:
+    """The further numbers of the author of a study.
+
+    Raises:
+        TypeError: If one is no number, or has the name of a column.
+    """
+    found = {}
+    for name, one in extra.items():
+        number = one if isinstance(one, Number) else Number(one)
+        if name in COLUMNS:
+            raise TypeError(f"extra has a number called {name!r}, which is a column already: give it another name")
+        if not all(part is None or isinstance(part, numbers.Real) for part in number[:2]):
+            raise TypeError(f"extra[{name!r}] must be a Number or a float, got {one!r}")
+        value, error = (None if part is None else float(part) for part in number[:2])
+        if value is not None and not math.isfinite(value):
+            value, error, number = None, None, number._replace(reason=f"not finite: {value}")
+        found[str(name)] = Number(value, error, number.reason)
+    return found
 
 
 def _suited(variant: Variant, data: Data, seed: int) -> Data:
@@ -194,6 +256,11 @@ def _files(cell: Cell, result: Result) -> dict[str, bytes]:
     return files | {MIXTURE: save(tensors)}
 
 
+def digests_of(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
+    """The size and the SHA-256 of each file, by its name. They are kept in the record, which shows a damaged file."""
+    return {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()}
+
+
 def numbers_of(record: Mapping[str, Any], part: str) -> dict[str, Number]:
     """The numbers of a part of a record, ``"evaluation"`` or ``"extra"``, by name."""
     found = record[part]["numbers"] if part == "evaluation" else record[part]
@@ -225,6 +292,7 @@ def restored(cell: Cell, record: Mapping[str, Any], folder: Path) -> Result | Re
     """
     if record["status"] != DONE:
         return Refused(cell.name, cell.data, record["reason"], cell.seed)
+    _refuse_damaged(record, folder)
     variant = _loaded(cell, folder)
     data = _suited(variant, cell.data, cell.judging.seed)
     fit = Fit(variant, data, list(record["history"]), record["best_epoch"], dict(record["settings"]))
@@ -235,15 +303,27 @@ def restored(cell: Cell, record: Mapping[str, Any], folder: Path) -> Result | Re
     return Result(cell.name, fit, mixture, evaluation_of(record), cell.seed, numbers_of(record, "extra"))
 
 
+def _refuse_damaged(record: Mapping[str, Any], folder: Path) -> None:
+    for name, (size, digest) in record["files"].items():
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        if (size, digest) != digests_of({name: content})[name]:
+            raise ValueError(f"{path} is damaged or missing: delete {folder}, and the study runs this cell again")
+
+
 def _loaded(cell: Cell, folder: Path) -> Variant:
-    """The pair in a checkpoint. A pair with parts of your own is built again, and the checkpoint is read into it.
+    """The pair in a checkpoint.
+
+    A pair of your own builder is built again, and the checkpoint is read into it. If the training returned another pair
+    than that, the checkpoint builds it from its recipe.
 
     Raises:
-        ValueError: If the training returned another pair than the one that the cell builds, with parts of its own.
+        ValueError: If the training returned another pair, with parts of its own.
     """
-    try:
+    if isinstance(cell.contestant.build, str) and not recipe_of(folder).get("parts", ["all"]):
         return load(folder)
-    except ValueError as error:
-        if "into=" not in str(error):
-            raise
-        return load(folder, into=built(cell))
+    with _own_state(cell):
+        fresh = built(cell)
+    if json.loads(json.dumps(fresh.model.recipe or {})) == recipe_of(folder):
+        return load(folder, into=fresh)
+    return load(folder)

@@ -68,6 +68,9 @@ def nature(variant: Variant) -> str:
         return f"the objective of {name}, which ppl_vae.verify can test. The bound that is reported does not use it"
     if isinstance(loss, PerDatumELBO) and loss.caution:
         return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
+    stated = [str(penalty.nature) for penalty in variant.model.penalties if hasattr(penalty, "nature")]
+    if stated:
+        return "; ".join(stated)
     if len(variant.model.penalties):
         return "the bound of log p(x) plus the log factors of the penalties: a MAP objective of the penalised values"
     return "a lower bound of log p(x)"

@@ -35,11 +35,13 @@ class Terms(NamedTuple):
         likelihood: log p(x | z).
         kl: log q(z | x) - log p(z).
         kl_per_dim: KL(q || p) of each coordinate in closed form, [rows, z_dim]; None if torch has no closed form.
+        q: q(z | x), of batch shape [rows]; None if it is not normal.
     """
 
     likelihood: Tensor
     kl: Tensor
     kl_per_dim: Tensor | None
+    q: MultivariateNormal | None
 
     @property
     def log_weight(self) -> Tensor:
@@ -111,6 +113,19 @@ def _free_bits(terms: Terms, floor: float) -> Tensor:
     return terms.likelihood.mean(1) - terms.kl_per_dim.mean(0).clamp_min(floor).sum()
 
 
+def _dip(terms: Terms, kind: int, off_diagonal: float, diagonal: float) -> Tensor:
+    if terms.q is None:
+        raise ValueError(
+            "dip has a truth only if q(z | x) is normal, and that of this pair is not: use MeanField or FullRank"
+        )
+    means, identity = terms.q.loc, torch.eye(terms.q.loc.shape[1]).to(terms.q.loc)
+    covariance = torch.cov(means.mT, correction=0).reshape(identity.shape)
+    if kind == 2:
+        covariance = covariance + terms.q.covariance_matrix.mean(0)
+    weight = off_diagonal * (1 - identity) + diagonal * identity
+    return _elbo(terms) - (weight * (covariance - identity) ** 2).sum()
+
+
 def _iwae(terms: Terms) -> Tensor:
     return _log_mean(terms.log_weight)
 
@@ -132,6 +147,7 @@ TARGETS = {
     "elbo": Target(_elbo, exact=True),
     "beta": Target(_beta, exact=True),
     "free_bits": Target(_free_bits, exact=True),
+    "dip": Target(_dip, exact=True),
     "iwae": Target(_iwae),
     "miwae": Target(_miwae),
     "piwae": Target(model=_iwae, guide=_miwae),
@@ -238,7 +254,7 @@ def _expectations(variant: Variant, y: Tensor) -> Terms | None:
     kl = kl_divergence(q, prior)
     likelihood = model.bound(y.flatten(1), q) + kl
     kl_per_dim = kl_per_unit(variant.guide.posterior(y), variant.model.prior())
-    return Terms(likelihood[None, None], kl[None, None], kl_per_dim)
+    return Terms(likelihood[None, None], kl[None, None], kl_per_dim, q)
 
 
 def _long_run(variant: Variant, y: Tensor, num_particles: int, draws: int) -> Iterator[Terms]:
@@ -250,7 +266,8 @@ def _long_run(variant: Variant, y: Tensor, num_particles: int, draws: int) -> It
         q, prior = variant.guide.posterior(y), variant.model.prior()
         z = q.rsample((at_once, num_particles))
         likelihood = variant.model.x_given_z(z).log_prob(y)
-        yield Terms(likelihood, q.log_prob(z) - prior.log_prob(z), kl_per_unit(q, prior))
+        kl = q.log_prob(z) - prior.log_prob(z)
+        yield Terms(likelihood, kl, kl_per_unit(q, prior), gaussian_guide(variant, y))
 
 
 def _value_and_gradient(variant: Variant, terms: Terms, estimand: Estimand, scale: float) -> tuple[Tensor, Tensor]:
