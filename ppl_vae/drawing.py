@@ -14,7 +14,7 @@ __all__ = ["COLOURS", "GREY", "LIGHT", "blank", "embedded", "panels", "tidy", "u
 COLOURS = (
     "#1f77b4", "#e6550d", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17a2b8",
     "#a6a61f", "#4b4b9f", "#c58a1c", "#00695c", "#ad1457", "#6d8a2f", "#546e7a", "#000000",
-    "#5dade2",
+    "#5dade2", "#f5a9b8", "#7fbf7b", "#b39ddb",
 )  # fmt: skip
 GREY, LIGHT = "#777777", "#bdbdbd"
 DPI = 150

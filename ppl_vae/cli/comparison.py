@@ -92,7 +92,7 @@ def compare(
     )
     places = {
         "report": str(found.path / "report.html"),
-        "checkpoints": str(found.path / "cells" / f"{data.name}-NAME-SEED"),
+        "checkpoints": str(found.path / "cells" / f"{data.name}-NAME-SEED-*"),
     }
     if as_json:
         typer.echo(found.as_json(places))

@@ -43,7 +43,7 @@ def compare(
 
     It is a study with one data set: every fit is kept, so that the same call goes on where an earlier one stopped. The
     folder gets ``table.csv``, ``table.json`` and ``report.html``, and a checkpoint per contestant and seed in
-    ``cells/DATA-NAME-SEED``.
+    ``cells/DATA-NAME-SEED-*``.
 
     Args:
         contestants: The names of variants; or a table from the name of a contestant to the name of a variant, to a
@@ -128,7 +128,7 @@ def _check_builds(cells: Sequence[Cell]) -> None:
 
 
 def _finished(folder: StudyFolder, cells: Sequence[Cell]) -> list[Cell]:
-    done = folder.finished()
+    done = folder.finished({cell.key for cell in cells})
     return [cell for cell in cells if cell.key in done]
 
 

@@ -43,6 +43,8 @@ def contestants_of(
 
 
 def _named(given: Contestants) -> dict[str, Contestant]:
+    if isinstance(given, str):
+        raise ValueError(f"contestants must be a list of names or a table, got the text {given!r}: write [{given!r}]")
     names = list(given)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

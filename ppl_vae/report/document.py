@@ -121,13 +121,14 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _definitions(study: Study) -> list[str]:
-    """One sentence on the contestants that are not variants with their default options, or not trained by ``fit``."""
+    """One sentence on the contestants that have options, a builder or a training of their own."""
     said: dict[str, str] = {}
     for row in study.rows:
         name, one, options = row.cell.name, row.cell.contestant, row.cell.declaration["options"]
         build = one.build if isinstance(one.build, str) else address(one.build)
         given = ", ".join(f"{option} = {value}" for option, value in options.items())
         trained = "" if one.train is fit else f", trained by {address(one.train)}"
+        trained += "".join(f", trained with {word} = {value}" for word, value in one.training.items())
         if name != build or given or trained:
             said[name] = f"{name} is {build}{f' with {given}' if given else ''}{trained}"
     return ["; ".join(said.values()) + "."] if said else []

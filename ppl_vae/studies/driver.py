@@ -13,7 +13,7 @@ from .cells import Cell
 from .executors import Task, run_all
 from .folder import StudyFolder
 from .table import Study
-from .work import DONE, FAILED, numbers_of
+from .work import DONE, numbers_of
 
 __all__ = ["study"]
 
@@ -73,7 +73,7 @@ def study(
     keys = {cell.key: cell for cell in reversed(cells)}  # contestants that are declared alike are run once
     folder = StudyFolder(out, replace=replace)
     folder.declare(cells)
-    done = {key for key, (_, record) in folder.records(keys).items() if record["status"] != FAILED}
+    done = folder.finished(keys)
     missing = [cell for cell in cells if keys[cell.key] is cell and cell.key not in done]
     tasks = _tasks(missing, folder, threads)
     label = progress if isinstance(progress, str) else "study"

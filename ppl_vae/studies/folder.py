@@ -57,6 +57,10 @@ class StudyFolder:
                 found[key] = path, record
         return found
 
+    def finished(self, keys: Container[str]) -> set[str]:
+        """The keys of the cells that are not run again. A cell that failed by chance is."""
+        return {key for key, (_, record) in self.records(keys).items() if record["status"] != FAILED}
+
     def write(self, cell: Cell, finished: Finished) -> Path:
         """Write the outcome of a cell. The outcome of another declaration has a folder of its own."""
         path = self.path / CELLS / f"{file_name(cell.label)}-{cell.key}"
