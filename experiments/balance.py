@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..data.data_set import Data
-from ..drawing import COLOURS, panels, tidy
+from ..drawing import COLOURS, panels, plain_ticks, tidy
 from ..estimate import Number
 from ..evaluation.features import Features
 from ..studies import Cell, Claim, Contestant, Result
@@ -241,12 +241,14 @@ def figure(study: Study) -> "Figure":
         _scatter(distances, rows, inks, f"{data}: samples", "frechet_prior", "frechet_ex_post")
         distances.set_xscale("log")
         distances.set_yscale("log")
+        plain_ticks(distances, "both")
         tidy(path, f"{data}: sigma against epochs")
         for row in rows:
             values = [epoch["sigma"] for epoch in row.record["history"]]
             if row.cell.name in ("learned", "optimal", "sigma(z), two stages", "sigma(z), at once", WIDE_CODE):
                 path.plot(range(1, len(values) + 1), values, lw=0.8, color=inks[row.cell.name])
         path.set_yscale("log")
+        plain_ticks(path, "y")
     every[2].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return drawing
 

@@ -15,7 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.data_set import Data
-from ..drawing import COLOURS, panels, tidy
+from ..drawing import COLOURS, panels, plain_ticks, tidy
 from ..studies import Cell, Claim, Contestant
 from ..studies.evidence import Evidence
 from ..studies.experiment import Experiment, Scale, cells_of, main
@@ -44,25 +44,25 @@ RAES = ("RAE", "RAE-L2", "RAE-GP", "RAE-SN")
 WITH_MIXTURE = tuple(name for name in CONTESTANTS if name != "2sVAE")
 
 # FIDs of Ghosh et al., 2020, table 1: reconstructions, N (the prior, or one Gaussian on the codes of RAE and AE),
-# mixture of 10, interpolations. The networks, the data and the features are others than ours.
+# mixture of 10, interpolations. Their networks, data and features are others than ours.
 PUBLISHED = {
     "mnist": {
-        "VAE": (18.26, 19.21, 17.66, 18.21),
-        "CV-VAE": (15.15, 33.79, 17.87, 25.12),
-        "WAE": (10.03, 20.42, 9.39, 14.34),
-        "2sVAE": (20.31, 18.81, None, 18.35),
-        "RAE-GP": (14.04, 22.21, 11.54, 15.32),
-        "RAE-L2": (10.53, 22.22, 8.69, 14.54),
-        "RAE-SN": (15.65, 19.67, 11.74, 15.15),
-        "RAE": (11.67, 23.92, 9.81, 14.67),
-        "AE": (12.95, 58.73, 10.66, 17.12),
+        "VAE": "FID 18.26, 19.21, 17.66, 18.21",
+        "CV-VAE": "FID 15.15, 33.79, 17.87, 25.12",
+        "WAE": "FID 10.03, 20.42, 9.39, 14.34",
+        "2sVAE": "FID 20.31, 18.81, -, 18.35",
+        "RAE-GP": "FID 14.04, 22.21, 11.54, 15.32",
+        "RAE-L2": "FID 10.53, 22.22, 8.69, 14.54",
+        "RAE-SN": "FID 15.65, 19.67, 11.74, 15.15",
+        "RAE": "FID 11.67, 23.92, 9.81, 14.67",
+        "AE": "FID 12.95, 58.73, 10.66, 17.12",
     },
     "cifar10": {
-        "VAE": (57.94, 106.37, 103.78, 88.62),
-        "WAE": (35.97, 117.44, 93.53, 76.89),
-        "RAE-L2": (32.24, 80.80, 74.16, 62.54),
-        "RAE": (29.05, 83.87, 76.28, 63.27),
-        "AE": (30.52, 84.74, 76.47, 61.57),
+        "VAE": "FID 57.94, 106.37, 103.78, 88.62",
+        "WAE": "FID 35.97, 117.44, 93.53, 76.89",
+        "RAE-L2": "FID 32.24, 80.80, 74.16, 62.54",
+        "RAE": "FID 29.05, 83.87, 76.28, 63.27",
+        "AE": "FID 30.52, 84.74, 76.47, 61.57",
     },
 }
 COLUMNS = {
@@ -173,6 +173,7 @@ def figure(study: Study) -> "Figure":
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xscale("log")
+        plain_ticks(axes, "x")
         axes.set_xlabel("Frechet distance to held-out data", fontsize=8)
     every[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return drawing
@@ -186,6 +187,7 @@ EXPERIMENT = Experiment(
     claims=claims,
     columns=COLUMNS,
     figure=figure,
+    published=PUBLISHED,
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GREY", "LIGHT", "blank", "embedded", "panels", "tidy", "uri"]
+__all__ = ["COLOURS", "GREY", "LIGHT", "blank", "embedded", "panels", "plain_ticks", "tidy", "uri"]
 
 COLOURS = (
     "#1f77b4", "#e6550d", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17a2b8",
@@ -45,6 +45,17 @@ def tidy(axes: "Axes", title: str = "", ink: str = "black") -> None:
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=7, color=GREY, labelcolor="#444444")
     axes.set_title(title, fontsize=9, color=ink, loc="left")
+
+
+def plain_ticks(axes: "Axes", which: str) -> None:
+    """Write 0.5, 1, 2, 5 and so on beside a logarithmic axis, in place of powers of ten. ``which`` is x, y or both."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if which in (name, "both"):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
 
 
 def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple["Figure", list["Axes"]]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,6 +82,8 @@ class Experiment:
         claims: The claims that it judges, from the rows.
         columns: The columns that are printed, by title.
         figure: The picture, from the study.
+        published: Published figures by data set and contestant, each a text, which are printed in a column of their
+            own.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Experiment:
     claims: Callable[[Evidence], list[Claim]]
     columns: Mapping[str, str]
     figure: Callable[[Study], "Figure"]
+    published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def wide(x_shape: tuple[int, ...], z_dim: int, *, variant: str, **options: Any) -> Variant:
@@ -191,7 +195,7 @@ def _run(
     write_text(results / f"{experiment.name}.json", _as_json(settings, rows, claims, verdicts))
     for data in sets:
         typer.echo(_table(experiment, found, data))
-    typer.echo("\n".join(_said(verdict) for verdict in verdicts))
+    typer.echo("\n".join(["", *map(_said, verdicts), "", *_counted(claims, verdicts)]))
     typer.echo(f"results: {results / experiment.name}.json and .png")
 
 
@@ -266,17 +270,23 @@ def verdicts_of(path: Path) -> list[Verdict]:
     return judged(experiment.claims(Evidence(found["rows"])))
 
 
+WIDTH = 17  # letters of a column that is printed
+
+
 def _table(experiment: Experiment, found: Study, data: Data) -> str:
     """The means over seeds with their standard errors, one line per contestant."""
     rows = [row for row in found.rows if row.cell.data is data]
     names = list(dict.fromkeys(row.cell.name for row in rows))
     width = max(map(len, names)) + 2
     lines = [f"\n{data.name}: mean ± standard error over seeds"]
-    lines.append(" " * width + "".join(f"{title:>16}" for title in experiment.columns.values()))
+    published = experiment.published.get(data.name, {})
+    titles = [*experiment.columns.values(), *(["published"] if published else [])]
+    lines.append(" " * width + "".join(f"{title:>{WIDTH}}" for title in titles))
     for name in names:
         some = [row for row in rows if row.cell.name == name and row.is_done]
         cells = [_cell(some, column) for column in experiment.columns]
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+        line = f"{name:<{width}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+        lines.append(f"{line}  {published.get(name, '')}".rstrip())
     lines += [f"{row.cell.label}: {row.reason}" for row in rows if row.reason]
     return "\n".join(lines)
 
@@ -292,3 +302,14 @@ def _cell(rows: Sequence[Any], column: str) -> str:
 
 def _said(verdict: Verdict) -> str:
     return f"{verdict.verdict:<10}{verdict.name:<8}{verdict.text}: {verdict.figure}"
+
+
+def _counted(claims: Sequence[Claim], verdicts: Sequence[Verdict]) -> list[str]:
+    """How many verdicts of each family are held, reversed and undecided, one line per family."""
+    counts: dict[str, Counter[str]] = {}
+    for claim, verdict in zip(claims, verdicts, strict=True):
+        counts.setdefault(claim.family or claim.name, Counter())[verdict.verdict] += 1
+    words = ("held", "reversed", "undecided")
+    return [
+        f"{family:<32}" + "  ".join(f"{count[word]:>3} {word}" for word in words) for family, count in counts.items()
+    ]

@@ -98,7 +98,7 @@ class EstimatorComparison:
 
     def plot(self, path: str | Path) -> None:
         """Write a picture of the value, its bias, and each group's signal-to-noise ratio and gradient variance."""
-        from ..drawing import panels, tidy
+        from ..drawing import panels, plain_ticks, tidy
 
         titles = {"value": "value, nats per datum"}
         titles |= {f"snr_{group}": f"SNR of the gradient, {group} (dashed: noise alone)" for group in self.groups}
@@ -126,16 +126,8 @@ class EstimatorComparison:
         if column.startswith("snr_"):
             axes.axvline(snr_floor(self.draws), color="grey", linewidth=0.8, linestyle="--")
         if min(values) > 0:
-            _scale_by_logarithm(axes)
-
-
-def _scale_by_logarithm(axes: "Axes") -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xscale("log")
+            plain_ticks(axes, "x")
 
 
 def _with_error(row: dict[str, Any], column: str) -> str:
