@@ -98,7 +98,7 @@ class EstimatorComparison:
 
     def plot(self, path: str | Path) -> None:
         """Write a picture of the value, its bias, and each group's signal-to-noise ratio and gradient variance."""
-        from ..drawing import panels, plain_ticks, tidy
+        from ..drawing import panels, tidy
 
         titles = {"value": "value, nats per datum"}
         titles |= {f"snr_{group}": f"SNR of the gradient, {group} (dashed: noise alone)" for group in self.groups}
@@ -126,6 +126,8 @@ class EstimatorComparison:
         if column.startswith("snr_"):
             axes.axvline(snr_floor(self.draws), color="grey", linewidth=0.8, linestyle="--")
         if min(values) > 0:
+            from ..drawing import plain_ticks
+
             axes.set_xscale("log")
             plain_ticks(axes, "x")
 
