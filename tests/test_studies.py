@@ -758,7 +758,7 @@ def test_pairs_are_of_the_seeds_that_both_have() -> None:
     assert only.difference == pytest.approx(-1.0)
     assert only.decided
     assert "some" in found.best  # it won where both have a number, although its mean is lower
-    assert found.sentences() == ["Over 4 seeds, the F of all is 1.000 ± 0.041  (± 0 over data) below some's."]
+    assert found.sentences() == ["Over 4 seeds, the F of all is 1.000 ± 0.041 (± 0 over data) below some's."]
 
 
 def test_without_a_difference_at_most_one_study_in_twenty_decides_anything() -> None:

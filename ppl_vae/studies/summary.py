@@ -139,6 +139,7 @@ class Ranking:
         up: Whether larger is better.
         means: The means over seeds, the best first.
         pairs: Every pair, the better one first.
+        where: The data set, if there are several. Each sentence begins with it.
     """
 
     title: str
@@ -146,6 +147,7 @@ class Ranking:
     up: bool
     means: Sequence[Mean]
     pairs: Sequence[Pair]
+    where: str = ""
 
     @property
     def best(self) -> list[str]:
@@ -160,18 +162,21 @@ class Ranking:
         return [mean.name for mean in self.means if mean.name not in worse]
 
     def sentences(self) -> list[str]:
-        """One plain sentence for each contestant beside the first: by how much it differs, and whether it is decided.
+        """What the ranking shows, in plain sentences.
 
-        Contestants whose difference is not decided are named together.
+        There is one sentence for each contestant that is decided to differ from the first, and one for all others.
         """
         first = self.means[0].name
         against_first = [pair for pair in self.pairs if pair.first == first]
         said = [self._decided(pair) for pair in against_first if pair.decided]
         open_ones = [pair for pair in against_first if not pair.decided]
         if open_ones and open_ones[0].seeds == 1:
-            return [f"One seed is no ranking: {first} has the best {self.title}, {self._gap(open_ones[0])}."]
-        said += [self._undecided(pair) for pair in open_ones]
-        return said
+            said = [f"One seed is no ranking: {first} has the best {self.title}, {self._gap(open_ones[0])}."]
+        elif open_ones:
+            said.append(self._undecided(first, open_ones))
+        return [
+            f"On {self.where}: {sentence[0].lower()}{sentence[1:]}" if self.where else sentence for sentence in said
+        ]
 
     def _gap(self, pair: Pair) -> str:
         """The distance of a pair of one seed."""
@@ -180,25 +185,27 @@ class Ranking:
 
     def _decided(self, pair: Pair) -> str:
         side = "above" if pair.difference > 0 else "below"
-        return (
-            f"Over {pair.seeds} seeds, the {self.title} of {pair.first} is {self._figure(pair)} {side} {pair.second}'s."
-        )
+        figure, over_data = self._figure(pair)
+        beside = f" ({over_data})" if over_data else ""
+        return f"Over {pair.seeds} seeds, the {self.title} of {pair.first} is {figure}{beside} {side} {pair.second}'s."
 
-    def _undecided(self, pair: Pair) -> str:
-        return (
-            f"Over {pair.seeds} seeds, {pair.first} and {pair.second} are not told apart by the {self.title}: they "
-            f"differ by {self._figure(pair)}."
-        )
+    def _undecided(self, first: str, pairs: Sequence[Pair]) -> str:
+        """One sentence on all contestants that are not told apart from the first, with the differences."""
+        counts = sorted({pair.seeds for pair in pairs})
+        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        named = [f"{pair.second} ({', '.join(filter(None, self._figure(pair)))})" for pair in pairs]
+        others = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+        return f"Over {seeds} seeds, the {self.title} does not tell {first} apart from {others}."
 
-    def _figure(self, pair: Pair) -> str:
+    def _figure(self, pair: Pair) -> tuple[str, str]:
+        """The size of a difference with its error over seeds, and its error over data."""
         value, error = rounded(abs(pair.difference), pair.error_over_seeds)
-        beside = ""
-        if pair.error_over_data is not None:
-            beside = f" (± {rounded(pair.difference, pair.error_over_data)[1] or '0'} over data)"
-        return f"{value} ± {error or '0'} {self.unit}{beside}"
+        over_data = pair.error_over_data
+        beside = "" if over_data is None else f"± {rounded(pair.difference, over_data)[1] or '0'} over data"
+        return f"{value} ± {error or '0'} {self.unit}".rstrip(), beside
 
 
-def ranked(found: Mapping[str, Measured], *, title: str, unit: str, up: bool) -> Ranking:
+def ranked(found: Mapping[str, Measured], *, title: str, unit: str, up: bool, where: str = "") -> Ranking:
     """Rank contestants by one column, and decide their differences.
 
     A difference is decided if it is beyond Student's quantile at 5 % for so many seeds, after Holm's correction over
@@ -209,6 +216,7 @@ def ranked(found: Mapping[str, Measured], *, title: str, unit: str, up: bool) ->
         title: What the column measures.
         unit: Its unit.
         up: Whether larger is better.
+        where: The data set, for the sentences, if there are several.
     """
     sign = 1.0 if up else -1.0
     means = sorted((mean_of(name, values) for name, values in found.items()), key=lambda mean: -sign * mean.value)
@@ -223,4 +231,4 @@ def ranked(found: Mapping[str, Measured], *, title: str, unit: str, up: bool) ->
         Pair(*one, p, p < LEVEL and abs(one[2]) > ERRORS * (one[4] or 0.0))
         for one, p in zip(some, adjusted, strict=True)
     ]
-    return Ranking(title, unit, up, means, pairs)
+    return Ranking(title, unit, up, means, pairs, where)

@@ -137,23 +137,23 @@ class Study:
         if data is not None and data not in names:
             raise ValueError(f"no data set is called {data!r}: wanted one of {', '.join(names)}")
         title, unit = (known.title, known.unit) if known is not None else (column, "")
-        groups: dict[tuple[str, str], list[Row]] = {}
+        groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
             has_number = row.is_done and row.numbers.get(column, Number(None)).value is not None
             if has_number and data in (None, row.cell.data.name):
                 groups.setdefault(self._comparable(row, column), []).append(row)
         return [
-            ranked(measured(rows, column), title=title, unit=unit, up=up)
-            for rows in groups.values()
+            ranked(measured(rows, column), title=title, unit=unit, up=up, where=group[0] if len(names) > 1 else "")
+            for group, rows in groups.items()
             if len({row.cell.name for row in rows}) > 1
         ]
 
     @staticmethod
-    def _comparable(row: Row, column: str) -> tuple[str, str]:
-        """The group in which a column can be compared: distances need only the same data, bounds the same measure."""
+    def _comparable(row: Row, column: str) -> tuple[str, ...]:
+        """The group in which a column can be compared: the same data, and for bounds the same measure."""
         data, measure = row.group
         is_bound = column in COLUMNS and COLUMNS[column].unit in ("nats", "bits")
-        return (data, measure if is_bound else "")
+        return (data, str(row.record["note"]), measure if is_bound else "")
 
     def sentences(self) -> list[str]:
         """What the study found, one plain sentence per finding."""
@@ -169,8 +169,9 @@ class Study:
         counts = {row.cell.judging.num_particles for row in self.rows}
         limit = k_threshold(min(counts))
         return [
-            f"Do not read the importance-weighted column: in {len(high)} of {len(self.rows)} rows, the k-hat of most "
-            f"data is above {limit:.2g}, so that neither that bound nor its error can be trusted."
+            f'Do not read the importance-weighted bound ("{COLUMNS["importance_weighted"].title}"): in {len(high)} of '
+            f"{len(self.rows)} rows, the k-hat of most data is above {limit:.2g}, so that neither this bound nor its "
+            "error can be trusted."
         ]
 
     def results(self, seed: int | None = None) -> list[Result | Refused]:

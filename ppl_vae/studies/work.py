@@ -295,7 +295,10 @@ def restored(cell: Cell, record: Mapping[str, Any], folder: Path) -> Result | Re
     _refuse_damaged(record, folder)
     variant = _loaded(cell, folder)
     data = _suited(variant, cell.data, cell.judging.seed)
-    fit = Fit(variant, data, list(record["history"]), record["best_epoch"], dict(record["settings"]))
+    history = [
+        {name: _read(value) for name, value in row.items()} | {"epoch": row["epoch"]} for row in record["history"]
+    ]
+    fit = Fit(variant, data, history, record["best_epoch"], dict(record["settings"]))
     state = load_file(folder / MIXTURE)
     mixture = Mixture(state["loc"].shape[1], len(state["loc"])).to(state["loc"])
     mixture.load_state_dict(state)
