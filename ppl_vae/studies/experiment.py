@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["SCALES", "Experiment", "Scale", "cells_of", "main", "verdicts_of", "wide"]
 
 
+SECONDS = "seconds.json"  # the seconds of each run of a study, because a study goes on after a stop
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large an experiment is. All contestants of a table share it.
@@ -168,13 +171,16 @@ def main(module: str) -> None:
 def _run(
     experiment: Experiment, scale: Scale, jobs: int, root: Path | None, folder: Path, results: Path, *, quiet: bool
 ) -> None:
-    started = time.perf_counter()
     writable(results)
     sets = _sets(experiment, scale, root)
     cells = [cell for data in sets for cell in experiment.cells(scale, data)]
     cells.sort(key=lambda cell: cell.seed)  # so that a study that is stopped has the first seeds of all
     typer.echo(f"{experiment.question}\n{len(cells)} fits, scale {scale.name}, in {folder}")
-    found = study(cells, folder, jobs=jobs, progress=False if quiet else experiment.name)
+    started = time.perf_counter()
+    try:
+        found = study(cells, folder, jobs=jobs, progress=False if quiet else experiment.name)
+    finally:  # a run that is stopped counts too
+        seconds = _seconds_with(folder, time.perf_counter() - started)
     rows = [_row(row) for row in found.rows]
     claims = experiment.claims(Evidence(rows))
     verdicts = judged(claims)
@@ -185,7 +191,7 @@ def _run(
         "scale": {**vars(scale), "judging": vars(scale.judging)},
         "versions": versions(),
         "commit": _commit(),
-        "wall_seconds": round(time.perf_counter() - started, 1),
+        "wall_seconds": round(sum(seconds), 1),
         "cell_seconds": round(sum(row.record["seconds"] for row in found.rows), 1),
         "jobs": jobs,
         "data": {data.name: _described(data, found) for data in sets},
@@ -197,6 +203,16 @@ def _run(
         typer.echo(_table(experiment, found, data))
     typer.echo("\n".join(["", *map(_said, verdicts), "", *_counted(claims, verdicts)]))
     typer.echo(f"results: {results / experiment.name}.json and .png")
+
+
+def _seconds_with(folder: Path, last: float) -> list[float]:
+    """The seconds of all runs of a study in a folder, the last one included, which are kept there."""
+    path = folder / SECONDS
+    before = json.loads(path.read_text()) if path.is_file() else []
+    every = [*before, round(last, 1)]
+    if folder.is_dir():
+        write_text(path, json.dumps(every) + "\n")
+    return every
 
 
 def _sets(experiment: Experiment, scale: Scale, root: Path | None) -> list[Data]:
