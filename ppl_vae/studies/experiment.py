@@ -24,6 +24,7 @@ from .cells import Cell, Contestant, Judging, grid
 from .claims import Claim, Verdict, judged, plain
 from .driver import study
 from .evidence import Evidence
+from .folder import is_study
 from .summary import mean_of
 from .table import Row, Study, measured, versions
 
@@ -210,7 +211,7 @@ def _seconds_with(folder: Path, last: float) -> list[float]:
     path = folder / SECONDS
     before = json.loads(path.read_text()) if path.is_file() else []
     every = [*before, round(last, 1)]
-    if folder.is_dir():
+    if is_study(folder):
         write_text(path, json.dumps(every) + "\n")
     return every
 

@@ -12,7 +12,7 @@ from ..files import whole_folder, writable, write_text
 from .cells import Cell
 from .work import FAILED, Finished, digests_of, threads_of
 
-__all__ = ["StudyFolder"]
+__all__ = ["StudyFolder", "is_study"]
 
 MARK, RECORD, CELLS, FEATURES = "study.json", "cell.json", "cells", "features"
 UNFINISHED = ".study.part.json"  # the mark of a study that was killed while it wrote the mark
