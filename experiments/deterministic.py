@@ -102,7 +102,8 @@ class Statement(NamedTuple):
 
     def __call__(self, name: str, text: str, larger: Place, smaller: Place, **options: Any) -> Claim:
         more, less = ((one, f"{self.space}{column}") for one, column in (larger, smaller))
-        options |= {"unit": "F", "family": f"{name} {self.data} {self.space}"}
+        family = f"{name} {self.data}" + (", components" if self.space else "")
+        options |= {"unit": "F", "family": family}
         return self.evidence.claim(name, SPACES[self.space] + text, self.data, more, less, **options)
 
 
