@@ -173,7 +173,7 @@ def of_collapse(evidence: Evidence, data: str) -> Iterator[Claim]:
     """SIG.6 and TWO.2: units that switch off."""
     active = evidence.values(data, PIXEL_MEAN, "active_units")
     missing = {seed: 0.5 - value for seed, value in active.items()}
-    text = f"{data}: a mean over pixels leaves no active unit (sigma = {math.sqrt(784 / 2):.1f} at 784 pixels)"
+    text = f"{data}: the squared error averaged over pixels leaves no active unit"
     yield Claim("SIG.6", text, missing, None, "units below one half", None, f"SIG.6 {data}")
     used = evidence.values(data, WIDE_CODE, "active_units")
     off = {seed: WIDE - 0.5 - value for seed, value in used.items()}

@@ -126,9 +126,9 @@ def figure(study: Study) -> "Figure":
                 axes.plot(range(1, first + 1), values[:first], lw=0.5, ls=":", color=ink)
         lasts = [-row.record["history"][-1]["held_out_loss"] for row in rows]
         low, high = min(lasts), max(lasts)
-        axes.set_ylim(low - 10 * (high - low + 1), high + 4 * (high - low + 1))
+        axes.set_ylim(low - 0.15 * (high - low + 1), high + 0.2 * (high - low + 1))
         axes.set_xlabel("epoch (dotted: the autoencoder's MAP objective, which is no bound)", fontsize=8)
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="center right")
     return drawing
 
 

@@ -287,7 +287,7 @@ def verdicts_of(path: Path) -> list[Verdict]:
     return judged(experiment.claims(Evidence(found["rows"])))
 
 
-WIDTH = 17  # letters of a column that is printed
+WIDTH = 20  # letters of a column that is printed
 
 
 def _table(experiment: Experiment, found: Study, data: Data) -> str:
