@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr  # type: ignore[import-untyped,unused-ignore]
+from scipy.stats import spearmanr, ttest_1samp  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from ppl_vae import VARIANTS, Variant, bounds, evaluate, ex_post, fit, prepare
@@ -48,6 +48,42 @@ def test_an_experiment_runs_on_digits(page: ModuleType, tmp_path: Path, capsys: 
     verdicts = [verdict.verdict for verdict in verdicts_of(tmp_path / f"{name}.json")]
     assert verdicts == [verdict["verdict"] for verdict in found["verdicts"]] != []
     assert all(line in out for line in (page.EXPERIMENT.question, "1 seed", f"{name}.json"))
+
+
+@every_page
+def test_the_committed_verdicts_follow_from_the_committed_rows(page: ModuleType) -> None:
+    path = RESULTS / f"{page.EXPERIMENT.name}.json"
+    found = json.loads(path.read_text())
+    again = [(verdict.name, verdict.text, verdict.verdict, verdict.figure) for verdict in verdicts_of(path)]
+
+    assert again == [(one["name"], one["text"], one["verdict"], one["figure"]) for one in found["verdicts"]]
+    assert found["scale"]["name"] == "reduced"
+    assert {row["seed"] for row in found["rows"]} == set(range(5))
+
+
+@every_page
+def test_a_committed_verdict_is_that_of_students_test(page: ModuleType) -> None:
+    """The verdicts are computed again from the differences, with SciPy's t test and Holm's correction by hand."""
+    found = json.loads((RESULTS / f"{page.EXPERIMENT.name}.json").read_text())
+    families: dict[str, list[tuple[float, dict[str, Any], dict[str, Any]]]] = {}
+    for claim, verdict in zip(found["claims"], found["verdicts"], strict=True):
+        values = np.array(list(claim["differences"].values()))
+        margin = claim["margin"]
+        shifted = values if margin is None else margin - abs(values.mean()) + (values - values.mean())
+        spread = shifted.std(ddof=1)
+        p = float(ttest_1samp(shifted, 0.0).pvalue) if spread > 0 else float(shifted.mean() == 0)
+        families.setdefault(claim["family"] or claim["name"], []).append((p, claim, verdict))
+
+    for members in families.values():
+        highest = 0.0
+        for place, (p, claim, verdict) in enumerate(sorted(members, key=lambda member: member[0])):
+            highest = max(highest, min(1.0, (len(members) - place) * p))
+            values = np.array(list(claim["differences"].values()))
+            statistic = values.mean() if claim["margin"] is None else claim["margin"] - abs(values.mean())
+            is_decided = highest < 0.05 and abs(statistic) > 2 * (claim["error_over_data"] or 0.0)
+            wanted = ("held" if statistic > 0 else "reversed") if is_decided else "undecided"
+            assert (verdict["verdict"], verdict["name"]) == (wanted, claim["name"])
+            assert math.isclose(verdict["p"], highest, rel_tol=1e-6, abs_tol=1e-12)
 
 
 @every_page
