@@ -1023,6 +1023,81 @@ CLI = [
     ),
 ]
 
+STUDIES = [
+    WrongLine(
+        "ppl_vae/studies/summary.py",
+        "(len(order) - place) * p_values[index]",
+        "len(order) * p_values[index]",
+        ("tests/test_studies.py::test_holm_by_hand_and_by_its_definition",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/summary.py",
+        "p < LEVEL and abs(one[2]) > ERRORS * (one[4] or 0.0)",
+        "p < LEVEL",
+        ("tests/test_studies.py::test_a_difference_is_decided_beyond_both_errors",),
+    ),
+    WrongLine(
+        "ppl_vae/estimate.py",
+        "stdtr(count - 1, -abs(difference) / error)",
+        "stdtr(count, -abs(difference) / error)",
+        ("tests/test_studies.py::test_the_p_value_is_that_of_the_paired_t_test",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/claims.py",
+        "claim.margin - abs(mean)",
+        "claim.margin - mean",
+        ("tests/test_studies.py::test_a_claim_is_held_reversed_or_undecided",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/work.py",
+        "with seeded(cell.seed):\n        return builder",
+        "with seeded(0):\n        return builder",
+        ("tests/test_studies.py::test_seeds_move_the_weights_and_neither_the_test_set_nor_the_evaluation",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/cells.py",
+        '"version": contestant.version,',
+        '"version": 1,',
+        ("tests/test_studies.py::test_a_finished_cell_is_not_run_again_and_a_changed_one_is",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/measures.py",
+        "ex_post.fit(result.variant, result.data, 1, own.seed)",
+        "ex_post.fit(result.variant, result.data, 2, own.seed)",
+        ("tests/test_experiments.py::test_the_distances_of_an_experiment_are_those_of_evaluate",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/measures.py",
+        "math.sqrt(result.variant.kl_weight) * float(own.scale)",
+        "result.variant.kl_weight * float(own.scale)",
+        ("tests/test_experiments.py::test_the_equivalent_bound_is_that_of_the_sigma_that_the_weight_implies",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/measures.py",
+        "result.mixture().log_prob(z) - variant.model.prior().log_prob(z)",
+        "-variant.model.prior().log_prob(z)",
+        ("tests/test_experiments.py::test_the_aggregate_kl_is_that_of_two_gaussians",),
+    ),
+    WrongLine(
+        "ppl_vae/studies/evidence.py",
+        "factor * high[seed] - low[seed]",
+        "high[seed] - low[seed]",
+        ("tests/test_experiments.py::test_a_claim_of_no_worse_has_a_factor_and_one_of_equality_a_margin",),
+    ),
+    WrongLine(
+        "experiments/balance.py",
+        "- (own[seed] - high) / math.log(above / beta)",
+        "- (own[seed] - high) / math.log(above)",
+        ("tests/test_experiments.py::test_the_knee_is_the_difference_of_two_slopes",),
+    ),
+    WrongLine(
+        "ppl_vae/conversion.py",
+        'made = with_part(made, "guide", type(guide))',
+        "pass",
+        ("tests/test_conversion.py::test_a_converted_pair_is_loaded_by_name",),
+    ),
+]
+
 WRONG_LINES = [
     *MODELS,
     *GUIDES,
@@ -1035,6 +1110,7 @@ WRONG_LINES = [
     *EVALUATION,
     *TRAINING,
     *VERIFICATION,
+    *STUDIES,
     *REPORT,
     *DIAGNOSIS,
     *CLI,
