@@ -35,6 +35,7 @@ from ppl_vae.streams import seeded
 from ppl_vae.studies import Cell, Claim, Contestant, Judging, Refused, Result, Study, grid, judged, ranked, study
 from ppl_vae.studies.declarations import declared, key_of
 from ppl_vae.studies.summary import Measured, holm
+from ppl_vae.studies.work import built
 
 JUDGING = Judging(components=1, num_particles=2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +132,12 @@ def test_seeds_move_the_weights_and_neither_the_test_set_nor_the_evaluation(tmp_
     same = run(cells_of({"one": Contestant("sigma_vae", train=parts.untrained)}, 2), tmp_path / "b")
     first, second = (row.record["evaluation"] for row in same.rows)
     assert first == second
+
+
+def test_a_seed_moves_the_initial_weights() -> None:
+    first, again, other = (built(cells_of(["rae"], [seed])[0]).guide.heads[0].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_builder_with_an_argument_seed_is_given_the_seed_of_the_cell(tmp_path: Path) -> None:

@@ -1052,7 +1052,7 @@ STUDIES = [
         "ppl_vae/studies/work.py",
         "with seeded(cell.seed):\n        return builder",
         "with seeded(0):\n        return builder",
-        ("tests/test_studies.py::test_seeds_move_the_weights_and_neither_the_test_set_nor_the_evaluation",),
+        ("tests/test_studies.py::test_a_seed_moves_the_initial_weights",),
     ),
     WrongLine(
         "ppl_vae/studies/cells.py",
