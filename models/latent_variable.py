@@ -1,7 +1,8 @@
 """The latent variable model p(x, z) of every variant: z ~ prior, x ~ likelihood(decoder(z)), one z per datum."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -9,13 +10,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import jvp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .half import Half, of_pyro
 from .likelihoods import moment
 from .networks import one_tensor
 from .scale import Scale
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["LatentVariableModel", "running_statistics"]
 
 STACKED = "stack several outputs per coordinate into one tensor, outputs first: torch.stack([loc, log_scale], 1)"
 
@@ -86,6 +88,9 @@ class LatentVariableModel(Half):
     def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
         """Compute products of the Jacobian of the mean of p(x | z) with directions, in forward mode.
 
+        The Jacobian is that of each datum alone. Batch norms therefore use their running statistics here, in training
+        too, because statistics of the batch would make the mean of one datum depend on the codes of the others.
+
         Args:
             z: The codes [..., z_dim] at which the Jacobian is taken.
             directions: The directions [count, ..., z_dim]. By default these are the coordinates of z, which gives the
@@ -102,7 +107,8 @@ class LatentVariableModel(Half):
         def mean(z: Tensor) -> Tensor:
             return self.likelihood(*self.outputs(z)).mean
 
-        return vmap(lambda direction: jvp(mean, (z,), (direction,))[1])(directions)
+        with running_statistics(self.decoder):
+            return vmap(lambda direction: jvp(mean, (z,), (direction,))[1])(directions)
 
     def forward(self, x: Tensor | None, size: int | None = None) -> Tensor:
         """Run the generative process as a Pyro program.
@@ -137,3 +143,16 @@ class LatentVariableModel(Half):
         if learns and x is not None and observe is not None:
             observe(x, *outputs)
         return moment(x_given_z, "mean", z)
+
+
+@contextmanager
+def running_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norms of a network use their running statistics inside the block, and do not move them."""
+    moving = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    try:
+        for module in moving:
+            module.training = False
+        yield
+    finally:
+        for module in moving:
+            module.training = True

@@ -293,7 +293,7 @@ OWN: dict[str, tuple[Callable[[], Variant], str]] = {
     "pyros-loss": (lambda: pair((5,), 2, likelihood=Gaussian(), loss=Trace_ELBO()), "loss"),
     "curve": (lambda: VARIANTS["beta_vae"]((5,), 2, anneal=lambda step, total: 1.0), "anneal"),
     "pair": (lambda: pair((5,), 2, likelihood=OwnLikelihood()), "likelihood"),
-    "converted": (lambda: convert(VARIANTS["ae"]((5,), 2)), "all"),
+    "converted": (lambda: convert(VARIANTS["rae_sn"]((5,), 2)), "all"),  # its decoder was changed after it was built
     "with-prior": (lambda: with_prior(VARIANTS["sigma_vae"]((5,), 2), OwnPrior()), "prior"),
 }
 

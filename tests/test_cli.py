@@ -533,9 +533,11 @@ def test_a_comparison_that_is_stopped_keeps_what_is_done(
         return run_cell(cell, *rest)
 
     command = ["compare", "sigma_vae", "rae", "--data", table, *SMALL, "--epochs", 1, "--out", tmp_path]
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
     with monkeypatch.context() as patched:
         patched.setattr("ppl_vae.studies.executors.run_cell", stopped)
         ran = ppl_vae(*command, "--quiet")
+    signal.signal(signal.SIGINT, earlier)
     again = ppl_vae(*command)
 
     assert (ran.code, ran.out) == (code, "")

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Variant, pair
+from ppl_vae import VARIANTS, Variant, fit, pair
 from ppl_vae.guides import PointMass
 from ppl_vae.models import (
     MMD,
@@ -97,6 +97,34 @@ def test_the_jacobian_norm_teaches_the_decoder_what_brute_force_would() -> None:
 
     for ours, theirs in zip(torch.autograd.grad(exact, wanted), torch.autograd.grad(by_hand, wanted), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_jacobian_of_a_datum_does_not_depend_on_the_others_through_a_batch_norm() -> None:
+    """In training, a batch norm uses its running statistics for the Jacobian, and they do not move."""
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    variant = VARIANTS["rae_gp"]((3,), 2, decoder=decoder, kappa=1.0)
+    decoder(torch.randn(30, 2).double())  # moves the running statistics from 0 and 1
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    z = torch.randn(4, 2).double()
+
+    found = variant.model.penalties[0].squared_norm(variant.model, z)
+
+    assert decoder.training
+    assert all(module.training for module in decoder.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())
+    decoder.eval()
+    brute = [torch.autograd.functional.jacobian(lambda code: decoder(code[None])[0], row).square().sum() for row in z]
+    assert torch.allclose(found, torch.stack(brute), rtol=0, atol=1e-10)
+
+
+def test_a_gradient_penalty_trains_a_decoder_with_a_batch_norm() -> None:
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    variant = VARIANTS["rae_gp"]((3,), 2, decoder=decoder, probes=1)
+
+    fit(variant, torch.randn(40, 3), epochs=1, progress=False)
+
+    assert int(decoder[1].num_batches_tracked) == 1  # one step, and the penalty does not count as another
+    assert float(decoder[1].running_mean.abs().sum()) > 0.0
 
 
 def test_random_probes_estimate_the_jacobian_norm_without_bias() -> None:
