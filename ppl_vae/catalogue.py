@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial, wraps
 from inspect import Parameter
 from typing import Any
@@ -62,6 +63,7 @@ __all__ = [
     "wae_mmd",
 ]
 
+SEED = "seed"  # the keyword of a builder for the seed of its initial weights
 Parts = dict[str, Any]  # keyword arguments of ``pair``
 Builder = Callable[..., Variant]
 
@@ -83,7 +85,8 @@ def variant(
     """Register a function that returns parts as a builder ``(x_shape, z_dim, **parts)`` of pairs.
 
     The builder takes the options of the function and the keywords of ``pair``. Each keyword of ``pair`` replaces a
-    part. The pair keeps a recipe of its arguments, so that a checkpoint can build it again.
+    part. The pair keeps a recipe of its arguments, so that a checkpoint can build it again. ``seed`` is the seed of the
+    initial weights of the parts that the builder makes. Without it, they come from the caller's random stream.
 
     Args:
         source: The publication of the variant.
@@ -95,13 +98,14 @@ def variant(
         options = inspect.signature(parts_of).parameters
 
         @wraps(parts_of)
-        def build(x_shape: Iterable[int], z_dim: int, **given: Any) -> Variant:
+        def build(x_shape: Iterable[int], z_dim: int, *, seed: int | None = None, **given: Any) -> Variant:
             _refuse_unknown(name, given, [*options])
             own = {keyword: value for keyword, value in given.items() if keyword in options}
             swapped = {keyword: value for keyword, value in given.items() if keyword not in options}
-            built = pair(x_shape, z_dim, **{**parts_of(**own), **swapped})
-            if decoder is not None:
-                decoder(built.model.decoder)
+            with nullcontext() if seed is None else seeded(seed):
+                built = pair(x_shape, z_dim, **{**parts_of(**own), **swapped})
+                if decoder is not None:
+                    decoder(built.model.decoder)
             built.model.recipe = recipe(name, built.model.x_shape, z_dim, given)
             return built
 
@@ -122,17 +126,19 @@ def _refuse_unknown(name: str, given: dict[str, Any], options: list[str]) -> Non
 
 
 def _signature(options: Iterable[Parameter]) -> inspect.Signature:
-    """The signature of a builder: the shapes as in ``pair``, the options as keywords only, and ``**parts``."""
+    """The signature of a builder: the shapes as in ``pair``, options and the seed as keywords, and ``**parts``."""
     of_pair = inspect.signature(pair).parameters
     by_keyword = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
+    seed = Parameter(SEED, Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
     parts = Parameter("parts", Parameter.VAR_KEYWORD, annotation=Any)
-    return inspect.Signature([of_pair["x_shape"], of_pair["z_dim"], *by_keyword, parts], return_annotation=Variant)
+    every = [of_pair["x_shape"], of_pair["z_dim"], *by_keyword, seed, parts]
+    return inspect.Signature(every, return_annotation=Variant)
 
 
 def options_of(builder: Builder) -> list[str]:
-    """The options that a builder declares itself. The shapes and the parts, which every variant takes, are left out."""
+    """The options that a builder declares itself. The shapes, the seed and the parts are left out."""
     parameters = list(inspect.signature(builder).parameters.values())[2:]
-    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != SEED]
 
 
 def entries() -> Iterator[dict[str, str]]:

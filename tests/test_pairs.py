@@ -584,10 +584,23 @@ def test_an_unknown_option_is_told_the_known_ones() -> None:
         VARIANTS["beta_vae"]((5,), Z_DIM, gamma=2.0)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_seed_gives_the_initial_weights_and_leaves_the_stream_of_the_caller(name: str) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (VARIANTS[name]((5,), 2, seed=seed) for seed in (3, 3, 4))
+
+    assert torch.equal(torch.get_rng_state(), before)
+    for half in ("model", "guide"):
+        weights = [getattr(variant, half).state_dict() for variant in (first, again, other)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+    assert "seed" not in first.model.recipe["options"]  # type: ignore[index]
+
+
 def test_the_signature_of_a_builder_shows_shapes_options_and_parts() -> None:
     signature = inspect.signature(VARIANTS["rae_gp"])
 
-    assert list(signature.parameters) == ["x_shape", "z_dim", "sigma", "kappa", "probes", "parts"]
+    assert list(signature.parameters) == ["x_shape", "z_dim", "sigma", "kappa", "probes", "seed", "parts"]
     assert signature.parameters["kappa"].kind is inspect.Parameter.KEYWORD_ONLY
     assert signature.parameters["kappa"].default == 0.1
 
