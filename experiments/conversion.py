@@ -111,11 +111,11 @@ def epochs_to(target: float, losses: list[float]) -> int:
 
 def figure(study: Study) -> "Figure":
     """Held-out bounds against epochs, a thin line per seed, one panel per data set."""
-    sets = list(dict.fromkeys(row.cell.data.name for row in study.rows))
+    sets = study.sets
     drawing, every = panels(len(sets), len(sets), 5.6, 3.4)
     names = [SCRATCH, *map(converted, SHARES)]
     for axes, data in zip(every, sets, strict=True):
-        rows = [row for row in study.rows if row.cell.data.name == data and row.is_done]
+        rows = study.of_set(data)
         tidy(axes, f"{data}: held-out objective, nats per datum")
         for ink, name in zip(COLOURS, names, strict=False):
             for index, row in enumerate(row for row in rows if row.cell.name == name):

@@ -123,7 +123,7 @@ def of_samples_after_fitting(claim: Statement) -> Iterator[Claim]:
         yield claim("RAE.1", f"samples of {rae} are closer than those of {vae}", mixture(vae), mixture(rae))
     for rae in RAES[1:]:
         text = f"{rae} and RAE differ little with the mixture"
-        yield claim("RAE.5", text, mixture("RAE"), mixture(rae), margin=LITTLE)
+        yield claim("RAE.5", text, mixture("RAE"), mixture(rae), share=LITTLE)
 
 
 def of_densities(claim: Statement) -> Iterator[Claim]:
@@ -160,11 +160,11 @@ def of_second_vae(claim: Statement) -> Iterator[Claim]:
 
 def figure(study: Study) -> "Figure":
     """The distances of every contestant, one panel per data set; a dot is a seed."""
-    sets = list(dict.fromkeys(row.cell.data.name for row in study.rows))
+    sets = study.sets
     drawing, every = panels(len(sets), len(sets), 4.4, 3.4)
     titles = {name: title for name, title in COLUMNS.items() if name.startswith("frechet")}
     for axes, data in zip(every, sets, strict=True):
-        rows = [row for row in study.rows if row.cell.data.name == data and row.is_done]
+        rows = study.of_set(data)
         names = [name for name in CONTESTANTS if any(row.cell.name == name for row in rows)]
         tidy(axes, data)
         for ink, (column, title) in zip(COLOURS, titles.items(), strict=False):

@@ -141,7 +141,7 @@ def test_no_experiment_imports_another() -> None:
 
 
 # The rooms, from the ground up. Each room answers one question and imports only from the rooms below it.
-GROUND = ("blocks", "drawing", "estimate", "files", "progress", "streams")
+GROUND = ("blocks", "digests", "drawing", "estimate", "files", "progress", "streams")
 PAIR = (
     "assembly",
     "catalogue",

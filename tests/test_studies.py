@@ -490,6 +490,15 @@ def test_a_folder_of_a_person_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine-txt" / "mine.txt").is_file()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_data_of_every_dtype_have_a_digest_of_their_numbers(dtype: torch.dtype) -> None:
+    data = dataclasses.replace(table(), train=torch.eye(3, dtype=dtype))
+    same, other = (dataclasses.replace(table(), train=factor * torch.eye(3, dtype=dtype)) for factor in (1, 2))
+
+    assert data.digest == same.digest != other.digest
+    assert data.digest != dataclasses.replace(table(), train=torch.eye(3, dtype=torch.int32)).digest
+
+
 # Bad input at the door.
 
 
@@ -501,7 +510,7 @@ def test_a_folder_of_a_person_is_left_alone(tmp_path: Path) -> None:
             "contestants must be a list of names or a table, got the text 'sigma_vae'",
         ),
         (lambda: grid(["vae"], table()), "unknown variant 'vae'"),
-        (lambda: grid([], table()), "got 0 contestants"),
+        (lambda: grid([], table()), "no contestant to compare"),
         (lambda: grid(["rae"], []), "0 data sets"),
         (lambda: grid(["rae"], torch.zeros(4, 3)), "data must be what prepare returns, got Tensor"),
         (lambda: grid(["rae"], [table(), table(seed=1)]), "two data sets have the same name, table"),

@@ -13,10 +13,10 @@ from ..data.prepared import prepare
 from ..data.sources import FILES, SETS
 from ..data.splits import Split
 from ..data.units import ScaleName
-from ..report.contestants import Contestants, contestants_of
+from ..report.contestants import contestants_of
 from ..streams import seeded
 from ..studies import Contestant, Judging
-from ..studies.cells import Z_DIM
+from ..studies.cells import Z_DIM, Contestants
 from ..svi.backends import Backend
 from ..svi.precision import Precision
 from ..training.options import FitOptions, Schedule

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..blocks import rows_at_once
+from ..digests import digest_of
 from ..models import Scale
 from ..streams import seeded
 from .arrays import finite_numbers, tensor_from
@@ -85,8 +86,7 @@ class Data:
         found = hashlib.sha256(f"{len(self.train)} {self.binarize} {self.split}".encode())  # type: ignore[arg-type]
         for name, tensor in parts.items():
             if tensor is not None:
-                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                found.update(f"{name} {digest_of(tensor)}".encode())
         return found.hexdigest()[:16]
 
     def binarized(self, how: str, seed: int = 0) -> "Data":

@@ -9,11 +9,11 @@ from ..data.data_set import Data
 from ..files import write_text
 from ..progress import say
 from ..studies import Cell, Judging, Study, grid, study
-from ..studies.cells import Z_DIM
+from ..studies.cells import Z_DIM, Contestants
 from ..studies.folder import StudyFolder
 from ..studies.table import versions
 from ..studies.work import built
-from .contestants import Contestants, contestants_of
+from .contestants import contestants_of
 from .document import comparison_page
 
 __all__ = ["compare"]

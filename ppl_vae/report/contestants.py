@@ -1,16 +1,13 @@
 """The contestants of a comparison: their names, and the options that each of them is given."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..catalogue import VARIANTS, options_of
-from ..studies import Contestant
-from ..variant import Variant
+from ..catalogue import options_of
+from ..studies.cells import Contestant, Contestants, contestants_named
 
-__all__ = ["Contestants", "contestants_of"]
-
-Contestants = Mapping[str, Contestant | str | Callable[..., Variant]] | Iterable[str]
+__all__ = ["contestants_of"]
 
 
 def contestants_of(
@@ -35,24 +32,11 @@ def contestants_of(
         >>> found["plain"].options, found["rae"].options
         ({'sigma': 0.2, 'beta': 1.0}, {'sigma': 0.2})
     """
-    named = _named(given)
+    named = contestants_named(given)
     options = dict(options or {})
     for option in options:
         _check_option(option, named)
     return {name: replace(one, options=_laid(name, named, options, estimator)) for name, one in named.items()}
-
-
-def _named(given: Contestants) -> dict[str, Contestant]:
-    if isinstance(given, str):
-        raise ValueError(f"contestants must be a list of names or a table, got the text {given!r}: write [{given!r}]")
-    names = list(given)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two contestants are called {twice[0]}: give each its own name, NAME={twice[0]}")
-    if not names:
-        raise ValueError(f"no contestant to compare: wanted some of {', '.join(VARIANTS)}")
-    builds = given if isinstance(given, Mapping) else {name: name for name in names}
-    return {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in builds.items()}
 
 
 def _addressed(option: str, named: Mapping[str, Contestant]) -> tuple[list[str], str]:

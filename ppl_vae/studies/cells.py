@@ -21,7 +21,7 @@ from ..variant import Variant
 from .declarations import declared, key_of
 from .results import Result
 
-__all__ = ["Z_DIM", "Cell", "Contestant", "Judging", "grid"]
+__all__ = ["Z_DIM", "Cell", "Contestant", "Contestants", "Judging", "contestants_named", "grid"]
 
 Z_DIM = 8  # the size of a code, unless a study says otherwise
 SEEDS = 2**32  # NumPy takes seeds below this number
@@ -179,8 +179,29 @@ class Cell:
         return f"{self.data.name}-{self.name}-{self.seed}"
 
 
+Contestants = Mapping[str, Contestant | str | Callable[..., Variant]] | Iterable[str]
+
+
+def contestants_named(given: Contestants) -> dict[str, Contestant]:
+    """The contestants by name, from the names of variants or from a table as ``grid`` takes it.
+
+    Raises:
+        ValueError: If a name is unknown or given twice, or there is no contestant.
+    """
+    if isinstance(given, str):
+        raise ValueError(f"contestants must be a list of names or a table, got the text {given!r}: write [{given!r}]")
+    names = list(given)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two contestants are called {twice[0]}: give each its own name, NAME={twice[0]}")
+    if not names:
+        raise ValueError(f"no contestant to compare: wanted some of {', '.join(VARIANTS)}")
+    builds = given if isinstance(given, Mapping) else {name: name for name in names}
+    return {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in builds.items()}
+
+
 def grid(
-    contestants: Mapping[str, Contestant | str | Callable[..., Variant]] | Iterable[str],
+    contestants: Contestants,
     data: Data | Iterable[Data],
     seeds: int | Iterable[int] = 5,
     *,
@@ -210,29 +231,23 @@ def grid(
         >>> len(cells), cells[0].label
         (6, 'Tensor-VAE-0')
     """
-    if isinstance(contestants, str):
-        raise ValueError(f"contestants must be a list of names or a table, got the text {contestants!r}")
-    named = dict(contestants) if isinstance(contestants, Mapping) else {name: name for name in contestants}
+    named = contestants_named(contestants)
     sets = [data] if isinstance(data, Data) else list(data)
     seeds = list(range(whole("seeds", seeds, least=0))) if isinstance(seeds, int) else list(seeds)
-    _check(named, sets, seeds)
+    _check(sets, seeds)
     FitOptions(**{name: value for name, value in training.items() if name in vars(FitOptions())})
     judging = Judging() if judging is None else judging
-    every = {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in named.items()}
     return [
         Cell(name, one, some, seed, z_dim, judging, {**training, **one.training})
         for seed in seeds
         for some in sets
-        for name, one in every.items()
+        for name, one in named.items()
     ]
 
 
-def _check(named: Mapping[str, Any], sets: list[Data], seeds: list[int]) -> None:
-    if not named or not sets or not seeds:
-        raise ValueError(
-            f"a study needs a contestant, data and a seed, got {len(named)} contestants, {len(sets)} data sets and "
-            f"{len(seeds)} seeds"
-        )
+def _check(sets: list[Data], seeds: list[int]) -> None:
+    if not sets or not seeds:
+        raise ValueError(f"a study needs data and a seed, got {len(sets)} data sets and {len(seeds)} seeds")
     for one in sets:
         if not isinstance(one, Data):
             raise ValueError(f"data must be what prepare returns, got {type(one).__name__}")

@@ -8,7 +8,7 @@ import torch
 
 from ..estimate import p_value, rounded, standard_error
 from ..models.half import positive
-from .summary import ERRORS, LEVEL, holm
+from .summary import holm, is_decided
 
 __all__ = ["Claim", "Verdict", "judged", "plain"]
 
@@ -120,8 +120,8 @@ def _tested(claim: Claim) -> tuple[float, float | None, float, float]:
 
 
 def _verdict(claim: Claim, mean: float, error: float | None, statistic: float, p: float) -> Verdict:
-    is_decided = p < LEVEL and abs(statistic) > ERRORS * (claim.error_over_data or 0.0)
-    word = ("held" if statistic > 0 else "reversed") if is_decided else "undecided"
+    side = "held" if statistic > 0 else "reversed"
+    word = side if is_decided(statistic, p, claim.error_over_data) else "undecided"
     seeds = len(claim.differences)
     return Verdict(claim.name, claim.text, word, mean, error, claim.error_over_data, seeds, p, claim.unit, claim.margin)
 

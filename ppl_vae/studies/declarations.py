@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..digests import digest_of
 from ..recipes import NotOurs, described
 
 __all__ = ["ADDRESSES", "address", "declared", "is_importable", "key_of"]
@@ -150,18 +151,6 @@ def _of_your_own(value: Any) -> Any:
             f"a value of type {kind} cannot be declared: wanted numbers, texts, arrays, modules, functions, or objects "
             "that hold these; make others inside the builder"
         ) from None
-
-
-def digest_of(x: Tensor | np.ndarray[Any, Any]) -> str:
-    """The SHA-256 of the numbers, the shape and the dtype of an array."""
-    found = hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode())
-    if isinstance(x, Tensor):
-        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif x.dtype.hasobject:
-        raise TypeError("an array of objects cannot be declared: wanted an array of numbers")
-    else:
-        found.update(np.ascontiguousarray(x).tobytes())
-    return found.hexdigest()
 
 
 def key_of(declaration: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Evidence:
         less: tuple[str, str],
         *,
         factor: float = 1.0,
-        margin: float | None = None,
+        share: float | None = None,
         unit: str = "",
         family: str = "",
     ) -> Claim:
@@ -67,7 +67,7 @@ class Evidence:
             more: A contestant and a column, whose number is claimed to be the larger one.
             less: Another contestant and column.
             factor: A factor on the larger number. With 1.1, the claim is that ``less`` is at most 10 % above ``more``.
-            margin: For a claim of equality, the share of ``more`` that still counts as equal.
+            share: For a claim of equality, the share of the mean of ``more`` that is the margin.
             unit: The unit of the difference.
             family: The family for Holm's correction, by default the name and the data.
         """
@@ -75,8 +75,6 @@ class Evidence:
         seeds = [seed for seed in high if seed in low]
         errors = [self.error(data, *more), self.error(data, *less)]
         over_data = None if None in errors else math.hypot(factor * (errors[0] or 0.0), errors[1] or 0.0)
-        largest = None
-        if margin is not None:
-            largest = margin * abs(math.fsum(high.values())) / max(1, len(high))
+        margin = None if share is None else share * abs(math.fsum(high.values())) / max(1, len(high))
         differences = {seed: factor * high[seed] - low[seed] for seed in seeds}
-        return Claim(name, f"{data}: {text}", differences, over_data, unit, largest, family or f"{name} {data}")
+        return Claim(name, f"{data}: {text}", differences, over_data, unit, margin, family or f"{name} {data}")

@@ -68,7 +68,7 @@ class StudyFolder:
         with whole_folder(path) as fresh:
             for name, content in finished.files.items():
                 (fresh / name).write_bytes(content)
-            text = json.dumps({"digest": digest_of(record), **record}, allow_nan=False)
+            text = json.dumps({"digest": digest_of_record(record), **record}, allow_nan=False)
             (fresh / RECORD).write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -91,7 +91,7 @@ def file_name(text: str) -> str:
     return readable.lstrip(".").encode()[:LONGEST].decode(errors="ignore")
 
 
-def digest_of(record: dict[str, Any]) -> str:
+def digest_of_record(record: dict[str, Any]) -> str:
     """The SHA-256 of a record, which shows that nothing in it was changed."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -103,7 +103,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        is_whole = record.pop("digest") == digest_of(record)
+        is_whole = record.pop("digest") == digest_of_record(record)
         sizes = {name: (folder / name).stat().st_size for name in record["files"]}
         return record if is_whole and sizes == {name: size for name, (size, _) in record["files"].items()} else None
     except (OSError, ValueError, AttributeError, KeyError, TypeError):

@@ -1,6 +1,5 @@
 """Further numbers of a result, for the experiments: a second feature space, other densities of the codes, sigma(z)."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,6 @@ from ..coding import mean_data
 from ..estimate import Number, mean_over_data
 from ..evaluation import ex_post
 from ..evaluation.features import Features, principal_components
-from ..evaluation.lower_bounds import bounds_under
 from ..evaluation.metrics import (
     Subject,
     frechet_ex_post,
@@ -22,7 +20,6 @@ from ..evaluation.metrics import (
     frechet_prior,
     frechet_reconstructions,
 )
-from ..models import Gaussian, KLWeight
 from ..models.likelihoods import of_coordinate, scale_of_law
 from ..streams import seeded
 from ..variant import evaluating
@@ -81,20 +78,12 @@ def of_codes(result: Result, features: Features) -> Mapping[str, Number]:
 
 
 def of_noise(result: Result, features: Features) -> Mapping[str, Number]:
-    """Numbers of the noise level sigma of p(x | z), where it is a normal distribution.
+    """``sigma_rank_correlation`` is Spearman's rank correlation of the scale of p(x | z) with the squared error.
 
-    * ``bound_equivalent`` is the bound with the standard deviation that the weight of the KL implies. An objective
-      with weight w and standard deviation s has the same optimum as weight 1 and ``sqrt(w) s``. Without a weight it is
-      the bound itself.
-    * ``sigma_rank_correlation`` is Spearman's rank correlation of sigma(z) with the squared error of the reconstruction
-      over the coordinates of held-out data, averaged over data. It is empty where sigma is the same everywhere.
+    The error is that of the reconstruction at the mean code. The correlation is taken over the coordinates of a datum,
+    and averaged over held-out data. It is empty where the scale is the same everywhere.
     """
-    variant = result.variant
-    if not variant.has_bound:
-        reason = Number(None, reason="MAP")
-        return {"bound_equivalent": reason, "sigma_rank_correlation": reason}
-    y = variant.in_model_units(result.data.test)
-    return {"bound_equivalent": _equivalent(result, y), "sigma_rank_correlation": _correlation(result, y)}
+    return {"sigma_rank_correlation": _correlation(result)}
 
 
 def of_history(result: Result, features: Features) -> Mapping[str, Number]:
@@ -107,23 +96,11 @@ def of_history(result: Result, features: Features) -> Mapping[str, Number]:
     return {name: Number(value, reason="" if value is not None else "none") for name, value in found.items()}
 
 
-def _equivalent(result: Result, y: Tensor) -> Number:
-    model, own = result.variant.model, result.variant.model.likelihood
-    if not isinstance(model.kl_weight, KLWeight) or not isinstance(own, Gaussian):
-        return result.evaluation["bound"]
-    sigma = math.sqrt(result.variant.kl_weight) * float(own.scale)
-    try:
-        model.likelihood = Gaussian(sigma).to(y)
-        (found,) = bounds_under(result.variant, [model.prior], y, result.evaluation.num_particles)
-    finally:
-        model.likelihood = own
-    return mean_over_data(found.elbo)
-
-
-def _correlation(result: Result, y: Tensor) -> Number:
-    """The rank correlation of the scale of p(x | z) with the squared error, at the mean code of each datum."""
+def _correlation(result: Result) -> Number:
     variant = result.variant
-    per_datum = []
+    if not variant.has_bound:
+        return Number(None, reason="MAP")
+    y, per_datum = variant.in_model_units(result.data.test), []
     with evaluating(variant):
         for rows in y.split(variant.at_once):
             z = variant.guide.posterior(rows).mean

@@ -11,7 +11,7 @@ import torch
 from ..estimate import p_value, rounded, standard_error
 from ..evaluation.stacking import paired
 
-__all__ = ["ERRORS", "LEVEL", "Mean", "Measured", "Pair", "Ranking", "holm", "mean_of", "ranked"]
+__all__ = ["ERRORS", "LEVEL", "Mean", "Measured", "Pair", "Ranking", "holm", "is_decided", "mean_of", "ranked"]
 
 LEVEL = 0.05  # the share of pairs without a difference that are called decided, at most
 ERRORS = 2.0  # a decided difference is beyond this many standard errors over data
@@ -90,6 +90,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(order) - place) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def is_decided(difference: float, p: float, error_over_data: float | None) -> bool:
+    """Whether a difference is decided: its p-value is below 5 %, and it is beyond twice its error over data.
+
+    An error over data that is not known counts as 0.
+    """
+    return p < LEVEL and abs(difference) > ERRORS * (error_over_data or 0.0)
 
 
 def mean_of(name: str, found: Measured) -> Mean:
@@ -227,8 +235,5 @@ def ranked(found: Mapping[str, Measured], *, title: str, unit: str, up: bool, wh
         if found[one].values.keys() & found[other].values.keys()
     ]
     adjusted = holm([p_value(difference, error, seeds) for _, _, difference, error, _, seeds in some])
-    pairs = [
-        Pair(*one, p, p < LEVEL and abs(one[2]) > ERRORS * (one[4] or 0.0))
-        for one, p in zip(some, adjusted, strict=True)
-    ]
+    pairs = [Pair(*one, p, is_decided(one[2], p, one[4])) for one, p in zip(some, adjusted, strict=True)]
     return Ranking(title, unit, up, means, pairs, where)

@@ -117,6 +117,15 @@ class Study:
         numbers = [part for name in (*COLUMNS, *extra) for part in (name, f"{name}_error")]
         return ["variant", "data", "values", "seed", "measure", "best_epoch", *numbers, "reason"]
 
+    @property
+    def sets(self) -> list[str]:
+        """The names of the data sets."""
+        return list(dict.fromkeys(row.cell.data.name for row in self.rows))
+
+    def of_set(self, data: str) -> list[Row]:
+        """The rows on a data set that have numbers."""
+        return [row for row in self.rows if row.cell.data.name == data and row.is_done]
+
     def ranking(self, column: str = "bound", data: str | None = None, *, up: bool | None = None) -> list[Ranking]:
         """Rank contestants by one column, for each group whose bounds can be compared.
 
@@ -133,7 +142,7 @@ class Study:
         if f"{column}_error" not in self.columns or up is None:
             ranked_ones = [name for name, one in COLUMNS.items() if one.up is not None]
             raise ValueError(f"cannot rank by {column!r}: wanted one of {', '.join(ranked_ones)}, or up=True or False")
-        names = list(dict.fromkeys(row.cell.data.name for row in self.rows))
+        names = self.sets
         if data is not None and data not in names:
             raise ValueError(f"no data set is called {data!r}: wanted one of {', '.join(names)}")
         title, unit = (known.title, known.unit) if known is not None else (column, "")
