@@ -21,9 +21,8 @@ from ..estimate import Number
 from ..evaluation.features import Features
 from ..studies import Cell, Claim, Contestant, Result
 from ..studies.evidence import Evidence
-from ..studies.experiment import Experiment, Scale, cells_of, main
+from ..studies.experiment import Experiment, Scale, cells_of, main, public_sets
 from ..studies.measures import of_codes, of_history, of_noise, of_samples
-from ..studies.table import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -230,40 +229,36 @@ def _gain(evidence: Evidence, data: str) -> dict[int, float]:
 LABELS = {"kl": "KL, nats", "rmse": "RMSE", "frechet_prior": "F, N(0, I)", "frechet_ex_post": "F, mixture"}
 
 
-def figure(study: Study) -> "Figure":
+def figure(evidence: Evidence) -> "Figure":
     """The rate-distortion plane, the path of sigma, and the distances of samples; one row per data set."""
-    sets = study.sets
+    sets = evidence.sets()
     drawing, every = panels(3 * len(sets), 3, 4.4, 3.2)
     inks = dict(zip([*CONTESTANTS, PIXEL_MEAN, WIDE_CODE], COLOURS, strict=False))
     for index, data in enumerate(sets):
-        rows = study.of_set(data)
         plane, path, distances = every[3 * index : 3 * index + 3]
-        _scatter(plane, rows, inks, f"{data}: rate and distortion", "kl", "rmse")
-        _scatter(distances, rows, inks, f"{data}: samples", "frechet_prior", "frechet_ex_post")
+        _scatter(plane, evidence, data, inks, "rate and distortion", "kl", "rmse")
+        _scatter(distances, evidence, data, inks, "samples", "frechet_prior", "frechet_ex_post")
         distances.set_xscale("log")
         distances.set_yscale("log")
         plain_ticks(distances, "both")
         tidy(path, f"{data}: sigma against epochs")
-        for row in rows:
-            values = [epoch["sigma"] for epoch in row.record["history"]]
-            if row.cell.name in ("learned", "optimal", "sigma(z), two stages", "sigma(z), at once", WIDE_CODE):
-                path.plot(range(1, len(values) + 1), values, lw=0.8, color=inks[row.cell.name])
+        for name in ("learned", "optimal", "sigma(z), two stages", "sigma(z), at once", WIDE_CODE):
+            for values in evidence.path(data, name, "sigma").values():
+                path.plot(range(1, len(values) + 1), values, lw=0.8, color=inks[name])
         path.set_yscale("log")
         plain_ticks(path, "y")
     every[2].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return drawing
 
 
-def _scatter(axes: Any, rows: Any, inks: Mapping[str, str], title: str, x: str, y: str) -> None:
+def _scatter(axes: Any, evidence: Evidence, data: str, inks: Mapping[str, str], title: str, x: str, y: str) -> None:
     """A dot per seed at two of its columns, in the colour of its contestant."""
-    tidy(axes, title)
-    named: set[str] = set()
-    for row in rows:
-        here, there = row.numbers[x].value, row.numbers[y].value
-        if here is not None and there is not None:
-            name = row.cell.name
-            axes.plot([here], [there], "o", ms=3.5, color=inks[name], label="" if name in named else name)
-            named.add(name)
+    tidy(axes, f"{data}: {title}")
+    for name in evidence.contestants(data):
+        here, there = evidence.values(data, name, x), evidence.values(data, name, y)
+        seeds = [seed for seed in here if seed in there]
+        places = [here[seed] for seed in seeds], [there[seed] for seed in seeds]
+        axes.plot(*places, "o", ms=3.5, color=inks[name], label=name)
     axes.set_xlabel(LABELS[x], fontsize=8)
     axes.set_ylabel(LABELS[y], fontsize=8)
 
@@ -271,7 +266,7 @@ def _scatter(axes: Any, rows: Any, inks: Mapping[str, str], title: str, x: str, 
 EXPERIMENT = Experiment(
     name="balance",
     question="Does a learned noise level replace the hand-set weight of the KL?",
-    sets=("fashion_mnist", "frey_faces"),
+    sets=public_sets("fashion_mnist", "frey_faces"),
     cells=cells,
     claims=claims,
     columns=COLUMNS,

@@ -20,8 +20,7 @@ from ..evaluation.features import Features
 from ..models import LearnedSigma
 from ..studies import Cell, Claim, Contestant, Result
 from ..studies.evidence import Evidence
-from ..studies.experiment import Experiment, Scale, cells_of, main
-from ..studies.table import Study
+from ..studies.experiment import Experiment, Scale, cells_of, main, public_sets
 from ..training import Fit, fit
 from ..variant import Variant
 
@@ -109,22 +108,21 @@ def epochs_to(target: float, losses: list[float]) -> int:
     return reached[0] if reached else len(losses) + 1
 
 
-def figure(study: Study) -> "Figure":
+def figure(evidence: Evidence) -> "Figure":
     """Held-out bounds against epochs, a thin line per seed, one panel per data set."""
-    sets = study.sets
+    sets = evidence.sets()
     drawing, every = panels(len(sets), len(sets), 5.6, 3.4)
     names = [SCRATCH, *map(converted, SHARES)]
     for axes, data in zip(every, sets, strict=True):
-        rows = study.of_set(data)
         tidy(axes, f"{data}: held-out objective, nats per datum")
+        lasts: list[float] = []
         for ink, name in zip(COLOURS, names, strict=False):
-            for index, row in enumerate(row for row in rows if row.cell.name == name):
-                first = int(row.numbers["first"].value or 0)
-                values = [-epoch["held_out_loss"] for epoch in row.record["history"]]
-                label = name if index == 0 else ""
+            firsts = evidence.values(data, name, "first")
+            for index, (seed, losses) in enumerate(evidence.path(data, name, "held_out_loss").items()):
+                first, values, label = int(firsts.get(seed, 0)), [-loss for loss in losses], "" if index else name
+                lasts.append(values[-1])
                 axes.plot(range(first + 1, len(values) + 1), values[first:], lw=0.8, color=ink, label=label)
                 axes.plot(range(1, first + 1), values[:first], lw=0.5, ls=":", color=ink)
-        lasts = [-row.record["history"][-1]["held_out_loss"] for row in rows]
         low, high = min(lasts), max(lasts)
         axes.set_ylim(low - 0.15 * (high - low + 1), high + 0.2 * (high - low + 1))
         axes.set_xlabel("epoch (dotted: the autoencoder's MAP objective, which is no bound)", fontsize=8)
@@ -135,7 +133,7 @@ def figure(study: Study) -> "Figure":
 EXPERIMENT = Experiment(
     name="conversion",
     question="Can a trained autoencoder become a VAE with the same inputs and outputs?",
-    sets=("mnist",),
+    sets=public_sets("mnist"),
     cells=cells,
     claims=claims,
     columns=COLUMNS,

@@ -18,9 +18,8 @@ from ..data.data_set import Data
 from ..drawing import COLOURS, panels, plain_ticks, tidy
 from ..studies import Cell, Claim, Contestant
 from ..studies.evidence import Evidence
-from ..studies.experiment import Experiment, Scale, cells_of, main
+from ..studies.experiment import Experiment, Scale, cells_of, main, public_sets
 from ..studies.measures import of_samples
-from ..studies.table import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,19 +157,18 @@ def of_second_vae(claim: Statement) -> Iterator[Claim]:
     yield claim("TWO.6", "a second VAE is closer than one Gaussian", ("2sVAE", "frechet_one"), second)
 
 
-def figure(study: Study) -> "Figure":
+def figure(evidence: Evidence) -> "Figure":
     """The distances of every contestant, one panel per data set; a dot is a seed."""
-    sets = study.sets
+    sets = evidence.sets()
     drawing, every = panels(len(sets), len(sets), 4.4, 3.4)
     titles = {name: title for name, title in COLUMNS.items() if name.startswith("frechet")}
     for axes, data in zip(every, sets, strict=True):
-        rows = study.of_set(data)
-        names = [name for name in CONTESTANTS if any(row.cell.name == name for row in rows)]
+        names = [name for name in CONTESTANTS if name in evidence.contestants(data)]
         tidy(axes, data)
         for ink, (column, title) in zip(COLOURS, titles.items(), strict=False):
-            found = [(names.index(row.cell.name), row.numbers[column].value) for row in rows]
-            shown = [(place, value) for place, value in found if value is not None]
-            axes.plot([value for _, value in shown], [place for place, _ in shown], "o", ms=3, color=ink, label=title)
+            every_value = [evidence.values(data, name, column).values() for name in names]
+            shown = [(value, place) for place, values in enumerate(every_value) for value in values]
+            axes.plot([value for value, _ in shown], [place for _, place in shown], "o", ms=3, color=ink, label=title)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xscale("log")
@@ -183,7 +181,7 @@ def figure(study: Study) -> "Figure":
 EXPERIMENT = Experiment(
     name="deterministic",
     question="Do autoencoders with an explicit penalty and an ex-post density match VAEs?",
-    sets=("mnist", "fashion_mnist", "cifar10"),
+    sets=public_sets("mnist", "fashion_mnist", "cifar10"),
     cells=cells,
     claims=claims,
     columns=COLUMNS,

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ from .table import Row, Study, measured, versions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SCALES", "Experiment", "Scale", "cells_of", "main", "verdicts_of", "wide"]
+__all__ = ["SCALES", "Experiment", "Scale", "cells_of", "main", "public_sets", "verdicts_of", "wide"]
 
 
 SECONDS = "seconds.json"  # the seconds of each run of a study, because a study goes on after a stop
@@ -81,23 +82,30 @@ class Experiment:
     Attributes:
         name: The name of its module and of its files.
         question: The question, in one sentence.
-        sets: The public data sets that it asks for.
+        sets: The data sets of a run, from the scale and the data folder. See ``public_sets``.
         cells: The cells on one data set, from the scale and the data.
         claims: The claims that it judges, from the rows.
         columns: The columns that are printed, by title.
-        figure: The picture, from the study.
+        figure: The picture, from the rows.
         published: Published figures by data set and contestant, each a text, which are printed in a column of their
             own.
+        scales: Its scales by name.
+        paths: The columns of the history that are kept in the rows, where a fit has them for all epochs.
+        exact: Further rows, from the scale, of numbers that need no training. Each has ``data``, ``variant``, ``seed``
+            and its columns.
     """
 
     name: str
     question: str
-    sets: Sequence[str]
+    sets: Callable[[Scale, Path | None], list[Data]]
     cells: Callable[[Scale, Data], list[Cell]]
     claims: Callable[[Evidence], list[Claim]]
     columns: Mapping[str, str]
-    figure: Callable[[Study], "Figure"]
+    figure: Callable[[Evidence], "Figure"]
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=lambda: SCALES)
+    paths: Sequence[str] = ("held_out_loss", "sigma")
+    exact: Callable[[Scale], list[dict[str, Any]]] | None = None
 
 
 def wide(x_shape: tuple[int, ...], z_dim: int, *, variant: str, **options: Any) -> Variant:
@@ -163,7 +171,7 @@ def main(module: str) -> None:
         quiet: Annotated[bool, typer.Option("--quiet", help="Do not show progress.")] = False,
     ) -> None:
         folder = out or Path("runs") / "experiments" / f"{experiment.name}-{scale}"
-        _run(experiment, SCALES[scale], jobs, data_root, folder, results or folder, quiet=quiet)
+        _run(experiment, experiment.scales[scale], jobs, data_root, folder, results or folder, quiet=quiet)
 
     run.__doc__ = f"{experiment.question}\n\nA run that was stopped goes on with the same command."
     typer.run(run)
@@ -173,7 +181,7 @@ def _run(
     experiment: Experiment, scale: Scale, jobs: int, root: Path | None, folder: Path, results: Path, *, quiet: bool
 ) -> None:
     writable(results)
-    sets = _sets(experiment, scale, root)
+    sets = experiment.sets(scale, root)
     cells = [cell for data in sets for cell in experiment.cells(scale, data)]
     cells.sort(key=lambda cell: cell.seed)  # so that a study that is stopped has the first seeds of all
     typer.echo(f"{experiment.question}\n{len(cells)} fits, scale {scale.name}, in {folder}")
@@ -182,8 +190,10 @@ def _run(
         found = study(cells, folder, jobs=jobs, progress=False if quiet else experiment.name)
     finally:  # a run that is stopped counts too
         seconds = _seconds_with(folder, time.perf_counter() - started)
-    rows = [_row(row) for row in found.rows]
-    claims = experiment.claims(Evidence(rows))
+    rows = [_row(row, experiment.paths) for row in found.rows]
+    rows += [] if experiment.exact is None else experiment.exact(scale)
+    evidence = Evidence(rows)
+    claims = experiment.claims(evidence)
     verdicts = judged(claims)
     settings = {
         "experiment": experiment.name,
@@ -198,7 +208,7 @@ def _run(
         "data": {data.name: _described(data, found) for data in sets},
     }
     with whole_file(results / f"{experiment.name}.png") as part:
-        experiment.figure(found).savefig(part, facecolor="white", metadata={"Software": None})
+        experiment.figure(evidence).savefig(part, facecolor="white", metadata={"Software": None})
     write_text(results / f"{experiment.name}.json", _as_json(settings, rows, claims, verdicts))
     for data in sets:
         typer.echo(_table(experiment, found, data))
@@ -216,9 +226,16 @@ def _seconds_with(folder: Path, last: float) -> list[float]:
     return every
 
 
-def _sets(experiment: Experiment, scale: Scale, root: Path | None) -> list[Data]:
-    """The data sets of an experiment that are at hand. Digits take their place if none is."""
-    wanted = [] if scale.name == "smoke" else experiment.sets
+def public_sets(*names: str) -> Callable[[Scale, Path | None], list[Data]]:
+    """The public sets of an experiment: a function of the scale and the data folder that reads those at hand.
+
+    Digits take their place if none is at hand, and at the scale ``smoke``.
+    """
+    return partial(_public_sets, names)
+
+
+def _public_sets(names: Sequence[str], scale: Scale, root: Path | None) -> list[Data]:
+    wanted = [] if scale.name == "smoke" else names
     sets = {name: public_set(name, root, rows=scale.rows, test_rows=scale.test_rows) for name in wanted}
     missing = [name for name, data in sets.items() if data is None]
     found = [data for data in sets.values() if data is not None]
@@ -254,15 +271,12 @@ def _commit() -> str | None:
 # The results.
 
 
-PATHS = ("held_out_loss", "sigma")  # columns of the history that are kept in the results
-
-
-def _row(row: Row) -> dict[str, Any]:
-    """A row of the results, without the numbers that are None, with two columns of its history."""
+def _row(row: Row, paths: Sequence[str]) -> dict[str, Any]:
+    """A row of the results, without the numbers that are None, with some columns of its history."""
     found = {name: value for name, value in row.as_dict().items() if value is not None}
     history = row.record.get("history", ())
-    paths = {name: [epoch[name] for epoch in history] for name in PATHS}
-    return {**found, "history": {name: path for name, path in paths.items() if None not in path}}
+    kept = {name: [epoch.get(name) for epoch in history] for name in paths}
+    return {**found, "history": {name: path for name, path in kept.items() if None not in path}}
 
 
 def _as_json(
