@@ -344,12 +344,15 @@ def of_binarization(evidence: Evidence) -> Iterator[Claim]:
 WORDS = {BOUND: "the bound", GAP: "the gap of the guide", ACTIVE: "the number of active units"}
 
 
+def _words(column: str) -> str:
+    return WORDS[column] if column in WORDS else f"the SNR of the gradient of the {column.split('_')[1]}"
+
+
 def _beside(
     evidence: Evidence, data: str, column: str, name: str, more: str, less: str, *, text: str = "", unit: str = "nats"
 ) -> Claim:
     """The claim that a contestant has more of a column than another one."""
-    what = WORDS.get(column, f"the SNR of the gradient of the {column.split('_')[1]}" if column else "")
-    said = text if text and column in WORDS else f"{what} of {more} is above that of {less}{text and f' {text}'}"
+    said = text if text and column in WORDS else f"{_words(column)} of {more} is above that of {less} {text}".strip()
     family = f"{name} {column} {data}"
     return evidence.claim(name, said, data, (more, column), (less, column), unit=unit, family=family)
 
