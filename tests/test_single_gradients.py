@@ -63,7 +63,7 @@ def test_training_starts_at_the_mean_and_is_that_of_fit(digits: Data) -> None:
 def test_the_watch_keeps_the_start_the_half_and_the_end(digits: Data) -> None:
     variant = network(digits)
     watch = page.Watch(variant)
-    before = variant.model.decoder[0].weight.clone()  # type: ignore[index]
+    before = variant.model.decoder[0].weight.detach().clone()  # type: ignore[index]
     rates = []
     for step in range(10):
         rates.append(watch(step / 10))
@@ -71,7 +71,7 @@ def test_the_watch_keeps_the_start_the_half_and_the_end(digits: Data) -> None:
             variant.model.decoder[0].weight.add_(1.0)  # type: ignore[index]
     watch.keep()
 
-    moved = [float((kept.model.decoder[0].weight - before).mean()) for kept in watch.kept]  # type: ignore[index]
+    moved = [float((kept.model.decoder[0].weight.detach() - before).mean()) for kept in watch.kept]  # type: ignore[index]
     assert [round(value) for value in moved] == [0, 5, 10]
     assert rates == [SCHEDULES["cosine"](step / 10) for step in range(10)]
 
