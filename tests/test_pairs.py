@@ -558,13 +558,26 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
     assert unmoved(variant, before) == []
 
 
+def counting(outputs: Any, **declared: Any) -> nn.Module:
+    """A Bernoulli that declares another number of outputs."""
+    likelihood: Any = Bernoulli()
+    for name, value in {"outputs": outputs, **declared}.items():
+        setattr(likelihood, name, value)
+    return likelihood
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"guide": "laplace"}, "guide must be a family"),
         ({"prior": "mixture"}, "prior must be an instance of nn.Module, got 'mixture'"),
         ({"likelihood": Gaussian}, "likelihood must be an instance of nn.Module"),
-        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs"),
+        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs: set it to its number .* per coordinate"),
+        ({"likelihood": counting(0)}, r"Bernoulli\.outputs is its number .* per coordinate, .* at least 1, got 0"),
+        ({"likelihood": counting(2.0)}, "a whole number of at least 1, got 2.0"),
+        ({"likelihood": counting(True)}, "a whole number of at least 1, got True"),
+        ({"likelihood": counting("2", is_flat=True)}, "number of decoder outputs per datum, .* got '2'"),
+        ({"likelihood": counting(None, is_flat=True)}, "no attribute outputs: set it to its number .* per datum"),
         ({"loss": PathwiseELBO}, "loss must be an instance of pyro.infer.ELBO or a name"),
         ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
         ({"x_shape": 5}, "x_shape must be the shape of one datum"),
