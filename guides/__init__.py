@@ -5,7 +5,7 @@ from .full_rank import FullRank
 from .guide import Guide
 from .laplace import Laplace
 from .mean_field import MeanField
-from .networks import encoder
+from .networks import OneHot, encoder
 from .point_mass import PointMass
 
-__all__ = ["ConstantVariance", "FullRank", "Guide", "Laplace", "MeanField", "PointMass", "encoder"]
+__all__ = ["ConstantVariance", "FullRank", "Guide", "Laplace", "MeanField", "OneHot", "PointMass", "encoder"]

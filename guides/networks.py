@@ -1,14 +1,16 @@
 """Default encoders by the shape of x: a perceptron for vectors, convolutions for images [channels, height, width]."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.networks import WIDTH, halvings, is_image, one_tensor
+from ..models.networks import WIDTH, OneHot, halvings, is_image, one_tensor
 
-__all__ = ["encoded", "encoder", "published_encoder", "width_of"]
+__all__ = ["OneHot", "encoded", "encoder", "encoder_of", "published_encoder", "width_of"]
 
 
 def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
@@ -32,6 +34,23 @@ def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
     for (channels, *_), (target, *_) in pairwise(shapes):
         layers += [nn.Conv2d(channels, target, 4, 2, 1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(shapes[-1]), width), nn.ReLU())
+
+
+def encoder_of(
+    likelihood: nn.Module, x_shape: tuple[int, ...], make: Callable[[tuple[int, ...]], nn.Module]
+) -> nn.Module:
+    """An encoder that begins with the layer that a likelihood declares for x, or with none.
+
+    Args:
+        likelihood: The likelihood. It may have ``encoder_input``; see ``models.likelihoods``.
+        x_shape: Shape of one datum.
+        make: A function from the shape of the encoder's input to an encoder, such as ``encoder``.
+    """
+    encoder_input: Any = getattr(likelihood, "encoder_input", None)
+    if encoder_input is None:
+        return make(x_shape)
+    first, shape = encoder_input(x_shape)
+    return nn.Sequential(first, make(shape))
 
 
 def published_encoder(x_shape: tuple[int, ...]) -> nn.Sequential:

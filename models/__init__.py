@@ -4,6 +4,7 @@ from .half import Half
 from .latent_variable import LatentVariableModel
 from .likelihoods import (
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedNormal,
@@ -25,6 +26,7 @@ from .second_stage import SecondStage, SecondStageBound
 __all__ = [
     "MMD",
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedNormal",

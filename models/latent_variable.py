@@ -13,8 +13,9 @@ from torch.func import jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .half import Half, of_pyro
-from .likelihoods import moment
+from .likelihoods import is_nominal, mean_or_mode
 from .networks import one_tensor
+from .outputs import inputs_of, outputs_shape
 from .scale import Scale
 
 __all__ = ["LatentVariableModel", "running_statistics"]
@@ -30,8 +31,10 @@ class LatentVariableModel(Half):
 
     Args:
         prior: A module without inputs that returns p(z), of event shape [z_dim].
-        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, outputs first.
-        likelihood: A module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape].
+        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, outputs first. For a
+            flat likelihood it gives ``likelihood.outputs`` numbers per row. See ``models.outputs``.
+        likelihood: A module from ``outputs`` tensors [..., *x_shape] to p(x | z), of batch shape [..., *x_shape]. A
+            flat likelihood takes one tensor [..., outputs].
         x_shape: Shape of one datum.
         penalties: Modules that are called in training as ``penalty(model, x, z)``. See ``models.penalties``.
     """
@@ -55,23 +58,24 @@ class LatentVariableModel(Half):
     def outputs(self, z: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
         """Decode z [..., z_dim] into the inputs of the likelihood, ``likelihood.outputs`` tensors [..., *x_shape].
 
+        A flat likelihood has one input, [..., likelihood.outputs].
+
         Args:
             z: Codes.
             decoder: A function that runs in place of the model's own decoder.
 
         Raises:
-            ValueError: If the decoder does not return one tensor with ``likelihood.outputs * x_dim`` elements per row.
+            ValueError: If the decoder does not return one tensor with as many elements per row as the likelihood wants.
         """
         rows = z.reshape(-1, z.shape[-1])
-        outputs: int = self.likelihood.outputs  # type: ignore[assignment]
-        wanted = (len(rows), outputs, *self.x_shape)
+        wanted = (len(rows), *outputs_shape(self.likelihood, self.x_shape))
         decoded = one_tensor("decoder", (decoder or self.decoder)(rows), str(list(wanted)), STACKED)
         if decoded.numel() != math.prod(wanted):
             raise ValueError(
                 f"the decoder turned z {list(rows.shape)} into {list(decoded.shape)}; "
                 f"{type(self.likelihood).__name__} wants {list(wanted)}, or a shape that can be reshaped to it"
             )
-        return decoded.reshape(*z.shape[:-1], *wanted[1:]).unbind(-1 - len(self.x_shape))
+        return inputs_of(self.likelihood, decoded.reshape(*z.shape[:-1], *wanted[1:]), self.x_shape)
 
     def x_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z) for z [..., z_dim]: batch shape [...], event shape ``x_shape``."""
@@ -81,9 +85,16 @@ class LatentVariableModel(Half):
         """p(x | z) from the decoder outputs, the tensors that ``outputs`` returns.
 
         Raises:
-            ValueError: If the likelihood does not return a Pyro distribution.
+            ValueError: If the likelihood does not return a Pyro distribution, or its batch shape has too few axes.
         """
-        return of_pyro("the likelihood", self.likelihood(*outputs)).to_event(len(self.x_shape))
+        law = of_pyro("the likelihood", self.likelihood(*outputs))
+        if len(law.batch_shape) < len(self.x_shape):
+            wanted = ", ".join(["...", *map(str, self.x_shape)])
+            raise ValueError(
+                f"{type(self.likelihood).__name__} returned a distribution of batch shape {list(law.batch_shape)}, "
+                f"wanted [{wanted}]: reshape the outputs to the shape of x in its forward"
+            )
+        return law.to_event(len(self.x_shape))
 
     def jacobian(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
         """Compute products of the Jacobian of the mean of p(x | z) with directions, in forward mode.
@@ -98,6 +109,9 @@ class LatentVariableModel(Half):
 
         Returns:
             One product per direction, [count, ..., *x_shape].
+
+        Raises:
+            ValueError: If p(x | z) is a distribution of categories, which have no mean.
         """
         z = z.contiguous()  # forward mode rejects an expanded tensor
         if directions is None:
@@ -105,7 +119,14 @@ class LatentVariableModel(Half):
             directions = each.reshape(-1, *[1] * (z.ndim - 1), z.shape[-1]).expand(-1, *z.shape)
 
         def mean(z: Tensor) -> Tensor:
-            return self.likelihood(*self.outputs(z)).mean
+            law: Any = self.likelihood(*self.outputs(z))
+            if is_nominal(law):
+                raise ValueError(
+                    "the Jacobian is that of the mean of p(x | z), and categories have no mean: use no JacobianNorm "
+                    f"beside {type(self.likelihood).__name__}"
+                )
+            found: Tensor = law.mean
+            return found
 
         with running_statistics(self.decoder):
             return vmap(lambda direction: jvp(mean, (z,), (direction,))[1])(directions)
@@ -119,7 +140,8 @@ class LatentVariableModel(Half):
                 the batch is the whole set.
 
         Returns:
-            The mean of p(x | z), [..., batch, *x_shape]. It is NaN where the distribution has no mean.
+            The mean of p(x | z), [..., batch, *x_shape], or its mode where x is nominal. It is NaN where the
+            distribution has no mean.
         """
         named = [(f"penalty_{index}", penalty) for index, penalty in enumerate(self.penalties) if self.training]
         per_datum = [(name, penalty) for name, penalty in named if penalty.per_datum]
@@ -142,7 +164,7 @@ class LatentVariableModel(Half):
         learns = self.training and self.likelihood.training  # in a frozen model the likelihood stays in eval mode
         if learns and x is not None and observe is not None:
             observe(x, *outputs)
-        return moment(x_given_z, "mean", z)
+        return mean_or_mode(x_given_z, z)
 
 
 @contextmanager

@@ -1,4 +1,9 @@
-"""Likelihoods p(x | z): each is a small module from ``outputs`` decoder outputs per coordinate to a distribution."""
+"""Likelihoods p(x | z): each is a small module from the decoder's outputs to a distribution of each coordinate.
+
+``models.outputs`` has the contract between a decoder and a likelihood. A likelihood may also have
+``encoder_input(x_shape)``, which returns a layer for x and the shape [...] that the layer gives to a datum. The default
+encoder then begins with this layer.
+"""
 
 import math
 from typing import Any
@@ -10,12 +15,14 @@ from torch.distributions import Independent, LogNormal
 from torch.nn.functional import softplus
 
 from . import distributions
-from .half import in_range, positive
+from .half import in_range, positive, whole
+from .networks import OneHot, is_image
 from .schedules import Schedule, switch
 from .steps import first_of_step
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedNormal",
@@ -25,6 +32,8 @@ __all__ = [
     "LearnedSigma",
     "OptimalSigma",
     "StudentT",
+    "is_nominal",
+    "mean_or_mode",
     "moment",
     "of_coordinate",
     "scale_of_law",
@@ -68,6 +77,24 @@ def moment(law: Any, name: str, like: Tensor) -> Tensor:
     return found
 
 
+def is_nominal(law: Any) -> bool:
+    """Whether the values of a distribution are names of categories: a ``Categorical``, with or without ``to_event``.
+
+    The codes of categories have no order and no distances. They have a mode, but no mean and no variance.
+    """
+    return isinstance(of_coordinate(law), torch.distributions.Categorical)
+
+
+def mean_or_mode(law: Any, like: Tensor) -> Tensor:
+    """The mean of p(x | z), or its mode where x is nominal. It is NaN where there is neither.
+
+    Args:
+        law: The distribution.
+        like: A tensor whose dtype and device the result gets.
+    """
+    return law.mode.to(like) if is_nominal(law) else moment(law, "mean", like)
+
+
 class Bernoulli(nn.Module):
     """Binary observations: ``log p(x | z) = sum(x t - softplus(t))``, t = logits(z), x in {0, 1}."""
 
@@ -76,6 +103,58 @@ class Bernoulli(nn.Module):
 
     def forward(self, logits: Tensor) -> dist.Bernoulli:
         return dist.Bernoulli(logits=logits)
+
+
+class Categorical(nn.Module):
+    """Nominal observations: ``log p(x | z) = sum_t log softmax(logits_t)[x_t]``, x_t a code in {0, ..., levels - 1}.
+
+    The decoder gives the logits with the classes first, like channels: [rows, levels, *x_shape]. The numbers of the
+    codes mean nothing to the model, so ``pair`` puts a ``OneHot`` before its default encoder. Before an encoder of
+    your own, put it yourself: ``encoder=nn.Sequential(OneHot(levels), network)``. Pass the codes as they are, with
+    ``scale="none"``.
+
+    Args:
+        levels: The number of categories.
+
+    Raises:
+        ValueError: If ``levels`` is not a whole number of at least 2.
+
+    Example:
+        >>> import torch
+        >>> x_given_z = Categorical(levels=3)(*torch.zeros(3, 4, 6))
+        >>> x_given_z.log_prob(torch.zeros(4, 6)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = whole("levels", levels, least=2)
+
+    @property
+    def outputs(self) -> int:
+        """One logit for each category."""
+        return self.levels
+
+    @property
+    def formula(self) -> str:
+        return f"Categorical(logits(z)), x in {{0, ..., {self.levels - 1}}}"
+
+    def encoder_input(self, x_shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+        """The layer before the default encoder, and the shape that it gives to a datum.
+
+        In an image the categories of each channel become channels, [channels * levels, height, width], so that the
+        encoder can convolve. Otherwise the shape is [levels, *x_shape].
+        """
+        one_hot = OneHot(self.levels)
+        if is_image(x_shape):
+            return nn.Sequential(one_hot, nn.Flatten(1, 2)), (self.levels * x_shape[0], *x_shape[1:])
+        return one_hot, (self.levels, *x_shape)
+
+    def forward(self, *logits: Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=torch.stack(logits, -1))
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
 
 
 class ContinuousBernoulli(nn.Module):

@@ -3,9 +3,12 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["WIDTH", "decoder", "halvings", "is_image", "one_tensor", "published_decoder"]
+from .half import whole
+
+__all__ = ["WIDTH", "OneHot", "decoder", "halvings", "is_image", "one_tensor", "published_decoder"]
 
 WIDTH = 256  # units of a hidden layer, unless a width is given
 
@@ -41,6 +44,38 @@ def one_tensor(name: str, made: Any, wanted: str, remedy: str) -> Tensor:
         return made
     several = f" of {len(made)}" if isinstance(made, tuple | list | dict) else ""
     raise ValueError(f"the {name} returned a {type(made).__name__}{several}, wanted one tensor {wanted} ({remedy})")
+
+
+class OneHot(nn.Module):
+    """The first layer of an encoder of categories, from codes [rows, *x_shape] to [rows, levels, *x_shape].
+
+    A category becomes ``levels`` numbers, of which the one at its code is 1 and the others are 0. The numbers have the
+    dtype of the codes.
+
+    Args:
+        levels: The number of categories.
+
+    Raises:
+        ValueError: If ``levels`` is not a whole number of at least 2.
+
+    Example:
+        >>> import torch
+        >>> OneHot(levels=3)(torch.tensor([[2.0, 0.0]]))
+        tensor([[[0., 1.],
+                 [0., 0.],
+                 [1., 0.]]])
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = whole("levels", levels, least=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = torch.arange(self.levels, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+        return (x.unsqueeze(1) == codes).to(x)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
 
 
 def decoder(z_dim: int, x_shape: tuple[int, ...], outputs: int = 1, width: int = WIDTH) -> nn.Sequential:

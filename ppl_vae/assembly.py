@@ -1,6 +1,7 @@
 """Put a variant together from parts, or replace its prior."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from .elbo import PathwiseELBO, estimator
 from .guides import Guide, MeanField, encoder as encoder_for
-from .models import LatentVariableModel, StandardNormal, decoder as decoder_for
+from .guides.networks import encoder_of
+from .models import LatentVariableModel, StandardNormal
 from .models.half import of_pyro
 from .models.networks import WIDTH
+from .models.outputs import default_decoder, outputs_of
 from .recipes import PAIR, recipe, with_part
 from .variant import Variant
 
@@ -41,13 +44,16 @@ def pair(
     Args:
         x_shape: Shape of one datum, without the batch, for example ``(3, 32, 32)``.
         z_dim: Size of a code.
-        likelihood: The likelihood p(x | z), a module with an attribute ``outputs``. See ``ppl_vae.models``.
+        likelihood: The likelihood p(x | z), a module with an attribute ``outputs``. See ``ppl_vae.models``, and
+            ``models.outputs`` for a likelihood of your own.
         guide: The family of q(z | x): a class, or any callable ``(encoder, x_shape, z_dim) -> Guide``.
         prior: The prior p(z), of event shape [z_dim], or a callable ``z_dim -> prior`` such as its class. By default it
             is a standard normal.
-        encoder: A module from [rows, *x_shape] to [rows, width]. By default it is chosen by ``x_shape``.
-        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row. By default it is chosen
-            by ``x_shape``.
+        encoder: A module from [rows, *x_shape] to [rows, width]. By default it is chosen by ``x_shape``. For categories
+            it then begins with a ``OneHot``, which you put before an encoder of your own yourself.
+        decoder: A module from [rows, z_dim] to ``likelihood.outputs * x_dim`` numbers per row, or to
+            ``likelihood.outputs`` where these are flat. By default it is chosen by ``x_shape``. For flat outputs it is
+            a perceptron.
         penalties: Terms that are added to the training objective. See ``ppl_vae.models.penalties``.
         kl_weight: A ``KLWeight`` or ``Masked``, which acts on the site z of the model and of the guide in training.
         loss: The estimator of the bound, or its name with options, for example ``"dreg:num_particles=16"``. By default
@@ -73,9 +79,9 @@ def pair(
 
     units = WIDTH if width is None else width
     prior = _checked_prior(StandardNormal(z_dim) if prior is None else parts["prior"], z_dim)
-    encoder = encoder_for(x_shape, units) if encoder is None else encoder
-    outputs: int = likelihood.outputs  # type: ignore[assignment]
-    decoder = decoder_for(z_dim, x_shape, outputs, units) if decoder is None else decoder
+    if encoder is None:
+        encoder = encoder_of(likelihood, x_shape, functools.partial(encoder_for, width=units))
+    decoder = default_decoder(likelihood, z_dim, x_shape, units) if decoder is None else decoder
 
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, parts["penalties"])
     inference = guide(encoder, x_shape, z_dim)
@@ -98,9 +104,7 @@ def _check_parts(parts: dict[str, Any]) -> None:
     """Check the types of the parts, so that a wrong one is reported by its name."""
     for name in ("likelihood", "prior", "encoder", "decoder"):
         _check_module(name, parts[name])
-    if not isinstance(getattr(parts["likelihood"], "outputs", None), int):
-        name = type(parts["likelihood"]).__name__
-        raise ValueError(f"{name} has no attribute outputs: set it to its number of decoder outputs per coordinate")
+    outputs_of(parts["likelihood"])
     if not callable(parts["guide"]):
         raise ValueError(f"guide must be a family such as MeanField, got {parts['guide']!r}")
     if not isinstance(parts["loss"], ELBO | str | None):

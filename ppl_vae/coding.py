@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .assembly import with_prior
 from .data.data_set import chunks_of
-from .models.likelihoods import moment, of_coordinate
+from .models.likelihoods import mean_or_mode, of_coordinate
 from .streams import seeded
 from .variant import Variant, evaluating
 
@@ -47,18 +47,19 @@ def mean_codes(variant: Variant, y: Tensor) -> Tensor:
 def decode(variant: Variant, z: Tensor) -> Tensor:
     """Decode codes: the mean of p(x | z), [rows, *x_shape] in the data's units, for z [rows, z_dim].
 
-    Where p(x | z) has no mean, the result is NaN, with a UserWarning.
+    For categories it is the mode of p(x | z), the most probable category of each coordinate. Where p(x | z) has neither
+    a mean nor categories, the result is NaN, with a UserWarning.
     """
     return in_data_units(variant, mean_data(variant, z))
 
 
 def mean_data(variant: Variant, z: Tensor) -> Tensor:
-    """The mean of p(x | z), y [rows, *x_shape] in the model's units, for z [rows, z_dim].
+    """The mean of p(x | z), or its mode for categories, y [rows, *x_shape] in the model's units, for z [rows, z_dim].
 
     Where p(x | z) has no mean, the result is NaN, with a UserWarning.
     """
     with evaluating(variant):
-        means = torch.cat([moment(variant.model.x_given_z(rows), "mean", rows) for rows in z.split(variant.at_once)])
+        means = torch.cat([mean_or_mode(variant.model.x_given_z(rows), rows) for rows in z.split(variant.at_once)])
     missing = missing_mean(variant, z) if bool(means.isnan().any()) else None
     if missing is not None:
         warnings.warn(missing, stacklevel=3)
@@ -71,11 +72,11 @@ def in_data_units(variant: Variant, y: Tensor) -> Tensor:
 
 
 def missing_mean(variant: Variant, z: Tensor) -> str | None:
-    """A message if p(x | z) has no mean at any of the codes z [rows, z_dim], and None otherwise."""
+    """A message if p(x | z) has neither a mean nor categories at the codes z [rows, z_dim], and None otherwise."""
     with evaluating(variant), pyro.validation_enabled(False):
         outputs = variant.model.outputs(z[: variant.at_once])
         law: Any = variant.model.law(*outputs)
-        mean = moment(law, "mean", z)
+        mean = mean_or_mode(law, z)
         has_mean = bool(mean.isfinite().any())
         outputs_are_finite = all(bool(output.isfinite().all()) for output in outputs)
     if has_mean or not outputs_are_finite:
@@ -89,6 +90,8 @@ def missing_mean(variant: Variant, z: Tensor) -> str | None:
 
 def reconstruct(variant: Variant, x: Any) -> Tensor:
     """Reconstruct data: the mean of p(x | z) at the mean of q(z | x), [rows, *x_shape] in the data's units.
+
+    For categories it is the mode of p(x | z), the most probable category of each coordinate.
 
     x is of the same types as for ``encode``. A Dataset that is too large for memory is refused, because its
     reconstruction would be too large as well.
@@ -105,7 +108,8 @@ def sample(
         variant: The pair to sample from.
         count: Number of data.
         prior: Another prior p(z), as ``ex_post.fit`` returns it. By default it is the prior of the model.
-        mean: Whether to return the mean of p(x | z), which has no observation noise, in place of a draw.
+        mean: Whether to return the mean of p(x | z), which has no observation noise, in place of a draw. For categories
+            it is the mode, the most probable category of each coordinate.
         seed: Seed of the draws. The caller's random stream is not changed.
 
     Returns:
@@ -129,4 +133,4 @@ def draw_data(
         z = variant.model.prior().sample((count,))
         if mean:
             return mean_data(variant, z)
-        return torch.cat([variant.model.x_given_z(rows).sample() for rows in z.split(variant.at_once)])
+        return torch.cat([variant.model.x_given_z(rows).sample().to(z) for rows in z.split(variant.at_once)])

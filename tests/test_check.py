@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from itertools import cycle
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae import VARIANTS, Variant, check, evaluate, fit, pair
+from ppl_vae import VARIANTS, Variant, bounds, check, evaluate, fit, load, pair, save
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
@@ -24,6 +25,7 @@ from ppl_vae.models import (
     ContinuousBernoulli,
     Gaussian,
     Half,
+    JacobianNorm,
     KLWeight,
     LatentVariableModel,
     LearnedSigma,
@@ -86,6 +88,20 @@ class Skewed(nn.Module):
         return dist.Gumbel(loc, log_scale.exp())
 
 
+class OneScale(nn.Module):
+    """A user's flat likelihood: ``x ~ Normal(loc(z), scale(z))`` with one scale for all coordinates of a datum."""
+
+    is_flat = True
+
+    def __init__(self, *x_shape: int) -> None:
+        super().__init__()
+        self.x_shape, self.outputs = x_shape, math.prod(x_shape) + 1
+
+    def forward(self, h: Tensor) -> dist.Normal:
+        loc, log_scale = h[..., :-1].unflatten(-1, self.x_shape), h[..., -1:]
+        return dist.Normal(loc, log_scale.exp().unflatten(-1, [1] * len(self.x_shape)))
+
+
 class Stretched(nn.Module):
     """A user's prior: independent Laplace, the widths learned."""
 
@@ -146,6 +162,58 @@ def test_parts_of_ones_own_pass(parts: Callable[[], dict[str, Any]], shape: tupl
     variant = pair(shape, Z_DIM, **{"likelihood": LearnedSigma(), **parts()})
 
     assert check(variant, binary(*shape)) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("loss", ["stl", "dreg:num_particles=3"])
+def test_a_flat_likelihood_of_ones_own_passes(shape: tuple[int, ...], loss: str) -> None:
+    variant = pair(shape, Z_DIM, likelihood=OneScale(*shape), loss=loss)
+
+    assert check(variant, binary(*shape)) == []
+
+
+def test_a_flat_likelihood_gets_one_tensor_and_splits_it() -> None:
+    """The density is that of the parts by hand, for several draws, and the Jacobian is that of ``loc`` alone."""
+    decoder = nn.Linear(Z_DIM, X_DIM + 1)
+    variant = pair((X_DIM,), Z_DIM, likelihood=OneScale(X_DIM), decoder=decoder)
+    z, x = torch.randn(4, ROWS, Z_DIM), torch.randn(ROWS, X_DIM)
+
+    (h,) = variant.model.outputs(z)
+    found = variant.model.x_given_z(z)
+
+    by_hand = dist.Normal(h[..., :X_DIM], h[..., X_DIM:].exp()).log_prob(x).sum(-1)
+    assert torch.allclose(h, decoder(z), rtol=0, atol=1e-12)
+    assert torch.allclose(found.log_prob(x), by_hand, rtol=0, atol=1e-12)
+    jacobian = variant.model.jacobian(z)
+    assert torch.allclose(jacobian, decoder.weight[:X_DIM].T[:, None, None].expand_as(jacobian), rtol=0, atol=1e-12)
+
+
+def test_a_flat_likelihood_is_trained_judged_and_kept(tmp_path: Path) -> None:
+    x = torch.randn(120, X_DIM) * (1 + torch.arange(120.0) % 3)[:, None]
+    built = [
+        pair((X_DIM,), Z_DIM, likelihood=OneScale(X_DIM), penalties=[JacobianNorm(0.1)], width=8) for _ in range(2)
+    ]
+
+    trained = fit(built[0], x, epochs=4, batch_size=30, progress=False)
+    found = evaluate(trained.variant, x, 10, train=x)
+    again = load(save(tmp_path / "flat", trained.variant), into=built[1])
+
+    assert trained.settings["backend"] == "fx"
+    assert math.isfinite(found["bound"].value or math.nan)
+    assert math.isfinite(found["rmse"].value or math.nan)
+    assert torch.equal(bounds(again, x, 3).elbo, bounds(trained.variant, x, 3).elbo)
+
+
+def test_a_flat_likelihood_with_the_wrong_shapes_is_named() -> None:
+    image = pair((1, 9, 8), Z_DIM, likelihood=OneScale(72))
+    remedy = r"returned a distribution of batch shape \[1, 72\], wanted \[\.\.\., 1, 9, 8\]: reshape the outputs"
+
+    (line,) = check(image, torch.randn(ROWS, 1, 9, 8))
+    assert re.search(remedy, line)
+    with pytest.raises(ValueError, match=r"turned z \[2, 3\] into \[2, 5\]; OneScale wants \[2, 6\]"):
+        pair((X_DIM,), Z_DIM, likelihood=OneScale(X_DIM), decoder=nn.Linear(Z_DIM, X_DIM)).model.outputs(
+            torch.zeros(2, Z_DIM)
+        )
 
 
 NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {

@@ -19,13 +19,14 @@ from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Variant, evaluate, fit, pair, reconstruct
+from ppl_vae import VARIANTS, Variant, encode, evaluate, fit, pair, reconstruct
 from ppl_vae.assembly import with_prior
 from ppl_vae.elbo import PathwiseELBO
 from ppl_vae.guides import ConstantVariance, FullRank, Guide, MeanField, PointMass
 from ppl_vae.models import (
     MMD,
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedNormal,
@@ -47,11 +48,13 @@ from ppl_vae.models import (
     switch,
 )
 from ppl_vae.streams import seeded
+from ppl_vae.variant import evaluating
 
 Z_DIM, ROWS = 3, 6
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,
+    "categorical": lambda: Categorical(2),
     "gaussian": Gaussian,
     "learned_sigma": LearnedSigma,
     "optimal_sigma": OptimalSigma,
@@ -555,13 +558,26 @@ def test_training_under_another_prior_trains_the_shared_decoder() -> None:
     assert unmoved(variant, before) == []
 
 
+def counting(outputs: Any, **declared: Any) -> nn.Module:
+    """A Bernoulli that declares another number of outputs."""
+    likelihood: Any = Bernoulli()
+    for name, value in {"outputs": outputs, **declared}.items():
+        setattr(likelihood, name, value)
+    return likelihood
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"guide": "laplace"}, "guide must be a family"),
         ({"prior": "mixture"}, "prior must be an instance of nn.Module, got 'mixture'"),
         ({"likelihood": Gaussian}, "likelihood must be an instance of nn.Module"),
-        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs"),
+        ({"likelihood": nn.Identity()}, "Identity has no attribute outputs: set it to its number .* per coordinate"),
+        ({"likelihood": counting(0)}, r"Bernoulli\.outputs is its number .* per coordinate, .* at least 1, got 0"),
+        ({"likelihood": counting(2.0)}, "a whole number of at least 1, got 2.0"),
+        ({"likelihood": counting(True)}, "a whole number of at least 1, got True"),
+        ({"likelihood": counting("2", is_flat=True)}, "number of decoder outputs per datum, .* got '2'"),
+        ({"likelihood": counting(None, is_flat=True)}, "no attribute outputs: set it to its number .* per datum"),
         ({"loss": PathwiseELBO}, "loss must be an instance of pyro.infer.ELBO or a name"),
         ({"loss": "elbow"}, "unknown estimator 'elbow': wanted one of trace"),
         ({"x_shape": 5}, "x_shape must be the shape of one datum"),
@@ -749,18 +765,15 @@ class Bounded(nn.Module):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("likelihood", [Tokens, Bounded])
-def test_without_a_mean_the_bounds_stay_and_the_rest_says_why_it_is_empty(
-    likelihood: type[nn.Module], shape: tuple[int, ...]
-) -> None:
-    x = torch.randint(4, (20, *shape)).double() if likelihood is Tokens else torch.rand(20, *shape) / 2
-    variant = pair(shape, Z_DIM, likelihood=likelihood())
+def test_without_a_mean_the_bounds_stay_and_the_rest_says_why_it_is_empty(shape: tuple[int, ...]) -> None:
+    x = torch.rand(20, *shape) / 2
+    variant = pair(shape, Z_DIM, likelihood=Bounded())
     fit(variant, x, epochs=1, progress=False)
     found = evaluate(variant, x, 10, train=x)
     pictures = ["frechet_prior"] * (shape == SHAPES["image"])  # samples of images are means, those of tables draws
 
     assert math.isfinite(found["bound"].value or math.nan)
-    assert (found["bits_per_dim"].value is not None) == (likelihood is Tokens)
+    assert found["bits_per_dim"].reason == "a density"
     assert [name for name, number in found.numbers.items() if number.reason == "no mean"] == [
         "rmse",
         "frechet_reconstructions",
@@ -769,6 +782,31 @@ def test_without_a_mean_the_bounds_stay_and_the_rest_says_why_it_is_empty(
     ]
     with pytest.warns(UserWarning, match=r"has no mean: reconstruct, RMSE and distances need one \(give"):
         assert bool(reconstruct(variant, x).isnan().all())
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_of_categories_the_bounds_and_modes_stay_and_no_distance_is_given(shape: tuple[int, ...]) -> None:
+    """A likelihood of the user's own is nominal where it returns a Categorical."""
+    x = torch.randint(4, (20, *shape)).double()
+    variant = pair(shape, Z_DIM, likelihood=Tokens())
+    fit(variant, x, epochs=1, progress=False)
+    found = evaluate(variant, x, 10, train=x)
+
+    assert math.isfinite(found["bound"].value or math.nan)
+    assert found["bits_per_dim"].value == pytest.approx(
+        -(found["bound"].value or math.nan) / (math.prod(shape) * math.log(2)), rel=1e-12
+    )
+    assert [name for name, number in found.numbers.items() if number.reason == "categories"] == [
+        "rmse",
+        "frechet_floor",
+        "frechet_reconstructions",
+        "frechet_prior",
+        "frechet_interpolations",
+        "nearest_held_out",
+    ]
+    with evaluating(variant):
+        modes = variant.model.x_given_z(encode(variant, x)).base_dist.logits.argmax(-1).double()
+    assert torch.equal(reconstruct(variant, x), modes)
 
 
 def test_a_sigma_at_its_floor_is_said_beside_the_number_and_by_the_receipt() -> None:

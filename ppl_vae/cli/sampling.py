@@ -27,7 +27,7 @@ def sample(
     ] = False,
     components: Components = COMPONENTS,
     mean: Annotated[
-        bool, typer.Option("--mean", help="Write the means of p(x | z), without observation noise.")
+        bool, typer.Option("--mean", help="Write the means of p(x | z), or the modes of categories.")
     ] = False,
     run_data: RunData,
     seed: Seed = 0,

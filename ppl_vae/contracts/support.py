@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..blocks import rows_at_once
+from ..models.likelihoods import is_nominal
 from ..variant import Variant
 
 __all__ = ["check_density", "check_support"]
@@ -22,7 +23,8 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
     Raises:
         ValueError: If a value lies outside the support. The message names a likelihood or a scale that fits the data.
     """
-    support, at_once = variant.support, rows_at_once(y.shape[1:])
+    law, at_once = variant.noise, rows_at_once(y.shape[1:])
+    support = law.support
     inside = torch.cat([support.check(rows) for rows in y.split(at_once)])
     if bool(inside.all()):
         return
@@ -30,6 +32,8 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
     is_scaled = x is not None and not variant.model.scale.is_identity
     if is_scaled and all(bool(support.check(rows).all()) for rows in x.split(at_once)):  # type: ignore[union-attr]
         fits = "x itself, in its own units, lies in the support: use scale='none'"
+    elif is_nominal(law):
+        fits = _of_codes(int(support.upper_bound) + 1, y)
     elif bool(((y == 0) | (y == 1)).all()):
         fits = "x is binary: bernoulli_vae fits"
     elif bool(((y >= 0) & (y <= 1)).all()):
@@ -38,6 +42,16 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
         fits = "x is real: sigma_vae or gaussian_vae fits, or scale='unit'"
     name = type(variant.model.likelihood).__name__
     raise ValueError(f"x holds {value:.6g} (in the model's units), outside the support of {name}, {support}; {fits}")
+
+
+def _of_codes(levels: int, y: Tensor) -> str:
+    """What to do where y are not the codes of a number of categories."""
+    wanted = f"pass whole numbers 0 to {levels - 1} with scale='none', such as pandas' .cat.codes"
+    if bool((y != y.round()).any()):
+        return wanted
+    if bool((y < 0).any()):
+        return f"{wanted}, in which -1 stands for a missing value"
+    return f"{wanted}, or set levels to {int(y.max()) + 1}"
 
 
 def check_density(variant: Variant, y: Tensor) -> None:

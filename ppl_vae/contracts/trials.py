@@ -17,7 +17,7 @@ from ..checkpoint import load, save
 from ..coding import missing_mean
 from ..models import Half
 from ..models.half import is_point_mass
-from ..models.likelihoods import moment, of_coordinate
+from ..models.likelihoods import is_nominal, mean_or_mode, moment, of_coordinate
 from ..streams import seeded
 from ..variant import Variant, densities, evaluating, set_mode
 from .registry import Contract, Trial, contract
@@ -46,9 +46,9 @@ def repeats(trial: Trial) -> str | None:
         first = q, variant.model.x_given_z(z)
         second = variant.guide.posterior(y), variant.model.x_given_z(z)
         for name, one, other in zip(("q(z | x)", "p(x | z)"), first, second, strict=True):
-            if not _same(moment(one, "mean", y), moment(one, "mean", y)):
+            if not _same(mean_or_mode(one, y), mean_or_mode(one, y)):
                 return f"the mean of {name} is random: two readings of one distribution differ ({CLOSED_FORM})"
-            if not _same(moment(one, "mean", y), moment(other, "mean", y)):
+            if not _same(mean_or_mode(one, y), mean_or_mode(other, y)):
                 return f"{name} is random in eval mode: for the same datum it differs from call to call ({QUIET})"
     return None
 
@@ -81,7 +81,7 @@ def rows(trial: Trial) -> str | None:
 
 @contract(TRIALS, "moments", remedy="a distribution has a mean and a variance")
 def moments(trial: Trial) -> str | None:
-    """p(x | z) has a mean and a variance."""
+    """p(x | z) has a mean and a variance, or x is nominal."""
     variant, y = trial.variant, trial.y
     with evaluating(variant):
         z = variant.guide.posterior(y).mean
@@ -90,7 +90,7 @@ def moments(trial: Trial) -> str | None:
         if missing is not None:
             return missing
         variance = moment(law, "variance", y)
-    if not bool(variance.isnan().all()):
+    if is_nominal(law) or not bool(variance.isnan().all()):
         return None
     name = type(of_coordinate(law)).__name__
     return f"p(x | z), a {name}, has no variance: guides.Laplace needs one (give the distribution a variance)"

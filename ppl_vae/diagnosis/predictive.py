@@ -1,12 +1,13 @@
 """Prior predictive checks: statistics of held-out data beside those of data sets that the model makes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..coding import sample
+from ..models.likelihoods import is_nominal
 from ..streams import stream_seed
 from ..variant import Variant
 
@@ -56,13 +57,35 @@ def statistics_of(y: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def statistics_of_categories(y: Tensor) -> dict[str, float]:
+    """Statistics of one data set of codes y [rows, *x_shape], by name. Another numbering of the categories keeps them.
+
+    A datum is described by the number of its different categories, and by the share of its most common one.
+    """
+    codes = y.flatten(1).long()
+    counts = torch.zeros(len(y), int(codes.max()) + 1, dtype=torch.float64, device=y.device)  # [rows, categories]
+    counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=torch.float64))
+    shares = counts.sum(0) / y.numel()
+    different = (counts > 0).sum(1).double()
+    commonest = counts.amax(1) / y[0].numel()
+    found = {
+        "entropy of the categories, nats": torch.special.entr(shares).sum(),
+        "share of the most common category": shares.max(),
+        "different categories per datum": different.mean(),
+        "sd over data of the different categories": different.std(),
+        "share of a datum's most common category": commonest.mean(),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
 def prior_predictive(
     variant: Variant, x: Any, *, ex_post: nn.Module | None = None, replicates: int = REPLICATES, seed: int = 0
 ) -> list[Check]:
     """Compare held-out data with data sets of the same size from the model, z ~ p(z) and x ~ p(x | z).
 
     If the model made the data, the probability that a p-value is at most some level is at most this level. Statistics
-    that differ only by rounding count as equal, on both sides.
+    that differ only by rounding count as equal, on both sides. The statistics of categories are other ones than those
+    of numbers, because their codes have no mean.
 
     Args:
         variant: A pair with any guide. The guide is not used.
@@ -90,7 +113,7 @@ def checks_of(
     variant: Variant, y: Tensor, ex_post: nn.Module | None = None, replicates: int = REPLICATES, seed: int = 0
 ) -> list[Check]:
     """``prior_predictive`` for held-out data y [rows, *x_shape] in the model's units."""
-    observed = statistics_of(y)
+    observed = _statistics_for(variant)(y)
     replicated = [list(made.values()) for made in replicated_statistics(variant, len(y), ex_post, replicates, seed)]
     values = torch.tensor(list(observed.values()), dtype=torch.float64)
     made = torch.tensor(replicated, dtype=torch.float64)  # [replicates, statistics]
@@ -102,6 +125,11 @@ def checks_of(
     columns = (values, made.mean(0), made.std(0, correction=0), p_values)
     rows = torch.stack(columns, 1).tolist()
     return [Check(name, *row) for name, row in zip(observed, rows, strict=True)]
+
+
+def _statistics_for(variant: Variant) -> Callable[[Tensor], dict[str, float]]:
+    """The function that gives the statistics of the data of a pair."""
+    return statistics_of_categories if is_nominal(variant.noise) else statistics_of
 
 
 def _rounding(variant: Variant, y: Tensor) -> float:
@@ -123,7 +151,7 @@ def replicated_statistics(
 
     Data sets are drawn in groups, as many at once as the networks take. Each group has its own random stream.
     """
-    together = max(1, variant.at_once // rows)
+    together, statistics = max(1, variant.at_once // rows), _statistics_for(variant)
     for stream, some in enumerate(torch.arange(replicates).split(together), FIRST_STREAM):
         x = sample(variant, len(some) * rows, prior=ex_post, seed=stream_seed(seed, stream))
-        yield from map(statistics_of, variant.in_model_units(x).split(rows))
+        yield from map(statistics, variant.in_model_units(x).split(rows))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..coding import draw_data, mean_codes, mean_data, missing_mean
 from ..estimate import Number, mean_over_data, share_over_data
+from ..models.likelihoods import is_nominal
 from ..models.networks import is_image
 from ..noise import at_floor, noise_scale
 from ..streams import chosen, seeded
@@ -95,9 +96,19 @@ class Subject:
         return kl_from_prior(self.variant, self.y)
 
     @cached_property
+    def is_nominal(self) -> bool:
+        """Whether x are codes of categories, between which no difference and no distance means anything."""
+        return is_nominal(self.variant.noise)
+
+    @cached_property
     def has_mean(self) -> bool:
         """Whether p(x | z) has a mean."""
-        return missing_mean(self.variant, self.codes[: self.variant.at_once]) is None
+        return not self.is_nominal and missing_mean(self.variant, self.codes[: self.variant.at_once]) is None
+
+    @property
+    def no_mean(self) -> Number:
+        """The reason of a number that is left empty where ``has_mean`` or ``can_sample`` is False."""
+        return CATEGORIES if self.is_nominal else NO_MEAN
 
     @property
     def shows_means(self) -> bool:
@@ -106,8 +117,8 @@ class Subject:
 
     @property
     def can_sample(self) -> bool:
-        """Whether samples can be made, which needs a mean of p(x | z) where samples are means."""
-        return self.has_mean or not self.shows_means
+        """Whether samples can be compared with data, which needs a mean of p(x | z) where samples are means."""
+        return self.has_mean or not (self.shows_means or self.is_nominal)
 
     @cached_property
     def compared(self) -> Tensor:
@@ -152,8 +163,8 @@ COLUMNS: dict[str, Column] = {}
 METRICS: dict[str, Callable[[Subject], Number]] = {}
 Metric = Callable[[Subject], Number]
 
-MAP, NO_MIXTURE, NO_TRAIN, NO_MEAN = (
-    Number(None, reason=reason) for reason in ("MAP", "no mixture", "no train", "no mean")
+MAP, NO_MIXTURE, NO_TRAIN, NO_MEAN, CATEGORIES = (
+    Number(None, reason=reason) for reason in ("MAP", "no mixture", "no train", "no mean", "categories")
 )
 
 
@@ -239,7 +250,7 @@ def bits_per_dim(subject: Subject) -> Number:
 def rmse(subject: Subject) -> Number:
     """Root mean squared error of the reconstruction at the posterior mean."""
     if not subject.has_mean:
-        return NO_MEAN
+        return subject.no_mean
     difference = mean_data(subject.variant, subject.codes) - subject.y
     square = mean_over_data(difference.square().flatten(1).mean(1))
     if square.value is None or square.error is None:
@@ -272,6 +283,8 @@ def sigma(subject: Subject) -> Number:
 @metric("F real", "F", up=None)
 def frechet_floor(subject: Subject) -> Number:
     """Frechet distance of held-out data from training data, which is the floor of the other distances."""
+    if subject.is_nominal:
+        return CATEGORIES
     if subject.train is None:
         return NO_TRAIN
     generator = torch.Generator().manual_seed(subject.seed)
@@ -283,14 +296,14 @@ def frechet_floor(subject: Subject) -> Number:
 def frechet_reconstructions(subject: Subject) -> Number:
     """Frechet distance of reconstructions from the held-out data. They are means of p(x | z), without noise."""
     if not subject.has_mean:
-        return NO_MEAN
+        return subject.no_mean
     return subject.distance(mean_data(subject.variant, subject.codes[subject.compared]))
 
 
 @metric("F prior", "F", up=False, means="images")
 def frechet_prior(subject: Subject) -> Number:
     """Frechet distance of samples from the prior. For images they are means of p(x | z), without noise."""
-    return subject.distance(subject.samples(None)) if subject.can_sample else NO_MEAN
+    return subject.distance(subject.samples(None)) if subject.can_sample else subject.no_mean
 
 
 @metric("F ex post", "F", up=False, means="images")
@@ -298,7 +311,7 @@ def frechet_ex_post(subject: Subject) -> Number:
     """Frechet distance of samples from the fitted mixture. For images they are means of p(x | z), without noise."""
     if subject.mixture is None:
         return NO_MIXTURE
-    return subject.distance(subject.of_mixture) if subject.can_sample else NO_MEAN
+    return subject.distance(subject.of_mixture) if subject.can_sample else subject.no_mean
 
 
 @metric("F interp.", "F", up=False, means="always")
@@ -309,7 +322,7 @@ def frechet_interpolations(subject: Subject) -> Number:
     samples.
     """
     if not subject.has_mean:
-        return NO_MEAN
+        return subject.no_mean
     ends = pairs(subject.y[subject.compared], subject.seed)
     return subject.distance(interpolate(subject.variant, *ends, 0.5))
 
@@ -317,6 +330,8 @@ def frechet_interpolations(subject: Subject) -> Number:
 @metric("near real", "scaled x", up=None)
 def nearest_held_out(subject: Subject) -> Number:
     """Distance of held-out data to the nearest training datum."""
+    if subject.is_nominal:
+        return CATEGORIES
     return subject.to_nearest_training_datum(subject.real[subject.compared])
 
 
@@ -328,4 +343,4 @@ def nearest_ex_post(subject: Subject) -> Number:
     """
     if subject.mixture is None:
         return NO_MIXTURE
-    return subject.to_nearest_training_datum(subject.of_mixture) if subject.can_sample else NO_MEAN
+    return subject.to_nearest_training_datum(subject.of_mixture) if subject.can_sample else subject.no_mean

@@ -18,8 +18,9 @@ from ..data.data_set import Data
 from ..data.public import PUBLIC, public_set
 from ..estimate import rounded
 from ..files import whole_file, writable, write_text
-from ..guides.networks import published_encoder
+from ..guides.networks import encoder_of, published_encoder
 from ..models.networks import published_decoder
+from ..models.outputs import outputs_of
 from ..variant import Variant
 from .cells import Cell, Contestant, Judging, grid
 from .claims import Claim, Verdict, judged, plain
@@ -116,8 +117,8 @@ def wide(x_shape: tuple[int, ...], z_dim: int, *, variant: str, **options: Any) 
     """
     likelihood: Any = VARIANTS[variant](x_shape, 1, **options).model.likelihood
     networks = {
-        "encoder": published_encoder(x_shape),
-        "decoder": published_decoder(z_dim, x_shape, likelihood.outputs),
+        "encoder": encoder_of(likelihood, x_shape, published_encoder),
+        "decoder": published_decoder(z_dim, x_shape, outputs_of(likelihood)),
     }
     return VARIANTS[variant](x_shape, z_dim, **options, **networks)
 

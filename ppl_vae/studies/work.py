@@ -29,6 +29,7 @@ from ..evaluation.evaluation import Evaluation, evaluate
 from ..evaluation.features import Features
 from ..evaluation.metrics import COLUMNS
 from ..models import Mixture
+from ..models.likelihoods import is_nominal
 from ..streams import seeded
 from ..training.fitting import Fit
 from ..variant import Variant
@@ -200,7 +201,7 @@ def _suited(variant: Variant, data: Data, seed: int) -> Data:
     """The data, or Bernoulli draws of them if the data are grey values in [0, 1] and only the draws are supported."""
     y = data.scale(data.test)
     grey = bool(((y >= 0) & (y <= 1)).all()) and isinstance(data.train, Tensor)
-    if not grey or _supports(variant, y):
+    if not grey or is_nominal(variant.noise) or _supports(variant, y):
         return data
     drawn = data.binarized("dynamic", seed)
     return drawn if _supports(variant, drawn.test) else data
