@@ -311,8 +311,8 @@ def of_shared_noise(evidence: Evidence) -> Iterator[Claim]:
     text = f"up to B = {BATCHES[-1]}, the variance with shared noise falls by a smaller power of B than with own noise"
     yield claim(text, more=("shared", "slope"), less=("own", "slope"), unit="power of B")
     text = f"at B = {LARGE}, the variance with shared noise is more than twice that with own noise"
-    ends = {"more": ("shared", "variance"), "less": ("own", "variance")}
-    yield claim(text, factor=0.5, **ends, unit="nats**2 per unit of W**2")
+    more, less = ("shared", "variance"), ("own", "variance")
+    yield claim(text, more=more, less=less, factor=0.5, unit="nats**2 per unit of W**2", family="L2.3 variance")
 
 
 # The picture.

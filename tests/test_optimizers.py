@@ -16,7 +16,7 @@ from ppl_vae.studies import Contestant
 from ppl_vae.studies.cells import grid
 from ppl_vae.training import Fit
 from ppl_vae.training.batches import Batches
-from ppl_vae.training.optimizers import named, optimizer_of
+from ppl_vae.training.optimizers import name_of, optimizer_of
 from ppl_vae.training.validation import hold_out
 
 DECAY, LR = 0.3, 1e-2
@@ -124,7 +124,7 @@ def test_every_group_gets_the_learning_rate_of_the_schedule() -> None:
     ],
 )
 def test_an_optimizer_is_named_with_its_settings(made: Any, name: str) -> None:
-    assert named(optimizer_of(made, [nn.Parameter(torch.zeros(2))], 1e-3)) == name
+    assert name_of(optimizer_of(made, [nn.Parameter(torch.zeros(2))], 1e-3)) == name
 
 
 def test_the_receipt_and_the_settings_name_the_optimizer() -> None:

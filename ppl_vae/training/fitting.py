@@ -16,7 +16,7 @@ from ..variant import Variant
 from .batches import Batches
 from .loop import Loop
 from .machine import kernels_last, threads_for
-from .optimizers import Maker, named
+from .optimizers import Maker, name_of
 from .options import FitOptions, Speed
 from .receipts import receipt
 from .validation import hold_out
@@ -174,7 +174,7 @@ def _settings(loop: Loop) -> dict[str, Any]:
         "steps": loop.step,
         "batch_size": options.batch_size,
         "lr": options.lr,
-        "optimizer": named(loop.optimizer),
+        "optimizer": name_of(loop.optimizer),
         "seed": options.seed,
         "rows": loop.batches.rows,
         "backend": f"eager: {reason}" if reason else options.runs_on,

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..svi.adam import Adam
 
-__all__ = ["Maker", "named", "optimizer_of"]
+__all__ = ["Maker", "name_of", "optimizer_of"]
 
 Maker = Callable[[list[Tensor]], Optimizer]
 REMEDY = "a class such as torch.optim.AdamW, or functools.partial(torch.optim.AdamW, weight_decay=1e-2)"
@@ -40,7 +40,7 @@ def optimizer_of(maker: Maker | None, parameters: Sequence[Tensor], lr: float) -
     return made
 
 
-def named(optimizer: Optimizer) -> str:
+def name_of(optimizer: Optimizer) -> str:
     """The name of an optimizer with its settings, such as ``"AdamW(weight_decay=0.01)"``.
 
     A setting is named if it differs from the default of its class. ``weight_decay`` is named whenever it is not 0. The
