@@ -336,6 +336,7 @@ def figure(evidence: Evidence) -> "Figure":
             _line(gained, {rows_of(data): gains(evidence, data, arm) for data in every}, arm)
     gained.axhline(0.0, lw=0.6, color=GREY)
     gained.set_yscale("symlog", linthresh=10.0)
+    gained.yaxis.set_major_formatter("{x:g}")
     for axes in (gained, active):
         axes.set_xscale("log")
         plain_ticks(axes, "x")
@@ -346,7 +347,7 @@ def figure(evidence: Evidence) -> "Figure":
 
 def _line(axes: Any, values: Mapping[int, Mapping[int, float]], arm: str) -> None:
     """The mean over seeds as a line, and a dot per seed, in the colour of the place and the style of the size."""
-    place, size = PRIORS.get(arm, (arm, MIDDLE))
+    place, size = PRIORS.get(arm, (arm, SIZES_OF_PRIOR[0]))
     ink = dict(zip([*PLACES, *DECAYED, NONE], COLOURS, strict=False))[place]
     shown = {rows: list(of_seeds.values()) for rows, of_seeds in values.items() if of_seeds}
     means = [math.fsum(seeds) / len(seeds) for seeds in shown.values()]
