@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..catalogue import VARIANTS
 from ..data.data_set import Data
@@ -40,7 +40,7 @@ from ..data.sources import Raw
 from ..data.units import fit_scale
 from ..diagnosis.residuals import noise_calibration
 from ..drawing import COLOURS, LIGHT, panels, tidy
-from ..estimate import Number, share_over_data
+from ..estimate import Number
 from ..evaluation.features import Features
 from ..models import (
     DiscretizedLogistic,
@@ -52,12 +52,11 @@ from ..models import (
     StudentT,
     decoder,
 )
-from ..models.likelihoods import of_coordinate
 from ..streams import seeded
 from ..studies import Cell, Claim, Contestant, Judging, Result
 from ..studies.evidence import Evidence
 from ..studies.experiment import SCALES, Experiment, Scale, cells_of, main, public_sets
-from ..variant import Variant, evaluating
+from ..variant import Variant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +89,6 @@ COLUMNS = {
     "weight": "w of sigma",
     "within_90": "within 90 %",
     "rmse_outside": "outside [0, 1]",
-    "codes_rounded": "codes rounded",
 }
 
 
@@ -217,9 +215,6 @@ def numbers(result: Result, features: Features) -> Mapping[str, Number]:
     * ``within_90``: the share of held-out numbers in the central 90 % of p(x | z), z from q(z | x).
     * ``rmse_outside``: the root mean squared distance of held-out data from [0, 1], in the model's units. No decoder
       with a sigmoid has a smaller RMSE.
-    * ``codes_rounded``: the share of held-out data for which q(z | x) has a scale below the distance of neighbouring
-      floats at its mean. Draws of z are rounded there, and the two bounds, which need draws, cannot be trusted. The KL
-      is in closed form.
     * ``dimensions``: the number D of coordinates of x.
     """
     variant, data = result.variant, result.data
@@ -229,7 +224,6 @@ def numbers(result: Result, features: Features) -> Mapping[str, Number]:
     found = {
         "within_90": noise.coverage[1] if noise.coverage else Number(None, reason="a mass"),
         "rmse_outside": Number(float((y - y.clamp(0, 1)).square().mean().sqrt())),
-        "codes_rounded": codes_rounded(variant, y),
         "dimensions": Number(float(y[0].numel())),
         "weight": Number(None, reason="no single Gaussian sigma"),
     }
@@ -239,14 +233,6 @@ def numbers(result: Result, features: Features) -> Mapping[str, Number]:
         found["weight"] = Number(2 * sigma**2 / y[0].numel())
     ends = {"sigma_smallest": width.min(), "sigma_largest": width.max()}
     return found | {name: Number(sigma * float(end)) for name, end in ends.items()}
-
-
-def codes_rounded(variant: Variant, y: Tensor) -> Number:
-    """The share of data y [rows, *x_shape], in the model's units, whose q(z | x) is narrower than floats can tell."""
-    with evaluating(variant):
-        q = of_coordinate(variant.guide.posterior(y))
-        narrow = q.scale < torch.finfo(q.loc.dtype).eps * q.loc.abs()
-    return share_over_data(narrow.any(1).double())
 
 
 START = {"scale": 0.1, "floor": -8.0}  # of all likelihoods on grey values in [0, 1]

@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..models.half import positive
+from ..models.rounding import least_scale
 from .guide import Guide
 
 __all__ = ["ConstantVariance"]
@@ -17,7 +18,8 @@ class ConstantVariance(Guide):
     """``z ~ Normal(loc(x), scale)`` with one fixed scale for all data: a guide between those of a VAE and of RAE.
 
     The KL to a standard normal is ``(|loc|**2 + d (scale**2 - 1 - 2 log scale)) / 2`` with d = ``z_dim``, so there is a
-    bound of log p(x).
+    bound of log p(x). In eval mode the scale is at least as large as the rounding of z allows (see
+    ``models.rounding.least_scale``).
 
     Args:
         encoder, x_shape, z_dim, heads: As in ``Guide``.
@@ -50,4 +52,5 @@ class ConstantVariance(Guide):
         return f"Normal(loc(x), scale), scale = {float(self.scale):.4g}"
 
     def distribution(self, loc: Tensor) -> TorchDistributionMixin:
-        return dist.Normal(loc, self.scale).to_event(1)
+        scale = self.scale if self.training else self.scale.maximum(least_scale(loc))
+        return dist.Normal(loc, scale).to_event(1)

@@ -5,19 +5,17 @@ import torch
 from torch import Tensor
 
 from ..models.half import in_range
+from ..models.rounding import readable_factor
 from .guide import Guide
 
 __all__ = ["FullRank"]
-
-READABLE = 0.1  # the largest error in the noise, in standard deviations, that the rounding of z may cause
 
 
 class FullRank(Guide):
     """``z ~ Normal(loc(x), L(x) L(x)^T)``, where L is lower triangular with a positive diagonal.
 
-    In eval mode the log diagonal is kept in a finite range, as in ``MeanField``. For data so far from the training data
-    that log q(z | x) would suffer from rounding (see ``_is_readable``), only the diagonal of L is used. Any q gives a
-    lower bound.
+    In eval mode the log diagonal is kept in a finite range, as in ``MeanField``. Where log q(z | x) would suffer from
+    the rounding of z, only the diagonal of L is used (see ``models.rounding.readable_factor``).
     """
 
     has_density = True
@@ -35,26 +33,5 @@ class FullRank(Guide):
         for entries in below:  # one tensor, or none for z_dim = 1
             factor[..., rows, columns] = entries
         if not self.training:
-            factor = torch.where(_is_readable(loc, factor)[..., None, None], factor, diagonal)
+            factor = readable_factor(loc, factor)
         return dist.MultivariateNormal(loc, scale_tril=factor)
-
-
-@torch.no_grad()
-def _is_readable(loc: Tensor, factor: Tensor) -> Tensor:
-    """Whether the noise e of ``z = loc + L e`` can be computed back from z as ``L^-1 (z - loc)``.
-
-    z is rounded by up to eps |z|, and L^-1 multiplies this error. Where L is far from diagonal, the error can be larger
-    than e. Then log q(z | x) is far too low, and the bound is far too high.
-
-    Args:
-        loc: The means [..., z_dim].
-        factor: The matrices L [..., z_dim, z_dim].
-
-    Returns:
-        One truth value per datum, [...].
-    """
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    rounding = torch.finfo(factor.dtype).eps * (loc.abs() + factor.abs().sum(-1))
-    error = (inverse.abs() @ rounding.unsqueeze(-1)).squeeze(-1)
-    return (error <= READABLE).all(-1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..models.half import positive
 from ..models.latent_variable import LatentVariableModel
 from ..models.likelihoods import moment, of_coordinate, scale_of_law
+from ..models.rounding import readable_factor
 from .guide import Guide
 
 __all__ = ["Laplace"]
@@ -68,7 +69,8 @@ class Laplace(Guide):
         precision = torch.einsum("ibx,bx,jbx->bij", columns, 1 / noise, columns)
         precision = precision + torch.diag_embed(1 / _needed(self.model.prior(), "variance", loc))
         precision = (precision + precision.mT) / 2  # the product is symmetric only up to rounding
-        return dist.MultivariateNormal(loc, precision_matrix=precision / self.inflation)
+        factor = dist.MultivariateNormal(loc, precision_matrix=precision / self.inflation).scale_tril
+        return dist.MultivariateNormal(loc, scale_tril=readable_factor(loc, factor))
 
 
 def _needed(law: Any, name: str, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from .half import in_range
 from .likelihoods import LearnedSigma
 from .networks import WIDTH
 from .priors import StandardNormal
+from .rounding import least_scale
 
 __all__ = ["SecondStage", "SecondStageBound", "SecondStageLaw"]
 
@@ -101,8 +102,8 @@ class SecondStage(nn.Module):
     def u_given_z(self, z: Tensor) -> TorchDistributionMixin:
         """The guide q(u | z) for z [..., z_dim]."""
         loc, log_scale = self.encoder(z).chunk(2, -1)
-        log_scale = log_scale if self.training else in_range(log_scale)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        scale = log_scale.exp() if self.training else in_range(log_scale).exp().maximum(least_scale(loc))
+        return dist.Normal(loc, scale).to_event(1)
 
     def z_given_u(self, u: Tensor) -> TorchDistributionMixin:
         """p(z | u) for u [..., z_dim]."""

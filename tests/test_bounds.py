@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -493,6 +494,33 @@ def test_no_bound_is_above_the_evidence_far_out(guide: type[Guide], seed: int) -
 
     for bound in levels(bounds(variant, x, 50)):
         assert bool((bound <= evidence + 1e-5 * evidence.abs()).all())
+
+
+NARROW = [MeanField, FullRank, partial(ConstantVariance, scale=4e-11)]
+
+
+@pytest.mark.parametrize("guide", NARROW, ids=["mean field", "full rank", "constant variance"])
+def test_no_bound_is_above_its_limit_where_codes_are_rounded(guide: Any) -> None:
+    """log p(x | z) is at most -D log(sigma sqrt(2 pi)), and so is every bound.
+
+    Near 18, single precision has one number in 1.9e-6. A draw from a guide of width 4e-11 is 5e4 widths away from a
+    mean that another batch rounds in another way, so that log q(z | x) of the draw is about -1e9.
+    """
+    with seeded(0):
+        encoder = nn.Sequential(nn.Linear(X_DIM, 64), nn.Tanh())
+        parts = {"guide": guide, "encoder": encoder, "decoder": nn.Linear(3, X_DIM)}
+        variant = pair((X_DIM,), 3, likelihood=Gaussian(0.02), **parts)
+        x = torch.randn(200, X_DIM)
+    with torch.no_grad():
+        variant.guide.heads[0].bias.fill_(18.0)  # type: ignore[operator, union-attr]
+        for head in list(variant.guide.heads)[1:2]:
+            head.weight.zero_()  # type: ignore[operator, union-attr]
+            head.bias.fill_(math.log(4e-11))  # type: ignore[operator, union-attr]
+    variant.model.float()
+    variant.guide.float()
+
+    limit = -X_DIM * math.log(0.02 * math.sqrt(2 * math.pi))
+    assert all(bool((bound < limit).all()) for bound in levels(bounds(variant, x.float(), 100, at_once=100)))
 
 
 def test_draws_are_cut_by_the_shape_of_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,26 +147,6 @@ def test_a_sigmoid_cannot_reach_data_outside_of_0_and_1(sets: dict[str, Data]) -
     assert rmse >= float((y - y.clamp(0, 1)).square().mean().sqrt()) > 0.5
 
 
-class Known(torch.nn.Module):
-    """A guide with a given q(z | x)."""
-
-    def __init__(self, law: Any) -> None:
-        super().__init__()
-        self.law = law
-
-    def posterior(self, y: Tensor) -> Any:
-        return self.law
-
-
-def test_codes_that_floats_cannot_tell_apart_are_counted() -> None:
-    """In float32, numbers near 100 are 7.6e-6 apart, and numbers near 1 are 1.2e-7 apart."""
-    scale = torch.tensor([[1e-3, 1.0], [1.0, 1e-9], [1e-6, 1.0], [1.0, 1e-6]], dtype=torch.float32)
-    loc = torch.tensor([100.0, 1.0], dtype=torch.float32).expand(4, 2)
-    variant = VARIANTS["sigma_vae"]((3,), 2)._replace(guide=Known(dist.Normal(loc, scale).to_event(1)))  # type: ignore[arg-type]
-
-    assert page.codes_rounded(variant, torch.zeros(4, 3)).value == 0.5
-
-
 # The data sets.
 
 
