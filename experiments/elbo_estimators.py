@@ -50,7 +50,7 @@ WIDTH, Z_DIM = 200, 50
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("smoke", 120, 40, 1, 32, 2, 4, Judging(1, 20), training={"backend": "eager"}),
+        Scale("smoke", 120, 40, 1, 32, 2, 4, Judging(1, 20, "pca"), training={"backend": "eager"}),
         Scale("reduced", 5000, 500, 20, 50, 5, 200, Judging(1, 5000)),
         Scale("full", 50_000, 500, 500, 100, 5, 200, Judging(1, 5000), is_wide=True),
     )
@@ -375,7 +375,9 @@ def figure(evidence: Evidence) -> "Figure":
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.invert_yaxis()
     _draw_ratios(ratio, evidence, data)
-    exact.draw(ladder, evidence)
+    ladder.set_visible(exact.TOY in evidence.sets())
+    if ladder.get_visible():
+        exact.draw(ladder, evidence)
     return drawing
 
 

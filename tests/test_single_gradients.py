@@ -1,7 +1,10 @@
 """The experiment on estimators: its network and training, and its figures of single gradients."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,9 @@ from ppl_vae import Variant, fit, prepare
 from ppl_vae.data.data_set import Data
 from ppl_vae.elbo import DReG
 from ppl_vae.experiments import elbo_estimators as page, single_gradients as exact
+from ppl_vae.studies import judged
+from ppl_vae.studies.evidence import Evidence
+from ppl_vae.studies.experiment import _run, verdicts_of
 from ppl_vae.training.options import SCHEDULES
 from ppl_vae.verification.repeated_draws import replicates
 
@@ -106,6 +112,79 @@ def test_all_contestants_share_the_network_and_the_steps() -> None:
     assert {name for name, count in counts.items() if count == 3} == set(page.MANY)
     assert {count for name, count in counts.items() if name not in page.MANY} == {5}
     assert {cell.z_dim for cell in cells} == {5, 50, 200}
+
+
+def test_the_experiment_runs_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three of the contestants, one of each way of training, with one seed, and without the exact rows."""
+    some = {"ELBO, 1", "IWAE, 5", "IWAE, then ELBO, 5"}
+    experiment = replace(
+        page.EXPERIMENT,
+        cells=lambda scale, data: [cell for cell in page.cells(scale, data) if cell.name in some],
+        exact=None,
+    )
+    _run(experiment, replace(page.SCALES["smoke"], seeds=1), 1, None, tmp_path / "study", tmp_path, quiet=True)
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "elbo_estimators.json").read_text())
+
+    assert {row["data"] for row in found["rows"]} == {"digits", page.ONE_DRAW, page.FRESH_DRAWS}
+    assert [row.get("reason") for row in found["rows"] if row.get("reason")] == []
+    assert all({"gap", "snr_guide_start"} <= row.keys() for row in found["rows"] if row["variant"] == "IWAE, 5")
+    assert all({"weighted_train", "gap"} <= row.keys() for row in found["rows"] if row["data"] == page.ONE_DRAW)
+    names = {verdict.name for verdict in verdicts_of(tmp_path / "elbo_estimators.json")}
+    assert names == {"IW.5", "IW.6"}
+    assert page.EXPERIMENT.question in out
+
+
+# Claims from rows.
+
+
+def rows_of(column: str, table: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [
+        {"data": "d", "variant": name, "seed": seed, column: value}
+        for name, values in table.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def verdict_of(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The verdicts on the claims of one name, by text."""
+    return {one.text: one.verdict for one in judged(page.claims(Evidence(rows))) if one.name == name}
+
+
+def test_the_claims_have_the_signs_of_the_literature() -> None:
+    """Where IWAE and DReG are better, as published, all are held; where the numbers are swapped, all are reversed."""
+    low, high = [-90.0, -90.1, -90.2, -90.1, -90.0], [-88.0, -88.1, -88.1, -88.0, -88.2]
+    best = [value + 3.0 for value in high]
+    published = {"ELBO, 5": low, "IWAE, 5": high, "IWAE, 50": best}
+    other = {"ELBO, 5": best, "IWAE, 5": high, "IWAE, 50": low}
+
+    assert set(verdict_of("IW.2", rows_of(page.BOUND, published)).values()) == {"held"}
+    assert set(verdict_of("IW.2", rows_of(page.BOUND, other)).values()) == {"reversed"}
+    gaps = {"ELBO, 5": [0.5, 0.6, 0.5, 0.4, 0.5], "IWAE, 5": [2.0, 2.1, 1.9, 2.0, 2.2]}
+    assert list(verdict_of("TB.4", rows_of(page.GAP, gaps)).values()) == ["held"]
+
+
+def test_no_worse_has_a_margin_and_the_same_bound_has_two_sides() -> None:
+    iwae = [-88.0, -88.1, -87.9, -88.0, -88.1]
+    near = {"IWAE, 5": iwae, "PIWAE, 5 x 1": [value - 0.2 for value in iwae]}
+    far = {"IWAE, 5": iwae, "PIWAE, 5 x 1": [value - 0.9 for value in iwae]}
+    for table, wanted in ((near, "held"), (far, "reversed")):
+        assert list(verdict_of("TB.5", rows_of(page.BOUND, table)).values()) == [wanted]
+    for shift, wanted in ((0.2, "held"), (-0.2, "held"), (0.9, "reversed"), (-0.9, "reversed")):
+        table = {"ELBO, 1": iwae, "ELBO, 5": [value + shift for value in iwae]}
+        assert list(verdict_of("IW.3", rows_of(page.BOUND, table)).values()) == [wanted]
+
+
+def test_one_draw_overfits_if_its_gap_is_wider() -> None:
+    rows = [
+        {"data": data, "variant": "ELBO, 1", "seed": seed, "weighted_train": train + seed / 10, "weighted_test": test}
+        for data, train, test in ((page.ONE_DRAW, -84.0, -90.0), (page.FRESH_DRAWS, -87.0, -88.0))
+        for seed in range(5)
+    ]
+
+    (wider, better) = judged(page.claims(Evidence(rows)))
+    assert (wider.difference, better.difference) == (pytest.approx(5.0), pytest.approx(2.0))
+    assert (wider.name, better.name) == ("IW.6", "IW.6")
 
 
 # Single gradients.
