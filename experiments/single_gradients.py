@@ -122,7 +122,7 @@ def rows(scale: Scale) -> list[Row]:
     """All numbers, a row per model, estimator and seed. The smoke scale has few draws, estimators and distances."""
     is_small = scale.name == "smoke"
     repeats, steps = (8, 10) if is_small else (100, 100)
-    named, places = (list(estimators())[: 3 if is_small else None], list(DISTANCES)[-1 if is_small else 0 :])
+    named, places = list(estimators())[: 3 if is_small else None], list(DISTANCES)[2 if is_small else 1 :]
     parts: list[Callable[[int], Iterator[Row]]] = [
         lambda seed: slopes(seed, repeats),
         lambda seed: many_bounds(seed, repeats),
