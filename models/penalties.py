@@ -4,7 +4,7 @@ A penalty is called as ``penalty(model, x, z)`` and returns a log factor. If its
 stands inside the plate of the data and is summed over the whole set. The factor is then a tensor [..., batch], or
 [..., 1] where it is the same for every datum. If its ``per_datum`` is False, the factor stands outside the plate and
 counts once per data set, for any batch size. A penalty may have a text ``nature``, which says in the receipt what the
-objective is with this term.
+objective is with this term, and a method ``attach(guide)``, which ``pair`` calls with the guide of the pair.
 """
 
 import math
@@ -19,19 +19,33 @@ if TYPE_CHECKING:
 
 from .half import positive
 
-__all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "spectrally_normalised"]
+__all__ = ["MMD", "JacobianNorm", "WeightPrior", "imq", "matrices", "spectrally_normalised"]
+
+OF_GUIDE = "guide."  # the beginning of the name of a layer that is a part of the guide
+NO_WEIGHTS = "wanted names of the model's parts, such as 'decoder', or of the guide's, such as 'guide.heads'"
+
+
+def matrices(part: nn.Module) -> list[Tensor]:
+    """The weight matrices and kernels of a module, without biases and norms."""
+    return [weight for weight in part.parameters() if weight.ndim > 1]
 
 
 class WeightPrior(nn.Module):
     """``weight ~ Normal(0, scale)`` on the weights of chosen layers: L2 or Tikhonov, counted once per data set.
 
-    In the notation of RAE, ``lambda = sigma**2 / (N scale**2)`` beside a squared error per datum. The weight decay of
-    an optimizer is something else: it also acts on biases and on the encoder, and in AdamW it is not a prior.
+    Its gradient is ``-weight / scale**2`` in nats per data set. In a loss per datum, this is the gradient that an
+    optimizer adds as ``weight_decay = 1 / (N scale**2)`` for N data. In the notation of RAE,
+    ``lambda = sigma**2 / (N scale**2)`` beside a squared error per datum. The weight decay of an optimizer is something
+    else: it also acts on biases and on the encoder, and in AdamW it is not a prior.
+
+    The weights of the guide are no variables of the model p(x, z). On them the same term is a penalty on the inference
+    network, and not a prior: the maximum of the objective is no MAP estimate of these weights, and without the penalty
+    any weights of the guide give a lower bound of log p(x).
 
     Args:
         scale: The standard deviation of the prior.
-        layers: Names of the parts of the model whose weight matrices and kernels have this prior. Biases and norms do
-            not have it.
+        layers: Names of the parts whose weight matrices and kernels have this prior. Biases and norms do not have it.
+            ``"decoder"`` is a part of the model, and ``"guide.heads"`` is the part ``heads`` of the guide.
 
     Raises:
         ValueError: If ``scale`` is not positive and finite, or a layer has no weights.
@@ -43,12 +57,35 @@ class WeightPrior(nn.Module):
         super().__init__()
         positive("scale", scale)
         if not layers:
-            raise ValueError("no weights in (): wanted names of the model's parts, such as 'decoder'")
+            raise ValueError(f"no weights in (): {NO_WEIGHTS}")
         self.scale, self.layers = scale, layers
+        self.of_guide: tuple[nn.Module, ...] = ()  # a tuple, so that the guide is no part of the model
 
     @property
     def formula(self) -> str:
         return f"{1 / (2 * self.scale**2):.4g} |{' and '.join(self.layers)} weights|**2"
+
+    @property
+    def nature(self) -> str:
+        """What the objective is with a penalty on the guide. It is empty for a prior on the model alone."""
+        inside = [layer for layer in self.layers if layer.startswith(OF_GUIDE)]
+        if not inside:
+            return ""
+        text = f"the bound of log p(x) minus an L2 penalty on {' and '.join(inside)}, which is no prior of p(x, z)"
+        others = [layer for layer in self.layers if layer not in inside]
+        return f"{text}, plus the log prior of the weights of {' and '.join(others)}" if others else text
+
+    def attach(self, guide: nn.Module) -> None:
+        """Take the layers whose names begin with ``"guide."`` from this guide. ``pair`` calls it.
+
+        Raises:
+            ValueError: If the penalty has such layers and belongs to the guide of another pair already.
+        """
+        if not any(layer.startswith(OF_GUIDE) for layer in self.layers):
+            return
+        if self.of_guide and self.of_guide[0] is not guide:
+            raise ValueError(f"WeightPrior on {self.layers} belongs to another pair: make one for each pair")
+        self.of_guide = (guide,)
 
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The weights of the chosen layers, which have this prior.
@@ -56,12 +93,14 @@ class WeightPrior(nn.Module):
         Raises:
             ValueError: If a layer does not exist or has no weights.
         """
+        parts = dict(model.named_modules())
+        for guide in self.of_guide:
+            parts |= {OF_GUIDE + name: part for name, part in guide.named_modules() if name}
         chosen: list[Tensor] = []
         for layer in self.layers:
-            part = dict(model.named_modules()).get(layer)
-            found = [] if part is None else [weight for weight in part.parameters() if weight.ndim > 1]
+            found = matrices(parts[layer]) if layer in parts else []
             if not found:
-                raise ValueError(f"no weights in {layer!r}: wanted names of the model's parts, such as 'decoder'")
+                raise ValueError(f"no weights in {layer!r}: {NO_WEIGHTS}")
             chosen += found
         return chosen
 

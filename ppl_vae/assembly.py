@@ -85,6 +85,10 @@ def pair(
 
     model = LatentVariableModel(prior, decoder, likelihood, x_shape, parts["penalties"])
     inference = guide(encoder, x_shape, z_dim)
+    for penalty in model.penalties:
+        attach: Any = getattr(penalty, "attach", None)
+        if attach is not None:
+            attach(inference)
     model.kl_weight = inference.kl_weight = kl_weight
     given = {keyword: part for keyword, part in parts.items() if part is not None}
     model.recipe = recipe(PAIR, x_shape, z_dim, given)

@@ -288,7 +288,10 @@ def wae_mmd(sigma: float = 0.1, weight: float = 500.0) -> Parts:
 
 @variant(source="Kingma and Welling, 2014, app. F")
 def l2_vae(tau: float = 1.0, layers: tuple[str, ...] = ("decoder",)) -> Parts:
-    """A VAE with a Gaussian prior (L2) on the weights of chosen ``layers`` of the model, counted once per data set."""
+    """A VAE with a Gaussian prior (L2) on the weights of chosen ``layers``, counted once per data set.
+
+    ``"guide.heads"`` among the ``layers`` are the heads of the code. See ``models.WeightPrior``.
+    """
     return {"likelihood": LearnedSigma(), "penalties": [WeightPrior(tau, tuple(layers))]}
 
 

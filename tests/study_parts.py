@@ -86,7 +86,15 @@ def untrained(variant: Variant, data: Any, *, seed: int, progress: bool, epochs:
         for half in variant[:2]:
             for parameter in half.parameters():
                 parameter.fill_(0.01)
-    settings = {"epochs": 1, "steps": 1, "batch_size": 64, "lr": 1e-3, "seed": 0, "rows": len(data.train)}
+    settings = {
+        "epochs": 1,
+        "steps": 1,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "optimizer": "Adam",
+        "seed": 0,
+        "rows": len(data.train),
+    }
     return Fit(variant, data, [], 1, {**settings, "backend": "eager", "precision": "full"})
 
 

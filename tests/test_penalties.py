@@ -1,8 +1,11 @@
 """Penalties against brute force: full Jacobians, double loops, scipy's densities and singular values."""
 
+import copy
 import itertools
 import math
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae import VARIANTS, Variant, fit, pair
+from ppl_vae import VARIANTS, Variant, check, fit, load, pair, save
 from ppl_vae.guides import PointMass
 from ppl_vae.models import (
     MMD,
@@ -29,6 +32,7 @@ from ppl_vae.models import (
     WeightPrior,
     spectrally_normalised,
 )
+from ppl_vae.streams import seeded
 
 SHAPES = {"vector": (5,), "image": (1, 8, 8)}
 
@@ -301,6 +305,107 @@ def test_the_weight_prior_is_on_the_chosen_layers_alone() -> None:
 def test_a_weight_prior_on_a_layer_without_weights_is_refused(layers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="no weights in"):
         WeightPrior(layers=layers)(auto((5,)).model, torch.zeros(2, 5), torch.zeros(2, 3))
+
+
+LOSSES = (None, "trace:num_particles=3", "mean_field", "iwae:num_particles=4", "dreg:num_particles=4")
+
+
+def on_heads(scale: float = 0.3, rows: int = 5, **parts: Any) -> Variant:
+    """A VAE with the prior on the heads of its guide."""
+    return VARIANTS["l2_vae"]((rows,), 2, tau=scale, layers=("guide.heads",), **{"width": 4, **parts})
+
+
+def head_gradients(variant: Variant, x: Tensor, size: int) -> list[Tensor]:
+    """The gradient of the loss over the whole data set, in nats, for every parameter of the heads."""
+    heads = list(variant.guide.heads.parameters())
+    with seeded(1):
+        value = variant.loss(variant.model, variant.guide)(x, size)
+    return list(torch.autograd.grad(value, heads))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("rows", "size"), [(12, 12), (4, 12), (1, 60_000)])
+def test_a_penalty_on_the_heads_has_the_gradient_minus_w_over_its_variance(
+    loss: str | None, rows: int, size: int
+) -> None:
+    """Once per data set, for any batch, estimator and number of draws: the loss has ``+w / scale**2``."""
+    variant, x, scale = on_heads(0.3, loss=loss), torch.randn(rows, 5), 0.3
+    found = head_gradients(variant, x, size)
+    penalties, variant.model.penalties = variant.model.penalties, nn.ModuleList()
+    without = head_gradients(variant, x, size)
+    variant.model.penalties = penalties
+
+    for weight, more, less in zip(variant.guide.heads.parameters(), found, without, strict=True):
+        wanted = weight / scale**2 if weight.ndim > 1 else torch.zeros_like(weight)
+        assert torch.allclose(more - less, wanted, rtol=1e-10, atol=1e-10 * float(more.abs().max() + 1))
+
+
+def test_the_guide_is_no_part_of_a_model_with_a_penalty_on_it() -> None:
+    variant, x = on_heads(), torch.randn(6, 5)
+    own = {id(parameter) for parameter in variant.model.parameters()}
+
+    assert own.isdisjoint(map(id, variant.guide.parameters()))
+    assert not any("heads" in name for name in variant.model.state_dict())
+    variant.model.eval()
+    variant.guide.eval()
+    assert {name for name in poutine.trace(variant.model).get_trace(x).nodes if name.startswith("penalty")} == set()
+
+
+def test_a_pair_with_a_penalty_on_its_heads_passes_every_contract_and_has_a_graph() -> None:
+    variant, x = on_heads(), torch.randn(64, 5)
+
+    check(variant, x)
+
+    assert fit(variant, x, epochs=2, batch_size=8, validation=None, progress=False).settings["backend"] == "fx"
+
+
+def test_a_copy_of_a_pair_penalises_the_heads_of_the_copy() -> None:
+    """Also the pair that a checkpoint builds."""
+    variant = on_heads()
+    for made in (copy.deepcopy(variant), pickle.loads(pickle.dumps(variant))):
+        weights = made.model.penalties[0].weights(made.model)
+        assert [id(one) for one in weights] == [id(head.weight) for head in made.guide.heads]
+
+
+def test_a_checkpoint_keeps_a_penalty_on_the_heads(tmp_path: Path) -> None:
+    variant, x = on_heads(), torch.randn(6, 5)
+
+    again = load(save(tmp_path / "it", variant))
+
+    again.model.train()
+    again.guide.train()
+    for one, other in zip(head_gradients(variant, x, 6), head_gradients(again, x, 6), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_penalty_on_the_guide_of_another_pair_is_refused() -> None:
+    """When the second pair is built, and when a pair gets another guide."""
+    penalty = WeightPrior(0.3, ("guide.heads",))
+    first = pair((5,), 2, likelihood=Gaussian(0.5), penalties=[penalty])
+    with pytest.raises(ValueError, match=r"belongs to another pair: make one for each pair"):
+        pair((5,), 2, likelihood=Gaussian(0.5), penalties=[penalty])
+
+    other = pair((5,), 2, likelihood=Gaussian(0.5))
+    with pytest.raises(ValueError, match=r"is not a parameter of the model or of the guide"):
+        fit(first._replace(guide=other.guide), torch.randn(20, 5), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("layers", [("guide.tails",), ("guide",), ("guide.heads.bias",)])
+def test_a_layer_that_the_guide_lacks_is_refused(layers: tuple[str, ...]) -> None:
+    variant = VARIANTS["l2_vae"]((5,), 2, layers=layers)
+    with pytest.raises(ValueError, match=r"no weights in 'guide.*such as 'guide.heads'"):
+        fit(variant, torch.randn(20, 5), epochs=1, progress=False)
+
+
+def test_the_receipt_says_that_a_penalty_on_the_guide_is_no_prior() -> None:
+    receipts = [
+        fit(VARIANTS["l2_vae"]((5,), 2, layers=layers), torch.randn(20, 5), epochs=1, progress=False).receipt()
+        for layers in [("guide.heads",), ("decoder", "guide.heads"), ("decoder",)]
+    ]
+
+    assert "minus an L2 penalty on guide.heads, which is no prior of p(x, z)" in receipts[0]
+    assert "no prior of p(x, z), plus the log prior of the weights of decoder" in receipts[1]
+    assert "a MAP objective of the penalised values" in receipts[2]
 
 
 class InThePlate(WeightPrior):

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae import VARIANTS, Variant
 from ppl_vae.elbo import PathwiseELBO, estimator
+from ppl_vae.guides import FullRank
 from ppl_vae.svi import SVI, Adam, Stale, Step, backends, shortening
 from ppl_vae.svi.capture import record
 from ppl_vae.svi.movers import Mover
@@ -115,6 +116,7 @@ CASES: dict[str, Callable[[], Variant]] = {
     ),
     "Trace_ELBO, particles": lambda: small("sigma_vae", loss=Trace_ELBO(num_particles=2)),
     "TraceMeanField_ELBO": lambda: small("sigma_vae", loss=TraceMeanField_ELBO()),
+    "entries of a matrix": lambda: small("sigma_vae", guide=FullRank),
 }
 
 
@@ -541,7 +543,13 @@ def accumulated(x: Tensor) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("function", [through_a_view, repeated_around_a_write, constants, accumulated])
+def indexed(x: Tensor) -> Tensor:
+    y = x * 2
+    y[..., [0, 2]] = x[:, 1:]
+    return y
+
+
+@pytest.mark.parametrize("function", [through_a_view, repeated_around_a_write, constants, accumulated, indexed])
 def test_a_shortened_graph_computes_what_the_function_does(function: Callable[[Tensor], Tensor]) -> None:
     run, _ = graph_of(function, torch.randn(4, 3))
     for _ in range(3):

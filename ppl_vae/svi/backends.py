@@ -59,10 +59,14 @@ def fx(recording: Recording) -> Function:
 
 
 def _call_directly(node: Node) -> None:
-    """Let a node call torch's Python function, which takes a microsecond less than the operation of aten."""
+    """Let a node call torch's Python function, which takes a microsecond less than the operation of aten.
+
+    The Python functions refuse None in a list of indices, as in ``x[..., rows, columns] = y``.
+    """
     schema = getattr(node.target, "_schema", None)
     name = getattr(schema, "name", "").removeprefix("aten::")
-    if not name or node.kwargs:
+    has_gaps = any(isinstance(argument, list | tuple) and None in argument for argument in node.args)
+    if not name or node.kwargs or has_gaps:
         return
     candidates = (getattr(space, name, None) for space in (torch, torch._C._nn))
     function = next((found for found in candidates if isinstance(found, BuiltinFunctionType)), None)

@@ -16,6 +16,7 @@ from ..variant import Variant
 from .batches import Batches
 from .loop import Loop
 from .machine import kernels_last, threads_for
+from .optimizers import Maker, name_of
 from .options import FitOptions, Speed
 from .receipts import receipt
 from .validation import hold_out
@@ -36,8 +37,9 @@ class Fit:
         rows: The history, a dictionary per epoch.
         best_epoch: The epoch of the best held-out objective, or the last epoch if nothing was held out.
         settings: The numbers of the run: epochs, steps, batch_size, lr, seed and rows, the number of training data;
-            ``backend``, with the reason if it is eager; and ``precision``. If the precision is lowered,
-            ``precision_error`` is the absolute change of the first loss, in nats per datum, with the same noise.
+            ``optimizer``, its name with its settings; ``backend``, with the reason if it is eager; and ``precision``.
+            If the precision is lowered, ``precision_error`` is the absolute change of the first loss, in nats per
+            datum, with the same noise.
     """
 
     variant: Variant
@@ -88,10 +90,11 @@ def fit(
     validation: Any = 0.1,
     seed: int = FitOptions.seed,
     device: str = FitOptions.device,
+    optimizer: Maker | None = FitOptions.optimizer,
     progress: bool | str = True,
     **speed: Unpack[Speed],
 ) -> Fit:
-    """Train a variant, in place, with one fused Adam on the loss of its traces.
+    """Train a variant, in place, with one optimizer on the loss of its traces.
 
     Pyro's global parameter store and the caller's random streams are left alone.
 
@@ -114,6 +117,12 @@ def fit(
             Rows are held out at random, or from the end if ``prepare`` split the data by ``"tail"``.
         seed: Seed of the order of the data, of the noise and of the split.
         device: ``"auto"`` (CUDA if there is a CUDA device, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        optimizer: A callable from a list of parameters to an optimizer of torch, for example
+            ``functools.partial(torch.optim.AdamW, weight_decay=1e-2)``. None is a fused Adam without weight decay. In
+            each step ``fit`` sets the learning rate of every parameter group to ``lr`` times the schedule. The
+            ``weight_decay`` of ``torch.optim.Adam`` adds ``weight_decay * w`` to the gradient of the loss per datum,
+            also for biases, for the encoder and for the scale of the likelihood, and that of ``AdamW`` shrinks them
+            apart from the gradient. A prior on the weights of the model is a penalty, ``models.WeightPrior``.
         progress: Whether to show the loss and the time left. A string is used as the label.
         speed: The options that concern speed alone, ``backend``, ``precision`` and ``channels_last``; see ``Speed``.
 
@@ -137,7 +146,7 @@ def fit(
     unknown = speed.keys() - Speed.__annotations__
     if unknown:
         raise TypeError(f"fit() got an unexpected keyword argument {min(unknown)!r}")
-    options = FitOptions(epochs, batch_size, lr, schedule, patience, seed, device, **speed)
+    options = FitOptions(epochs, batch_size, lr, schedule, patience, seed, device, optimizer=optimizer, **speed)
     variant.model.to(options.place)
     variant.guide.to(options.place)
     data = data if isinstance(data, Data) else replace(unsplit(data), scale=variant.model.scale)
@@ -165,6 +174,7 @@ def _settings(loop: Loop) -> dict[str, Any]:
         "steps": loop.step,
         "batch_size": options.batch_size,
         "lr": options.lr,
+        "optimizer": name_of(loop.optimizer),
         "seed": options.seed,
         "rows": loop.batches.rows,
         "backend": f"eager: {reason}" if reason else options.runs_on,

@@ -16,11 +16,11 @@ from ..noise import noise_scale
 from ..snapshot import Snapshot
 from ..streams import seeded, set_stream_states, stream_states
 from ..svi import Step
-from ..svi.adam import Adam
 from ..svi.precision import TOLERANCES, networks_in_bf16, products_in_bf16
 from ..variant import Variant, evaluating, log_jacobian, set_mode
 from .batches import Batches
 from .divergence import Diverged, broken_term, is_sound
+from .optimizers import optimizer_of
 from .options import FitOptions
 
 __all__ = ["Loop"]
@@ -50,7 +50,7 @@ class Loop:
         self.precision = options.precision
         self.loss: nn.Module = variant.loss(variant.model, variant.guide)
         parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
-        self.optimizer = Adam(parameters, options.lr)
+        self.optimizer = optimizer_of(options.optimizer, parameters, options.lr)
         tolerance = TOLERANCES[options.precision]
         self.descend = Step(
             self.objective, self.optimizer, self.loss.modules(), options.runs_on, variant.loss, tolerance=tolerance
@@ -101,7 +101,8 @@ class Loop:
         share = self.step / self.total
         for half in self.variant[:2]:
             half.advance(self.step, self.total)
-        self.optimizer.param_groups[0]["lr"] = self.options.rate(share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate(share)
         if self.step == 0 and self.precision != "full":
             self.precision_error = error_of_precision(self, y)
         with self.kernels():

@@ -10,6 +10,7 @@ import torch
 from ..models.half import positive
 from ..svi.backends import backend_for
 from ..svi.precision import PRECISIONS
+from .optimizers import REMEDY, Maker
 
 __all__ = ["SCHEDULES", "FitOptions", "Schedule", "Speed"]
 
@@ -59,6 +60,7 @@ class FitOptions:
     backend: str = "auto"
     precision: str = "full"
     channels_last: bool = False
+    optimizer: Maker | None = None
 
     def __post_init__(self) -> None:
         _check_counts(epochs=self.epochs, batch_size=self.batch_size, patience=self.patience)
@@ -66,6 +68,8 @@ class FitOptions:
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ValueError(f"schedule must be one of {known} or a function of the share, got {self.schedule!r}")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ValueError(f"optimizer must be a callable from parameters, got {self.optimizer!r}: wanted {REMEDY}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.precision == "bf16_matmul" and self.place.type != "cpu":

@@ -51,6 +51,10 @@ def _run(variant: Variant, settings: dict[str, Any]) -> Lines:
     steps = f"{settings['steps']} steps of {settings['batch_size']}"
     return [
         ("variant", f"{variant.name}, {steps}, lr {settings['lr']:g}"),
+        (
+            "optimizer",
+            settings.get("optimizer", "Adam"),
+        ),  # records without the entry are from before there was a choice
         ("objective", nature(variant)),
         ("estimator", _estimator(variant)),
     ]
@@ -68,9 +72,9 @@ def nature(variant: Variant) -> str:
         return f"the objective of {name}, which ppl_vae.verify can test. The bound that is reported does not use it"
     if isinstance(loss, PerDatumELBO) and loss.caution:
         return f"not the bound: {loss.caution}. The bound that is reported leaves this out"
-    stated = [str(penalty.nature) for penalty in variant.model.penalties if hasattr(penalty, "nature")]
-    if stated:
-        return "; ".join(stated)
+    stated = [str(getattr(penalty, "nature", "")) for penalty in variant.model.penalties]
+    if any(stated):
+        return "; ".join(filter(None, stated))
     if len(variant.model.penalties):
         return "the bound of log p(x) plus the log factors of the penalties: a MAP objective of the penalised values"
     return "a lower bound of log p(x)"
