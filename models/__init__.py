@@ -1,5 +1,7 @@
 """The generative model p(x, z) and its parts: priors, likelihoods, decoders, penalties and schedules."""
 
+from .derivations import GrammarRules
+from .grammar import Grammar
 from .half import Half
 from .latent_variable import LatentVariableModel
 from .likelihoods import (
@@ -31,6 +33,8 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedNormal",
     "Gaussian",
+    "Grammar",
+    "GrammarRules",
     "Half",
     "Heteroscedastic",
     "JacobianNorm",

@@ -80,9 +80,11 @@ def moment(law: Any, name: str, like: Tensor) -> Tensor:
 def is_nominal(law: Any) -> bool:
     """Whether the values of a distribution are names of categories: a ``Categorical``, with or without ``to_event``.
 
-    The codes of categories have no order and no distances. They have a mode, but no mean and no variance.
+    The codes of categories have no order and no distances. They have a mode, but no mean and no variance. Another class
+    with such values declares ``is_nominal = True``.
     """
-    return isinstance(of_coordinate(law), torch.distributions.Categorical)
+    law = of_coordinate(law)
+    return isinstance(law, torch.distributions.Categorical) or bool(getattr(law, "is_nominal", False))
 
 
 def mean_or_mode(law: Any, like: Tensor) -> Tensor:

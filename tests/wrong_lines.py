@@ -174,6 +174,36 @@ MODELS = [
         "decoded.unbind(-2)",
         ("tests/test_pairs.py::test_outputs_of_a_decoder_come_one_after_the_other",),
     ),
+    WrongLine(
+        "models/derivations.py",
+        "log_p = self._allowed(self.logits, self.tables.left[rules]).log_softmax(-1)",
+        "log_p = self._allowed(self.logits, self.tables.left[rules].roll(1, -1)).log_softmax(-1)",
+        ("tests/test_grammar.py::test_the_probabilities_of_all_sequences_sum_to_one",),
+    ),
+    WrongLine(
+        "models/derivations.py",
+        "for one in reversed(rule.right) if one in place]",
+        "for one in rule.right if one in place]",
+        ("tests/test_grammar.py::test_draws_are_sequences_with_their_probabilities",),
+    ),
+    WrongLine(
+        "models/derivations.py",
+        "is_inside.append(is_inside[-1] & fits)",
+        "is_inside.append(fits)",
+        ("tests/test_grammar.py::test_the_support_is_the_set_of_derivations",),
+    ),
+    WrongLine(
+        "models/grammar.py",
+        "return min(found, default=None)",
+        "return max(found, default=None)",
+        ("tests/test_grammar.py::test_every_derivation_is_parsed_from_its_text",),
+    ),
+    WrongLine(
+        "models/grammar.py",
+        "code = codes[_one_of([chances[self._inside(code)][size - 1] for code in codes], generator)]",
+        "code = generator.choice([code for code in codes if chances[self._inside(code)][size - 1]])",
+        ("tests/test_grammar.py::test_draws_have_the_probabilities_of_uniform_rules_given_their_length",),
+    ),
 ]
 
 GUIDES = [

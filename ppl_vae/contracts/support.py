@@ -32,6 +32,8 @@ def check_support(variant: Variant, y: Tensor, x: Tensor | None = None) -> None:
     is_scaled = x is not None and not variant.model.scale.is_identity
     if is_scaled and all(bool(support.check(rows).all()) for rows in x.split(at_once)):  # type: ignore[union-attr]
         fits = "x itself, in its own units, lies in the support: use scale='none'"
+    elif hasattr(support, "remedy"):
+        fits = support.remedy
     elif is_nominal(law):
         fits = _of_codes(int(support.upper_bound) + 1, y)
     elif bool(((y == 0) | (y == 1)).all()):
