@@ -418,7 +418,7 @@ EXPERIMENT = Experiment(
     figure=figure,
     scales={
         "smoke": SCALES["smoke"],
-        "reduced": replace(SCALES["reduced"], judging=Judging(10, 100)),
+        "reduced": replace(SCALES["reduced"], rows=1500, test_rows=750, judging=Judging(10, 100)),
         "full": replace(SCALES["full"], is_wide=False),  # the wide networks are for images
     },
 )

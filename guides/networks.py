@@ -1,4 +1,4 @@
-"""Default encoders by the shape of x: a perceptron for vectors, convolutions for images [channels, height, width]."""
+"""Encoders: by default a perceptron for vectors and convolutions for images, and convolutions for sequences."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.networks import WIDTH, OneHot, halvings, is_image, one_tensor
 
-__all__ = ["OneHot", "encoded", "encoder", "encoder_of", "published_encoder", "width_of"]
+__all__ = ["OneHot", "encoded", "encoder", "encoder_of", "published_encoder", "sequence_encoder", "width_of"]
 
 
 def encoder(x_shape: tuple[int, ...], width: int = WIDTH) -> nn.Sequential:
@@ -63,6 +63,33 @@ def published_encoder(x_shape: tuple[int, ...]) -> nn.Sequential:
     for channels, target in pairwise((x_shape[0], 128, 256, 512, 1024)):
         layers += [nn.Conv2d(channels, target, 4, 2, 1), nn.BatchNorm2d(target), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten())
+
+
+def sequence_encoder(levels: int, length: int, width: int = WIDTH) -> nn.Sequential:
+    """An encoder for sequences of categories, from codes [rows, length] to [rows, width].
+
+    Two convolutions run over the one-hot codes, and the second halves the length.
+
+    Args:
+        levels: The number of categories.
+        length: The number of places of a sequence.
+        width: Channels of the convolutions, and units of the layer after them.
+
+    Example:
+        >>> import torch
+        >>> sequence_encoder(levels=4, length=7)(torch.zeros(5, 7)).shape
+        torch.Size([5, 256])
+    """
+    return nn.Sequential(
+        OneHot(levels),
+        nn.Conv1d(levels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv1d(width, width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(width * ((length + 1) // 2), width),
+        nn.ReLU(),
+    )
 
 
 HEADS = (

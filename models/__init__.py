@@ -18,7 +18,7 @@ from .likelihoods import (
     StudentT,
 )
 from .linear_gaussian import LinearGaussian
-from .networks import decoder
+from .networks import decoder, sequence_decoder
 from .penalties import MMD, JacobianNorm, WeightPrior, spectrally_normalised
 from .priors import Mixture, StandardNormal
 from .scale import Scale
@@ -57,6 +57,7 @@ __all__ = [
     "cyclical",
     "decoder",
     "linear",
+    "sequence_decoder",
     "spectrally_normalised",
     "switch",
 ]

@@ -94,6 +94,7 @@ class Experiment:
         paths: The columns of the history that are kept in the rows, where a fit has them for all epochs.
         exact: Further rows, from the scale, of numbers that need no training. Each has ``data``, ``variant``, ``seed``
             and its columns.
+        texts: Lines from the finished study that are printed after the tables and kept in the results.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Experiment:
     scales: Mapping[str, Scale] = field(default_factory=lambda: SCALES)
     paths: Sequence[str] = ("held_out_loss", "sigma")
     exact: Callable[[Scale], list[dict[str, Any]]] | None = None
+    texts: Callable[[Study], list[str]] | None = None
 
 
 def wide(x_shape: tuple[int, ...], z_dim: int, *, variant: str, **options: Any) -> Variant:
@@ -208,11 +210,14 @@ def _run(
         "jobs": jobs,
         "data": {data.name: _described(data, found) for data in sets},
     }
+    texts = [] if experiment.texts is None else experiment.texts(found)
+    settings |= {"texts": texts} if texts else {}
     with whole_file(results / f"{experiment.name}.png") as part:
         experiment.figure(evidence).savefig(part, facecolor="white", metadata={"Software": None})
     write_text(results / f"{experiment.name}.json", _as_json(settings, rows, claims, verdicts))
     for data in sets:
         typer.echo(_table(experiment, found, data))
+    typer.echo("\n".join(["", *texts] if texts else []))
     typer.echo("\n".join(["", *map(_said, verdicts), "", *_counted(claims, verdicts)]))
     typer.echo(f"results: {results / experiment.name}.json and .png")
 
