@@ -50,8 +50,9 @@ class Grammar:
 
     Raises:
         ValueError: If a text would have infinitely many derivations or none (an empty right side, or nonterminals that
-            derive each other alone), a nonterminal has no rule, derives no text or is not reached from the start
-            symbol, or a rule occurs twice.
+            derive each other alone), a nonterminal has no rule or derives no text, or a rule occurs twice. Without
+            ``start``, also if a nonterminal is not reached from the first one. From a start symbol that is given, the
+            rules that are not reached are never used.
 
     References:
         Kusner, Paige and Hernandez-Lobato, Grammar Variational Autoencoder, 2017. https://arxiv.org/abs/1703.01925
@@ -76,7 +77,7 @@ class Grammar:
         self.start = self.nonterminals[0] if start is None else start
         self.padding = len(self.rules)
         self.of_left = {left: [code for code, rule in enumerate(self.rules) if rule.left == left] for left in self}
-        _check_use(self)
+        _check_use(self, every=start is None)
         self.order = _units_first(self)  # a nonterminal comes after those that it derives alone
 
     def __iter__(self) -> Iterator[str]:
@@ -335,8 +336,8 @@ def _check_symbols(rules: Sequence[tuple[str, tuple[str, ...]]]) -> None:
             raise ValueError(f"{Rule(left, right)} occurs twice, so texts have several derivations: write it once")
 
 
-def _check_use(grammar: Grammar) -> None:
-    """Check that all nonterminals are reached from the start symbol and derive a text."""
+def _check_use(grammar: Grammar, *, every: bool) -> None:
+    """Check that all nonterminals derive a text, and if ``every`` is set, that the start symbol reaches each of them."""
     if grammar.start not in grammar.of_left:
         raise ValueError(f"start must be one of the left sides {', '.join(grammar)}, got {grammar.start!r}")
     reached, derives = {grammar.start}, set[str]()
@@ -348,7 +349,7 @@ def _check_use(grammar: Grammar) -> None:
             if all(one in derives or one not in grammar.of_left for one in rule.right)
         }
     for left in grammar:
-        if left not in reached:
+        if every and left not in reached:
             raise ValueError(f"{left} is not reached from {grammar.start}: remove its rules or choose another start")
         if left not in derives:
             raise ValueError(f"{left} derives no text, because its rules never end: add a rule with terminals alone")
