@@ -337,7 +337,7 @@ def _check_symbols(rules: Sequence[tuple[str, tuple[str, ...]]]) -> None:
 
 
 def _check_use(grammar: Grammar, *, every: bool) -> None:
-    """Check that all nonterminals derive a text, and if ``every`` is set, that the start symbol reaches each of them."""
+    """Check that all nonterminals derive a text, and with ``every``, that the start symbol reaches each of them."""
     if grammar.start not in grammar.of_left:
         raise ValueError(f"start must be one of the left sides {', '.join(grammar)}, got {grammar.start!r}")
     reached, derives = {grammar.start}, set[str]()
