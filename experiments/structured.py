@@ -216,10 +216,10 @@ def numbers(result: Result, features: Features) -> Mapping[str, Number]:
     variant, data, coding = result.variant, result.data, coding_of(result.data)
     is_right = (reconstruct(variant, data) == data.test).double()
     found = {"exact": share_over_data(is_right.amin(1)), "right_codes": share_over_data(is_right.mean(1))}
-    known = {*texts_of(coding, data.resident)}
+    known, is_text = {*texts_of(coding, data.resident)}, validity_of(data.name)
     for source, prior in {"prior": None, "ex_post": result.mixture}.items():
         texts = texts_of(coding, sample(variant, DRAWS, prior=prior))
-        is_valid = [text is not None and validity_of(data.name)(text) for text in texts]
+        is_valid = [text is not None and is_text(text) for text in texts]
         valid = [text for text, holds in zip(texts, is_valid, strict=True) if holds]
         found[f"valid_{source}"] = _share(is_valid)
         found[f"novel_{source}"] = _share([text not in known for text in valid], "none is valid")

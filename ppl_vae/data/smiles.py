@@ -39,6 +39,8 @@ def is_molecule(text: str) -> bool:
         raise ModuleNotFoundError("RDKit is not installed: pip install 'ppl_vae[chem]', or use has_smiles_syntax")
     from rdkit import Chem, rdBase
 
+    if text.split() != [text]:
+        return False  # RDKit would read what follows a space as a name
     with rdBase.BlockLogs():  # RDKit writes a line for each text that it refuses
         molecule = Chem.MolFromSmiles(text)
     return molecule is not None and molecule.GetNumAtoms() > 0
@@ -49,7 +51,7 @@ def has_smiles_syntax(text: str) -> bool:
 
     Atoms are known ones (H, B, C, N, O, F, Si, P, S, Cl, Se, Br, I and the aromatic ones), brackets, branches and bonds
     stand where they may, and ring closures come in pairs between different atoms. Neither valences nor aromaticity are
-    looked at.
+    looked at. As in OpenSMILES, the ring closures of an atom stand before its branches. RDKit reads them after, too.
     """
     kind, end, branches, atom = "dot", 0, 0, 0
     rings: dict[str, int] = {}  # the atom at which each ring closure was opened
