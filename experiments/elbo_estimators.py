@@ -13,7 +13,8 @@ importance-weighted bound of 5000 draws. The published bounds are those of the w
 * ``MNIST, one draw`` and ``MNIST, fresh draws`` have the same images, binarized once or anew in each batch.
 * KW.1, on wake-sleep, is not judged: the library does not have that algorithm.
 
-Claims on single gradients are judged on a linear-Gaussian model, where the truth is known; see ``single_gradients``.
+Claims on single gradients are judged on linear-Gaussian models, where the truth is known. See
+``studies.single_gradients``.
 """
 
 import math
@@ -36,12 +37,11 @@ from ..evaluation.features import Features
 from ..evaluation.lower_bounds import bounds
 from ..models import Bernoulli
 from ..streams import chosen, seeded
-from ..studies import Cell, Claim, Contestant, Judging, Result
+from ..studies import Cell, Claim, Contestant, Judging, Result, single_gradients as exact
 from ..studies.evidence import Evidence
 from ..studies.experiment import Experiment, Scale, cells_of, main, public_sets
 from ..training.fitting import Fit
 from ..verification.repeated_draws import frozen, replicates, spans
-from . import single_gradients as exact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
