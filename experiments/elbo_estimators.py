@@ -254,7 +254,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     parts = (of_bounds, of_guides, of_noise, of_units, of_draws)
     mains = [data for data in evidence.sets() if data not in (ONE_DRAW, FRESH_DRAWS, *exact.SETS)]
     found = [claim for data in mains for part in parts for claim in part(evidence, data)]
-    found += [*of_binarization(evidence), *exact.claims(evidence)]
+    found += [*of_binarization(evidence), *exact.claims_of(evidence)]
     return [claim for claim in found if claim.differences]
 
 

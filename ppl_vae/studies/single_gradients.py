@@ -55,7 +55,7 @@ __all__ = [
     "SMALL",
     "TOY",
     "PathOnly",
-    "claims",
+    "claims_of",
     "draw",
     "ratio",
     "rescaled",
@@ -298,7 +298,7 @@ def against_truth(seed: int, names: list[str], distances: list[str]) -> Iterator
 # The claims.
 
 
-def claims(evidence: Evidence) -> list[Claim]:
+def claims_of(evidence: Evidence) -> list[Claim]:
     """The claims of the literature on single gradients. EST.0 and IW.0 are this project's own."""
     return [*of_slopes(evidence), *of_variances(evidence), *of_values(evidence), *of_truth(evidence)]
 
