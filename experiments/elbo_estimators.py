@@ -13,7 +13,8 @@ importance-weighted bound of 5000 draws. The published bounds are those of the w
 * ``MNIST, one draw`` and ``MNIST, fresh draws`` have the same images, binarized once or anew in each batch.
 * KW.1, on wake-sleep, is not judged: the library does not have that algorithm.
 
-Claims on single gradients are judged on a linear-Gaussian model, where the truth is known; see ``single_gradients``.
+Claims on single gradients are judged on linear-Gaussian models, where the truth is known. See
+``studies.single_gradients``.
 """
 
 import math
@@ -36,12 +37,11 @@ from ..evaluation.features import Features
 from ..evaluation.lower_bounds import bounds
 from ..models import Bernoulli
 from ..streams import chosen, seeded
-from ..studies import Cell, Claim, Contestant, Judging, Result
+from ..studies import Cell, Claim, Contestant, Judging, Result, single_gradients as exact
 from ..studies.evidence import Evidence
 from ..studies.experiment import Experiment, Scale, cells_of, main, public_sets
 from ..training.fitting import Fit
 from ..verification.repeated_draws import frozen, replicates, spans
-from . import single_gradients as exact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -254,7 +254,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     parts = (of_bounds, of_guides, of_noise, of_units, of_draws)
     mains = [data for data in evidence.sets() if data not in (ONE_DRAW, FRESH_DRAWS, *exact.SETS)]
     found = [claim for data in mains for part in parts for claim in part(evidence, data)]
-    found += [*of_binarization(evidence), *exact.claims(evidence)]
+    found += [*of_binarization(evidence), *exact.claims_of(evidence)]
     return [claim for claim in found if claim.differences]
 
 

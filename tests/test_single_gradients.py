@@ -13,12 +13,12 @@ from torch import nn
 from ppl_vae import Variant, fit, prepare
 from ppl_vae.data.data_set import Data
 from ppl_vae.elbo import DReG
-from ppl_vae.experiments import elbo_estimators as page, single_gradients as exact
-from ppl_vae.studies import judged
+from ppl_vae.experiments import elbo_estimators as page
+from ppl_vae.studies import judged, single_gradients as exact
 from ppl_vae.studies.evidence import Evidence
 from ppl_vae.studies.experiment import _run, verdicts_of
 from ppl_vae.training.options import SCHEDULES
-from ppl_vae.verification.repeated_draws import replicates
+from ppl_vae.verification.repeated_draws import replicates, spans
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_the_gradient_along_the_path_alone_is_biased_for_several_draws() -> None
         for loss in (DReG(8), exact.PathOnly(8))
     }
 
-    guide = exact.spans(variant)["encoder"]
+    guide = spans(variant)["encoder"]
     dreg, path = (means[name][guide] for name in ("DReG", "PathOnly"))
     assert float((path - dreg).norm() / dreg.norm()) > 1.0
 

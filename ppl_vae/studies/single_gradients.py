@@ -19,7 +19,6 @@ import torch
 from pyro.infer import RenyiELBO
 from torch import Tensor
 
-from .. import Variant
 from ..drawing import COLOURS, tidy
 from ..elbo import (
     CIWAE,
@@ -39,15 +38,32 @@ from ..elbo.reading import Reading
 from ..evaluation.lower_bounds import draws
 from ..models import LinearGaussian
 from ..streams import seeded, stream_seed
-from ..studies import Claim
-from ..studies.evidence import Evidence
-from ..studies.experiment import Scale
+from ..variant import Variant
 from ..verification.exact_pair import linear_pair
 from ..verification.repeated_draws import frozen, replicates, spans
 from ..verification.verdict import LIMIT, hold_against_truth
+from .claims import Claim
+from .evidence import Evidence
+from .experiment import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+__all__ = [
+    "LADDER",
+    "SETS",
+    "SMALL",
+    "TOY",
+    "PathOnly",
+    "claims_of",
+    "draw",
+    "ratio",
+    "rescaled",
+    "rows",
+    "slope",
+    "small",
+    "tightness",
+]
 
 Row = dict[str, Any]
 
@@ -282,7 +298,7 @@ def against_truth(seed: int, names: list[str], distances: list[str]) -> Iterator
 # The claims.
 
 
-def claims(evidence: Evidence) -> list[Claim]:
+def claims_of(evidence: Evidence) -> list[Claim]:
     """The claims of the literature on single gradients. EST.0 and IW.0 are this project's own."""
     return [*of_slopes(evidence), *of_variances(evidence), *of_values(evidence), *of_truth(evidence)]
 
