@@ -29,6 +29,7 @@ from .evidence import Evidence
 from .folder import is_study
 from .summary import mean_of
 from .table import Row, Study, measured, versions
+from .work import threads_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +195,9 @@ def _run(
     finally:  # a run that is stopped counts too
         seconds = _seconds_with(folder, time.perf_counter() - started)
     rows = [_row(row, experiment.paths) for row in found.rows]
-    rows += [] if experiment.exact is None else experiment.exact(scale)
+    if experiment.exact is not None:
+        with threads_of(1):  # many small steps: threads would only wait for each other
+            rows += experiment.exact(scale)
     evidence = Evidence(rows)
     claims = experiment.claims(evidence)
     verdicts = judged(claims)
