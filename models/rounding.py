@@ -19,7 +19,6 @@ def least_scale(loc: Tensor) -> Tensor:
     return torch.finfo(loc.dtype).eps * loc.detach().abs() / READABLE
 
 
-@torch.no_grad()
 def readable_factor(loc: Tensor, factor: Tensor) -> Tensor:
     """A factor L of the covariance from which the noise e of ``z = loc + L e`` can be computed back.
 
@@ -30,10 +29,15 @@ def readable_factor(loc: Tensor, factor: Tensor) -> Tensor:
         loc: The means [..., z_dim].
         factor: The lower triangular matrices L [..., z_dim, z_dim].
     """
+    diagonal = factor.diagonal(dim1=-2, dim2=-1).maximum(least_scale(loc)).diag_embed()
+    return torch.where(_is_readable(loc, factor)[..., None, None], factor, diagonal)
+
+
+@torch.no_grad()
+def _is_readable(loc: Tensor, factor: Tensor) -> Tensor:
+    """Whether the noise can be computed back, [...]."""
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     rounding = torch.finfo(factor.dtype).eps * (loc.abs() + factor.abs().sum(-1))
     error = (inverse.abs() @ rounding.unsqueeze(-1)).squeeze(-1)
-    is_readable = (error <= READABLE).all(-1)[..., None, None]
-    diagonal = factor.diagonal(dim1=-2, dim2=-1).maximum(least_scale(loc)).diag_embed()
-    return torch.where(is_readable, factor, diagonal)
+    return (error <= READABLE).all(-1)

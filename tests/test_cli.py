@@ -179,7 +179,7 @@ def test_the_record_hands_its_fields_to_prepare_and_fit(monkeypatch: pytest.Monk
     to_fit = handed.fit_arguments()
     assert to_fit == {name: getattr(handed, name) for name in to_fit}
     of_fit = inspect.signature(fit).parameters.keys() | Speed.__annotations__.keys()
-    of_python = {"variant", "data", "validation", "progress", "channels_last", "speed"}
+    of_python = {"variant", "data", "validation", "optimizer", "progress", "channels_last", "speed"}
     assert to_fit.keys() == of_fit - of_python
 
 
@@ -230,7 +230,7 @@ def test_training_keeps_a_checkpoint_and_says_so_in_json(trained: tuple[Path, Ra
     origin = {"source": "digits", "scale": "auto", "binarize": None, "limit": 60, "split": "random", "seed": 3}
     assert said["data"] == origin
     numbers = {"epochs": 1, "steps": 1, "batch_size": 64, "lr": 0.002, "seed": 3, "rows": 54}
-    assert said["fit"] == {**numbers, "backend": "fx", "precision": "full"}
+    assert said["fit"] == {**numbers, "optimizer": "Adam", "backend": "fx", "precision": "full"}
     assert {"data": said["data"], "fit": said["fit"]} == notes_of(folder)
     with (folder / "history.csv").open() as file:
         written = list(csv.DictReader(file))

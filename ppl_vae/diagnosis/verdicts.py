@@ -184,7 +184,7 @@ def judge_data(checks: list[Check], prior: str, rows: int) -> Verdict:
         low = max(interval(sizes[check.statistic], 2.0)[0] for check in off)
         graded = grade_of_difference(low, scale)
         return Verdict(title, graded, "made", figure, _differences_in_words(off), _remedy_of_data(off))
-    figure = max(sizes["mean"], sizes["standard deviation"])
+    figure = max([sizes[name] for name in ("mean", "standard deviation") if name in sizes] or sizes.values())
     graded = grade(0.0, interval(figure, interval_reach(rows))[1], scale)
     says = f"They agree in all {len(checks)} statistics."
     if graded != "good":
@@ -193,13 +193,16 @@ def judge_data(checks: list[Check], prior: str, rows: int) -> Verdict:
 
 
 def _sizes(checks: list[Check]) -> dict[str, Number]:
-    """The difference in each statistic, in standard deviations of the data, or in mean energies for an energy."""
+    """The difference in each statistic, in standard deviations of the data, or in mean energies for an energy.
+
+    Categories have no standard deviation. The difference in a statistic of theirs is a share of the statistic.
+    """
     observed = {check.statistic: check.observed for check in checks}
-    sd = observed["standard deviation"]
-    energy = sd**2 + observed["mean"] ** 2
+    sd = observed.get("standard deviation")
+    energy = 0.0 if sd is None else sd**2 + observed["mean"] ** 2
     sizes = {}
     for check in checks:
-        unit = energy if "energy" in check.statistic else sd
+        unit = energy if "energy" in check.statistic else check.observed if sd is None else sd
         difference = abs(check.observed - check.replicated)
         if unit > 0:
             sizes[check.statistic] = Number(difference / unit, check.spread / unit)
