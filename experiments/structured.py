@@ -15,10 +15,11 @@ shares are of the texts that a Bayesian optimisation proposed, and of larger net
 of their own.
 
 The last weights are judged. The best epoch would be chosen by a bound with the full weight of the KL, which is not what
-the released Grammar VAE is trained on. The RAEs have its weight of log p(z), so that they differ from it by the noise
+the released Grammar VAE is trained on. The RAEs have its weight of log p(z), so that RAE differs from it by the noise
 alone. With the full weight, the codes of RAE-L2 collapsed in a first trial.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -107,9 +108,8 @@ def built(x_shape: tuple[int, ...], z_dim: int, *, likelihood: nn.Module, varian
         "encoder": sequence_encoder(outputs, x_shape[0], WIDTH),
         "decoder": sequence_decoder(z_dim, x_shape[0], outputs, WIDTH),
     }
-    return (
-        VARIANTS[variant](x_shape, z_dim, **networks, **parts) if variant else pair(x_shape, z_dim, **networks, **parts)
-    )
+    build = VARIANTS[variant] if variant else pair
+    return build(x_shape, z_dim, **networks, **parts)
 
 
 def as_released(x_shape: tuple[int, ...], z_dim: int, *, likelihood: nn.Module) -> Variant:
@@ -293,7 +293,7 @@ def of_masks(evidence: Evidence) -> Iterator[Claim]:
         differences = {seed: share - sides[EXPRESSIONS][seed] for seed, share in sides[RULES].items()}
         errors = [evidence.error(data, name, f"valid_{source}") or 0.0 for data in (RULES, EXPRESSIONS)]
         words = f"draws of {name} {text} are valid more often by rules than by characters"
-        yield Claim("GR.1", words, differences, sum(error**2 for error in errors) ** 0.5)
+        yield Claim("GR.1", words, differences, math.hypot(*errors))
     for name, (source, text) in product(evidence.contestants(RULES), SOURCES.items()):
         valid, unfinished = (evidence.values(RULES, name, f"{what}_{source}") for what in ("valid", "unfinished"))
         differences = {seed: float(round(DRAWS * (1 - share - unfinished[seed]))) for seed, share in valid.items()}

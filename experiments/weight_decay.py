@@ -31,7 +31,7 @@ from torch import Tensor
 from ..coding import mean_codes
 from ..data.data_set import Data
 from ..drawing import COLOURS, GREY, panels, plain_ticks, tidy
-from ..estimate import Number, mean_over_data
+from ..estimate import Number, exponent, mean_over_data
 from ..evaluation.features import Features
 from ..evaluation.lower_bounds import held_out
 from ..models import LinearGaussian
@@ -210,16 +210,9 @@ def exact(scale: Scale) -> list[dict[str, Any]]:
         own = {batch: apart / batch for batch in BATCHES}
         shared = {batch: common + (apart - common) / batch for batch in BATCHES}
         for name, variances in (("own", own), ("shared", shared)):
-            found = {"slope": slope(variances), "variance": variances[LARGE]}
+            found = {"slope": exponent(variances.values(), variances), "variance": variances[LARGE]}
             rows.append({"data": SHARED_NOISE, "variant": name, "seed": seed, **found})
     return rows
-
-
-def slope(variances: Mapping[int, float]) -> float:
-    """The least squares slope of the log of the values against the log of the keys."""
-    x, y = (torch.tensor(list(side), dtype=torch.float64).log() for side in (variances, variances.values()))
-    x = x - x.mean()
-    return float((x * y).sum() / x.square().sum())
 
 
 # The claims.
@@ -277,7 +270,7 @@ def of_more_data(evidence: Evidence, data: str) -> Iterator[Claim]:
     for arm in ARMS[1:]:
         claim = evidence.claim("L2.5", f"{arm} gains less than {SAME:g} nats", data, (NONE, "bound"), (arm, "bound"))
         left = {seed: SAME + loss for seed, loss in claim.differences.items()}
-        yield claim._replace(differences=left, unit="nats")
+        yield claim._replace(differences=left, unit=f"nats below a gain of {SAME:g}")
 
 
 def of_size(evidence: Evidence, small: str, large: str) -> Iterator[Claim]:

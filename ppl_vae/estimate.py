@@ -1,11 +1,22 @@
 """A number with its standard error, or the reason why there is none."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Number", "mean_over_data", "p_value", "rounded", "rows_named", "share_over_data", "standard_error"]
+__all__ = [
+    "Number",
+    "exponent",
+    "mean_over_data",
+    "p_value",
+    "rounded",
+    "rows_named",
+    "share_over_data",
+    "standard_error",
+]
 
 MINUS = "\N{MINUS SIGN}"
 ROUNDING = 1e-9  # an error below this share of the value is rounding, and is not printed
@@ -90,3 +101,10 @@ def rows_named(rows: list[int]) -> str:
     listed = ", ".join(map(str, rows[:5]))
     rest = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     return f"{noun} {listed}{rest}"
+
+
+def exponent(values: Iterable[float], at: Iterable[float]) -> float:
+    """The exponent a of a power law ``values = c at**a``: the least-squares slope of the logs. All are positive."""
+    y, x = (torch.tensor(list(side), dtype=torch.float64).log() for side in (values, at))
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum())

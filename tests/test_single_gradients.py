@@ -205,12 +205,6 @@ def test_a_signal_to_noise_ratio_is_that_of_known_draws() -> None:
     )
 
 
-def test_the_slope_of_a_power_law_is_its_exponent() -> None:
-    ratios = [3.0 * count**-0.5 for count in exact.LADDER]
-
-    assert math.isclose(exact.slope(ratios, exact.LADDER), -0.5, abs_tol=1e-12)
-
-
 def test_the_gradient_along_the_path_alone_is_biased_for_several_draws() -> None:
     """Its mean is more than twice that of DReG, which is unbiased (see the tests of the estimators)."""
     _, variant, y = exact.small("far", 0)
@@ -232,7 +226,7 @@ def test_adam_hides_the_scale_of_a_gradient() -> None:
 
 
 def test_bounds_rise_with_draws_towards_the_evidence() -> None:
-    (row,) = [dict(pair for row in exact.tightness(0) for pair in row.items())]
+    row = {name: value for part in exact.tightness(0) for name, value in part.items()}
 
     ladder = [row[f"L_{count}"] for count in (1, 2, 4, 8, 16, 32, 64)] + [row["log_evidence"]]
     assert ladder == sorted(ladder)

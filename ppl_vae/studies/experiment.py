@@ -15,7 +15,7 @@ import typer
 
 from ..catalogue import VARIANTS
 from ..data.data_set import Data
-from ..data.public import PUBLIC, public_set
+from ..data.public import public_set
 from ..estimate import rounded
 from ..files import whole_file, writable, write_text
 from ..guides.networks import encoder_of, published_encoder
@@ -161,12 +161,14 @@ def main(module: str) -> None:
     def run(
         scale: Annotated[
             Literal["smoke", "reduced", "full"],
-            typer.Option(help="smoke: digits, in seconds. reduced: two cores, within the hour. full: one GPU."),
+            typer.Option(help="smoke: seconds to minutes, no copies. reduced: two cores, an hour. full: one GPU."),
         ] = "reduced",
         jobs: Annotated[int, typer.Option(min=1, help="Number of local processes.")] = 1,
         data_root: Annotated[
             Path | None,
-            typer.Option(envvar="PPL_VAE_DATA", help=f"Folder of your copies of {', '.join(PUBLIC)}. Without, digits."),
+            typer.Option(
+                envvar="PPL_VAE_DATA", help="Folder of your copies of the public sets, as docs/data.md has them."
+            ),
         ] = None,
         out: Annotated[
             Path | None, typer.Option(help="Folder of the study. By default, runs/experiments/NAME-SCALE.")

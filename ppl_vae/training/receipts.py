@@ -49,12 +49,10 @@ def receipt(variant: Variant, y: Tensor, settings: dict[str, Any]) -> str:
 def _run(variant: Variant, settings: dict[str, Any]) -> Lines:
     """What was trained, for how long, and what its objective is."""
     steps = f"{settings['steps']} steps of {settings['batch_size']}"
+    optimizer = settings.get("optimizer", "Adam")  # records without the entry are from before there was a choice
     return [
         ("variant", f"{variant.name}, {steps}, lr {settings['lr']:g}"),
-        (
-            "optimizer",
-            settings.get("optimizer", "Adam"),
-        ),  # records without the entry are from before there was a choice
+        ("optimizer", optimizer),
         ("objective", nature(variant)),
         ("estimator", _estimator(variant)),
     ]
