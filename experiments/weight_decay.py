@@ -358,7 +358,6 @@ EXPERIMENT = Experiment(
     columns=COLUMNS,
     figure=figure,
     scales=SCALES,
-    paths=("loss", "sigma"),
     exact=exact,
 )
 

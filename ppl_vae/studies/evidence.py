@@ -60,6 +60,9 @@ class Evidence:
     ) -> Claim:
         """The claim that one number is larger than another, paired over seeds.
 
+        The error over data is computed as if each contestant had data of its own. For numbers of the same data it is
+        too large, so that a claim may be undecided that a paired error would decide.
+
         Args:
             name: The number of the claim.
             text: What is claimed, in words.

@@ -92,7 +92,6 @@ class Experiment:
         published: Published figures by data set and contestant, each a text, which are printed in a column of their
             own.
         scales: Its scales by name.
-        paths: The columns of the history that are kept in the rows, where a fit has them for all epochs.
         exact: Further rows, from the scale, of numbers that need no training. Each has ``data``, ``variant``, ``seed``
             and its columns.
         texts: Lines from the finished study that are printed after the tables and kept in the results.
@@ -107,7 +106,6 @@ class Experiment:
     figure: Callable[[Evidence], "Figure"]
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=lambda: SCALES)
-    paths: Sequence[str] = ("held_out_loss", "sigma")
     exact: Callable[[Scale], list[dict[str, Any]]] | None = None
     texts: Callable[[Study], list[str]] | None = None
 
@@ -196,7 +194,7 @@ def _run(
         found = study(cells, folder, jobs=jobs, progress=False if quiet else experiment.name)
     finally:  # a run that is stopped counts too
         seconds = _seconds_with(folder, time.perf_counter() - started)
-    rows = [_row(row, experiment.paths) for row in found.rows]
+    rows = [_row(row) for row in found.rows]
     if experiment.exact is not None:
         with threads_of(1):  # many small steps: threads would only wait for each other
             rows += experiment.exact(scale)
@@ -282,11 +280,14 @@ def _commit() -> str | None:
 # The results.
 
 
-def _row(row: Row, paths: Sequence[str]) -> dict[str, Any]:
-    """A row of the results, without the numbers that are None, with some columns of its history."""
+PATHS = ("held_out_loss", "sigma")  # columns of the history that are kept in the results
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """A row of the results, without the numbers that are None, with two columns of its history."""
     found = {name: value for name, value in row.as_dict().items() if value is not None}
     history = row.record.get("history", ())
-    kept = {name: [epoch.get(name) for epoch in history] for name in paths}
+    kept = {name: [epoch[name] for epoch in history] for name in PATHS}
     return {**found, "history": {name: path for name, path in kept.items() if None not in path}}
 
 
